@@ -1,0 +1,1 @@
+"""Checkpoints: files on disk or on a hub, and their weights."""

@@ -1,0 +1,67 @@
+"""Linear layers on oneDNN: weights reordered once, activation or residual fused into the product.
+
+The operators are private to torch, so they are tried on a small product first; where one is missing or differs,
+the plain path of `models.layers.Linear` stays and gives the same scores.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from secondpass.models.layers import ACTIVATIONS, Linear
+
+# Our activation -> oneDNN's name, scalars, algorithm.
+_POINTWISE: dict[str | None, tuple[str, list[float], str | None]] = {
+    None: ("none", [], ""),
+    "gelu": ("gelu", [], "none"),
+    "gelu_tanh": ("gelu", [], "tanh"),
+    "relu": ("relu", [], ""),
+    "silu": ("swish", [], ""),
+    "tanh": ("tanh", [], ""),
+}
+
+
+class OneDnnLinear:
+    """A linear layer over a weight in oneDNN's own blocked order."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self.bias = bias
+
+    def __call__(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+        y: Tensor
+        if residual is not None and activation is None:
+            y = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+            return y
+        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *_POINTWISE[activation])
+        return y if residual is None else y + residual
+
+
+def fuse_linears(model: nn.Module) -> str:
+    """Move every Linear of `model` (on the CPU) to oneDNN; returns what was chosen, in words."""
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    if not all(_works(dtype) for dtype in {layer.weight.dtype for layer in layers}):
+        return "plain linear layers"
+    for layer in layers:
+        layer.fused = OneDnnLinear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
+        layer.weight = nn.Parameter(torch.empty(0, dtype=layer.weight.dtype), requires_grad=False)
+    return "oneDNN linear layers"
+
+
+def _works(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's operators are there and say the same as torch's."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias, residual = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((5, 32), (16, 32), (16,), (5, 16))
+    )
+    try:
+        fused = OneDnnLinear(weight, bias)
+        plain = F.linear(x.float(), weight.float(), bias.float())
+        pairs = [(fused(x, None, residual), plain + residual.float())]
+        pairs += [(fused(x, name, None), ACTIVATIONS[name](plain)) for name in ACTIVATIONS]
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    return all(torch.allclose(got.float(), want, atol=tolerance, rtol=tolerance) for got, want in pairs)

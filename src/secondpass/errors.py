@@ -1,0 +1,32 @@
+"""Everything that secondpass raises of its own.
+
+A bad value in a call is a ValueError or a TypeError as everywhere in Python; the classes here are for what
+lies outside the call: a checkpoint, a download, a missing package, a machine.
+"""
+
+
+class SecondpassError(Exception):
+    """Any failure that is not a bug of the caller."""
+
+
+class CheckpointError(SecondpassError):
+    """A checkpoint folder is incomplete, damaged, or not what its config says."""
+
+
+class UnknownModel(SecondpassError):
+    """No backbone, recipe or head fits the checkpoint."""
+
+
+class DownloadError(SecondpassError):
+    """A model could not be fetched, or not whole; says what to do offline."""
+
+
+class MissingExtra(SecondpassError):
+    """A package that an optional part needs is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f'{package} is not installed; pip install "secondpass[{extra}]"')
+
+
+class EngineError(SecondpassError):
+    """The engine could not score: no memory, NaN weights, an unusable device."""

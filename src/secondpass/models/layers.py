@@ -1,0 +1,90 @@
+"""The layers that every backbone is made of.
+
+`Linear` is the one place where a faster kernel can be put: the engine sets `fused`, and the plain path below is
+what it must equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,  # exact, with erf
+    "gelu_tanh": gelu_tanh,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+# Hugging Face's names of activations -> ours.
+HF_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+
+class LinearKernel(Protocol):
+    """A faster way to compute one linear layer with its activation or its residual."""
+
+    def __call__(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor: ...
+
+
+class Linear(nn.Module):
+    """activation(x W^T + b) + residual, x (T, in), W (out, in)."""
+
+    def __init__(self, num_in: int, num_out: int, *, has_bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_out, num_in))
+        self.bias = nn.Parameter(torch.empty(num_out)) if has_bias else None
+        self.fused: LinearKernel | None = None
+
+    def forward(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+        if self.fused is not None:
+            return self.fused(x, activation, residual)
+        y = F.linear(x, self.weight, self.bias)
+        if activation is not None:
+            y = ACTIVATIONS[activation](y)
+        return y if residual is None else y + residual
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the width (Ba et al. 2016), with or without bias.
+
+    Its weights stay float32 in every precision: rounding them costs more than all else that is cheap to keep.
+    """
+
+    def __init__(self, width: int, *, epsilon: float, has_bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width)) if has_bias else None
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype or x.device.type == "cpu":  # the CPU kernel takes mixed precision
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+        return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.epsilon).to(x.dtype)
+
+
+class Embedding(nn.Module):
+    """Rows of a table (V, C)."""
+
+    def __init__(self, num_rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_rows, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)

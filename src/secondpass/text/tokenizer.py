@@ -1,0 +1,113 @@
+"""A tokenizer that several threads may use at once.
+
+The `tokenizers` library raises 'Already borrowed' when one thread changes truncation or padding while another
+encodes. Here both are switched off once, at load, and nothing is changed afterwards: cutting and joining is done
+by the recipe, on ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+
+from secondpass.errors import CheckpointError
+
+# transformers writes this where no limit is known
+_NO_LIMIT = int(1e30)
+
+
+@dataclass(frozen=True, slots=True)
+class PairTemplate:
+    """The special tokens around a query and a passage, and nothing else."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @property
+    def num_special(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+class Tokenizer:
+    """Ids of texts, without special tokens unless the text itself spells one, as the references do."""
+
+    def __init__(self, inner: tokenizers.Tokenizer, *, max_length: int | None = None) -> None:
+        inner.no_truncation()
+        inner.no_padding()
+        self._inner = inner
+        self.max_length = max_length
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """From tokenizer.json, or from vocab.txt for a WordPiece checkpoint that has no other."""
+        settings = _read_settings(folder)
+        limit = settings.get("model_max_length")
+        max_length = int(limit) if isinstance(limit, int | float) and limit < _NO_LIMIT else None
+        file = folder / "tokenizer.json"
+        if file.is_file():
+            try:
+                return cls(tokenizers.Tokenizer.from_file(str(file)), max_length=max_length)
+            except Exception as error:  # the library raises plain Exception for a damaged file
+                raise CheckpointError(f"{file}: cannot be read as a tokenizer: {error}") from error
+        vocabulary = folder / "vocab.txt"
+        if not vocabulary.is_file():
+            raise CheckpointError(f"{folder}: no tokenizer.json; save one with a fast tokenizer of transformers")
+        return cls(_word_piece(vocabulary, settings), max_length=max_length)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and for each the (start, end) range of characters that it came from."""
+        encoding = self._inner.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def token_id(self, token: str) -> int | None:
+        found: int | None = self._inner.token_to_id(token)
+        return found
+
+    @cached_property
+    def pair_template(self) -> PairTemplate:
+        """What the tokenizer's own post-processor puts around a pair."""
+        pair = self._inner.encode("a", "a")
+        sides: list[int | None] = pair.sequence_ids
+        if 0 not in sides or 1 not in sides:
+            raise CheckpointError("tokenizer.json has no template for pairs; it cannot be used as a reranker")
+        end_of_first = len(sides) - sides[::-1].index(0)
+        end_of_second = len(sides) - sides[::-1].index(1)
+        return PairTemplate(
+            before=tuple(pair.ids[: sides.index(0)]),
+            between=tuple(pair.ids[end_of_first : sides.index(1)]),
+            after=tuple(pair.ids[end_of_second:]),
+        )
+
+
+def _read_settings(folder: Path) -> dict[str, object]:
+    file = folder / "tokenizer_config.json"
+    settings: dict[str, object] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return settings
+
+
+def _word_piece(vocabulary: Path, settings: dict[str, object]) -> tokenizers.Tokenizer:
+    """The tokenizer of BERT (Devlin et al. 2019) from its list of words."""
+    from tokenizers.implementations import BertWordPieceTokenizer
+
+    accents = settings.get("strip_accents")
+    inner = BertWordPieceTokenizer(
+        str(vocabulary),
+        lowercase=bool(settings.get("do_lower_case", True)),
+        strip_accents=accents if isinstance(accents, bool) else None,
+        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+    )
+    return inner._tokenizer

@@ -1,0 +1,109 @@
+"""What travels between the layers: documents in, rows of tokens inside, a ranking out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, overload
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A candidate: the text that is read, and any other fields, which are kept and returned untouched."""
+
+    text: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.text if name == "text" and name not in self.fields else self.fields[name]
+
+
+DocumentLike: TypeAlias = "str | Document | Mapping[str, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One (query, passage) pair as the token ids that a model reads.
+
+    `passage` is the half-open range of the passage's tokens in `ids`; from `passage[0]` on, token types are 1
+    where a family has them. `cut` counts the tokens that truncation took from (query, passage).
+    """
+
+    ids: list[int]
+    passage: tuple[int, int]
+    cut: tuple[int, int] = (0, 0)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """How a model with several outputs or a token compression is run; the default is the model's own."""
+
+    cutoff_layers: tuple[int, ...] | None = None
+    compress_ratio: int | None = None
+    compress_layers: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What one call cost: rows scored, tokens read, rows truncated, seconds taken."""
+
+    rows: int
+    tokens: int
+    truncated: int
+    seconds: float
+    tokenize_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """One document in a ranking.
+
+    score is the raw logit, probability its activation in 0..1. index is the place in the input, rank the place
+    in the ranking, from 0. span is the (start, end) range of characters that won, when the document was read in
+    windows. parts explains the figures, when asked for.
+    """
+
+    index: int
+    document: Document
+    score: float
+    probability: float
+    rank: int
+    span: tuple[int, int] | None = None
+    parts: Mapping[str, float | int | str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking(Sequence[Hit]):
+    """Hits, best first; equal scores keep their input order."""
+
+    query: str
+    hits: tuple[Hit, ...]
+    usage: Usage
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
+        return self.hits[index]
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    @property
+    def texts(self) -> list[str]:
+        return [hit.document.text for hit in self.hits]
+
+
+class Scorer(Protocol):
+    """Anything that scores documents for a query: a local reranker, ColBERT, a remote server."""
+
+    def score(self, query: str, documents: Sequence[DocumentLike]) -> list[float]:
+        """Raw scores in input order; higher is better."""
+        ...
