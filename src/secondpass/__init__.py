@@ -1,3 +1,39 @@
-"""secondpass: the second pass of retrieval."""
+"""secondpass: the second pass of retrieval.
+
+>>> from secondpass import Reranker
+>>> Reranker().rank("question", ["candidate", "another"], top_n=1)[0].document.text
+
+Names are imported on first use, so that `import secondpass` is quick and never imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Document": "types",
+    "Hit": "types",
+    "Ranking": "types",
+    "Reranker": "reranker",
+    "Scorer": "types",
+    "SecondpassError": "errors",
+}
+__all__ = ["Document", "Hit", "Ranking", "Reranker", "Scorer", "SecondpassError"]
+
+if TYPE_CHECKING:
+    from secondpass.errors import SecondpassError
+    from secondpass.reranker import Reranker
+    from secondpass.types import Document, Hit, Ranking, Scorer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'secondpass' has no attribute {name!r}")
+    return getattr(import_module(f"secondpass.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -22,6 +22,11 @@ class Checkpoint:
     revision: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
+    def has_weights(self) -> bool:
+        """Whether there are weights that the torch engine can load."""
+        stems = ("model.safetensors", "pytorch_model.bin")
+        return any((self.folder / f"{stem}{tail}").is_file() for stem in stems for tail in ("", ".index.json"))
+
     def weight_files(self) -> list[Path]:
         """The files that hold the weights: safetensors, sharded by an index or not, else .bin files."""
         for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
@@ -69,9 +74,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def open_checkpoint(
-    model: str | Path, *, revision: str | None = None, local_files_only: bool = False
-) -> Checkpoint:
+def open_checkpoint(model: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Checkpoint:
     """The checkpoint of "default", of a folder, or of a hub name at a revision."""
     if str(model) == "default":
         return Checkpoint(name="default", folder=EMBEDDED, config=read_json(EMBEDDED / "config.json"))

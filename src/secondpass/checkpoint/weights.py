@@ -79,7 +79,7 @@ def _read_safetensors(file: Path) -> Mapping[str, Tensor]:
 
     try:
         with safe_open(file, framework="pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file}: not a whole safetensors file ({error}); fetch it again with `secondpass pull`"

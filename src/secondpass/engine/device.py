@@ -11,7 +11,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def pick_device(device: str) -> torch.device:
-    """"auto" is CUDA, then Apple's MPS, then the CPU."""
+    """ "auto" is CUDA, then Apple's MPS, then the CPU."""
     import torch
 
     if device != "auto":

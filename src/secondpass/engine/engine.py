@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secondpass.checkpoint.files import Checkpoint
+from secondpass.errors import MissingExtra
 from secondpass.types import Row, Run
 
 Progress = Callable[[int], None]  # told how many more rows are done
@@ -25,3 +28,47 @@ class Engine(Protocol):
     def run(self, rows: Sequence[Row], run: Run, progress: Progress | None = None) -> NDArray[np.float32]:
         """Logits (N, outputs) in the order of the rows."""
         ...
+
+
+def open_engine(
+    checkpoint: Checkpoint,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    token_budget: int | None = None,
+) -> Engine:
+    """The engine for a checkpoint; "auto" takes torch where there are weights and torch is installed.
+
+    Raises ValueError for an unknown engine, MissingExtra where torch is needed and not there.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise ValueError(f"engine is {engine!r}; give 'auto', {' or '.join(map(repr, ENGINES))}")
+    picked = _pick(checkpoint) if engine == "auto" else engine
+    return ENGINES[picked](checkpoint, device, dtype, token_budget)
+
+
+def _pick(checkpoint: Checkpoint) -> str:
+    if checkpoint.has_weights() and find_spec("torch") is not None:
+        return "torch"
+    return "torch" if checkpoint.graph() is None else "openvino"
+
+
+def _open_torch(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:
+    if find_spec("torch") is None:
+        raise MissingExtra("torch", "torch")
+    from secondpass.engine.torch import TorchEngine
+
+    return TorchEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)
+
+
+def _open_openvino(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:
+    from secondpass.engine.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)
+
+
+ENGINES: dict[str, Callable[[Checkpoint, str, str, int | None], Engine]] = {
+    "torch": _open_torch,
+    "openvino": _open_openvino,
+}

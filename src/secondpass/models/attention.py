@@ -36,14 +36,14 @@ def attention(
     """
     if batch.mask is not None:
         n, length = batch.mask.shape
-        bias = mask_bias(n, length, batch.mask, is_causal=is_causal, window=window, like=q)
-        return _padded(q, k, v, (n, length), bias, scale=scale, softcap=softcap)
+        seen = mask_bias(n, length, batch.mask, is_causal=is_causal, window=window, like=q)
+        return _padded(q, k, v, (n, length), seen, scale=scale, softcap=softcap)
     out = torch.empty_like(q)
     start = 0
     for count, length in batch.groups:
         part = slice(start, start + count * length)
         start = part.stop
-        bias = None
+        bias: Tensor | None = None
         if is_causal or (window is not None and window < length - 1):
             bias = mask_bias(1, length, None, is_causal=is_causal, window=window, like=q)
         out[part] = _padded(q[part], k[part], v[part], (count, length), bias, scale=scale, softcap=softcap)

@@ -100,7 +100,8 @@ class Layer(nn.Module):
         else:
             mixed, x = attend_kept(q[keep], k, v, batch, scale=scale), x[keep]
         x = self.attention_norm(self.out(mixed.flatten(1), residual=x))
-        return self.mlp_norm(self.down(self.up(x, activation=self.activation), residual=x))
+        x = self.mlp_norm(self.down(self.up(x, activation=self.activation), residual=x))
+        return x
 
 
 class Bert(nn.Module):
@@ -119,11 +120,15 @@ class Bert(nn.Module):
         x = self.norm(self.word(batch.ids) + self.position(self._positions(batch)) + self._types(batch))
         for layer in self.layers[:-1]:
             x = layer(x, batch, None)
-        return self.layers[-1](x, batch, places)
+        x = self.layers[-1](x, batch, places)
+        return x
 
     def _types(self, batch: Packed) -> Tensor:
         # A table of one row is added everywhere, whatever the tokenizer says about types.
-        return self.token_type.weight if self.config.num_types == 1 else self.token_type(batch.types)
+        if self.config.num_types == 1:
+            return self.token_type.weight
+        types: Tensor = self.token_type(batch.types)
+        return types
 
     def _positions(self, batch: Packed) -> Tensor:
         pad_id = self.config.pad_id

@@ -41,7 +41,8 @@ class Classifier(nn.Module):
         pooled = mean_by_row(states, batch) if self.reads == "all" else states
         x = self.dense(pooled.float(), activation=self.config.activation)
         x = x if self.norm is None else self.norm(x)
-        return self.out(x).squeeze(-1)
+        scores: Tensor = self.out(x)
+        return scores.squeeze(-1)
 
 
 def mean_by_row(states: Tensor, batch: Packed) -> Tensor:

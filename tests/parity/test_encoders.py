@@ -1,0 +1,66 @@
+"""Encoder cross-encoders against the figures of sentence-transformers and FlagEmbedding."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from secondpass import Reranker
+from secondpass.checkpoint.files import open_checkpoint
+from secondpass.text.recipe import Limits
+from secondpass.text.recipes import recipe_for
+from secondpass.text.tokenizer import Tokenizer
+from tests.goldens import Golden, golden_runs
+
+GOLDENS = ("bert-cross-encoder", "xlm-roberta-cross-encoder", "xlm-roberta-cross-encoder-8k")
+TRUNCATION = {"FlagEmbedding": "only_second"}  # every other reference cuts the longest first
+# bfloat16 weights alone move the scores of these checkpoints by this much: their random weights are large
+BF16_TOLERANCE = {"bert-cross-encoder": 0.2}
+
+runs = pytest.mark.parametrize(("golden", "run"), golden_runs(*GOLDENS))
+
+
+@cache
+def reranker(golden: Golden, dtype: str, max_query_length: int | None) -> Reranker:
+    return Reranker(golden.folder, dtype=dtype, device="cpu", max_query_length=max_query_length)
+
+
+def options(run: dict[str, Any]) -> dict[str, Any]:
+    truncation = TRUNCATION.get(run["reference"], "longest_first")
+    return {"max_length": run["options"]["max_length"], "truncation": truncation}
+
+
+@runs
+def test_token_ids_equal_the_reference(golden: Golden, run: dict[str, Any]) -> None:
+    tokenizer = Tokenizer.from_folder(golden.folder)
+    recipe = recipe_for(open_checkpoint(golden.folder).config)
+    limits = Limits(**options(run), max_query_length=run["options"].get("query_max_length"))
+    rows = [recipe.rows(tokenizer, query, [passage], limits)[0] for query, passage in golden.pairs]
+    expected = golden.inputs[run["inputs"]]
+    assert [row.ids for row in rows] == expected["input_ids"]
+    types = [[int(place >= row.passage[0]) for place in range(len(row))] for row in rows]
+    if any(1 in row for row in expected.get("token_type_ids", [])):
+        assert types == expected["token_type_ids"]
+
+
+@runs
+def test_float32_scores_equal_the_reference(golden: Golden, run: dict[str, Any]) -> None:
+    model = reranker(golden, "float32", run["options"].get("query_max_length"))
+    together = model.score_pairs(golden.pairs, **options(run))
+    alone = [model.score_pairs([pair], **options(run))[0] for pair in golden.pairs]
+    assert together == pytest.approx(run["single"], abs=1e-4)
+    assert alone == pytest.approx(together, abs=1e-5)
+
+
+@runs
+def test_bfloat16_stays_near_and_keeps_clear_orders(golden: Golden, run: dict[str, Any]) -> None:
+    model = reranker(golden, "bfloat16", run["options"].get("query_max_length"))
+    scores = model.score_pairs(golden.pairs, **options(run))
+    tolerance = BF16_TOLERANCE.get(golden.name, 0.075)
+    assert scores == pytest.approx(run["single"], abs=tolerance)
+    for i, left in enumerate(run["single"]):
+        for j, right in enumerate(run["single"]):
+            if left - right > 2 * tolerance:
+                assert scores[i] > scores[j]
