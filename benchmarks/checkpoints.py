@@ -62,7 +62,11 @@ def _weights(config: dict[str, object]) -> dict[str, torch.Tensor]:
     def norm(name: str) -> None:
         weights[f"{name}.weight"], weights[f"{name}.bias"] = torch.ones(width), torch.zeros(width)
 
-    for name, rows in (("word", "vocab_size"), ("position", "max_position_embeddings"), ("token_type", "type_vocab_size")):
+    for name, rows in (
+        ("word", "vocab_size"),
+        ("position", "max_position_embeddings"),
+        ("token_type", "type_vocab_size"),
+    ):
         shape = (int(str(config[rows])), width)
         weights[f"roberta.embeddings.{name}_embeddings.weight"] = torch.randn(shape, generator=generator) * 0.02
     norm("roberta.embeddings.LayerNorm")

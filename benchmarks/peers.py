@@ -3,9 +3,9 @@
     pip install -e ".[bench]" FlagEmbedding
     python benchmarks/peers.py --shape bge-reranker-base --passages 20 100
 
-One query, passages of mixed length (mean about 180 tokens, 30 to 480), the same random weights of the named shape for all.
-The rivals take turns in one process, so that a machine whose speed drifts is fair to them; the figure to trust is
-the ratio. Tokenisation is part of every time.
+One query, passages of mixed length (mean about 180 tokens, 30 to 480), the same random weights of the named shape
+for all. The rivals take turns in one process, so that a machine whose speed drifts is fair to them; the figure to
+trust is the ratio. Tokenisation is part of every time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
 from checkpoints import SHAPES, write_xlm_roberta
 
 Rival = Callable[[str, list[str]], list[float]]

@@ -3,14 +3,47 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from secondpass.errors import CheckpointError
+from secondpass.errors import CheckpointError, MissingExtra
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "minilm"
+INDEX = ".index.json"
+# First come, first taken, in the order of transformers: a whole file before shards, safetensors before pickles.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors" + INDEX,
+    "pytorch_model.bin",
+    "pytorch_model.bin" + INDEX,
+)
+GRAPHS = ("openvino/openvino_model.xml", "openvino_model.xml", "onnx/model.onnx", "model.onnx")
+# What a checkpoint may have beside its weights, and small heads of its own; a "*" does not cross a "/".
+SETTINGS = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "modules.json",
+    "config_*.json",
+    "sentence_bert_config.json",
+    "[0-9]*_*/config.json",
+    "[0-9]*_*/model.safetensors",
+    "artifact.metadata",
+    "calibration.json",
+    "colbert_linear.pt",
+    "sparse_linear.pt",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,35 +55,42 @@ class Checkpoint:
     revision: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
-    def has_weights(self) -> bool:
-        """Whether there are weights that the torch engine can load."""
-        stems = ("model.safetensors", "pytorch_model.bin")
-        return any((self.folder / f"{stem}{tail}").is_file() for stem in stems for tail in ("", ".index.json"))
-
     def weight_files(self) -> list[Path]:
         """The files that hold the weights: safetensors, sharded by an index or not, else .bin files."""
-        for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-            index = self.folder / f"{stem}.{suffix}.index.json"
-            if index.is_file():
-                return self._shards(index)
-            file = self.folder / f"{stem}.{suffix}"
+        for name in WEIGHTS:
+            file = self.folder / name
             if file.is_file():
-                return [file]
+                return self._shards(file) if name.endswith(INDEX) else [file]
         raise CheckpointError(f"{self.folder}: no model.safetensors and no pytorch_model.bin")
 
+    def has_weights(self) -> bool:
+        """Whether there are weights that the torch engine can load."""
+        return any((self.folder / name).is_file() for name in WEIGHTS)
+
     def _shards(self, index: Path) -> list[Path]:
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        names = shard_names(index)
         missing = [name for name in names if not (self.folder / name).is_file()]
-        if missing or not names:
-            raise CheckpointError(f"{index}: names {', '.join(missing) or 'no file'}, which is not there")
-        return [inside(self.folder, name) for name in names]
+        if missing:
+            raise CheckpointError(f"{index}: names {', '.join(missing)}, which is not there")
+        return [self.folder / name for name in names]
 
     def graph(self) -> Path | None:
         """The exported graph that the openvino engine can run, where the checkpoint carries one."""
-        for name in ("openvino/openvino_model.xml", "openvino_model.xml", "onnx/model.onnx", "model.onnx"):
+        for name in GRAPHS:
             if (self.folder / name).is_file():
                 return self.folder / name
         return None
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of weights names, none of them outside its folder."""
+    weight_map = read_json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{index}: names no file; a weight_map of tensor to file is needed")
+    for name in names:
+        inside(index.parent, name)
+    return sorted(names)
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -74,11 +114,92 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def open_checkpoint(model: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Checkpoint:
-    """The checkpoint of "default", of a folder, or of a hub name at a revision."""
-    if str(model) == "default":
-        return Checkpoint(name="default", folder=EMBEDDED, config=read_json(EMBEDDED / "config.json"))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return Checkpoint(name=str(model), folder=folder, config=read_json(folder / "config.json"))
-    raise CheckpointError(f"{model}: no such folder")
+def settings_of(names: Collection[str], *, where: str) -> list[str]:
+    """Of a repository's file names, those that say what the model is. `where` begins the message of an error."""
+    if "config.json" not in names:
+        raise CheckpointError(f"{where}: no config.json; not a model repository in Hugging Face layout")
+    vocabulary = [name for name in ("tokenizer.json", "vocab.txt") if name in names]
+    if not vocabulary:
+        raise CheckpointError(f"{where}: no tokenizer.json; save one with a fast tokenizer of transformers")
+    found = [name for name in names if any(_matches(name, pattern) for pattern in SETTINGS)]
+    return sorted({*found, vocabulary[0]})
+
+
+def weights_of(names: Collection[str], *, graph: bool, where: str) -> list[str]:
+    """Of a repository's file names, those of one set of weights: a graph for the openvino engine, or tensors.
+
+    Of sharded weights it is the index alone. Empty for an adapter, which has its weights among its settings.
+    """
+    graphs = next((parts for name in GRAPHS if (parts := _graph_parts(name, names))), [])
+    tensors = [name for name in WEIGHTS if name in names][:1]
+    if graph and not graphs:
+        raise CheckpointError(f"{where}: no openvino/ or onnx/ graph; use the torch engine or `secondpass export`")
+    if graph or (graphs and not (tensors and _has_torch())):
+        return graphs
+    if tensors and not _has_torch():
+        raise MissingExtra("torch", "torch")
+    if not tensors and "adapter_model.safetensors" not in names:
+        raise CheckpointError(f"{where}: no model.safetensors and no pytorch_model.bin; convert it to safetensors")
+    return tensors
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
+
+
+def _graph_parts(name: str, names: Collection[str]) -> list[str]:
+    """The files of a graph, or none where it is not whole."""
+    if name not in names:
+        return []
+    if name.endswith(".onnx"):
+        return [name, *(part for part in (f"{name}_data", f"{name}.data") if part in names)]
+    weights = name.removesuffix(".xml") + ".bin"
+    return [name, weights] if weights in names else []
+
+
+def _has_torch() -> bool:
+    return find_spec("torch") is not None
+
+
+def open_checkpoint(
+    model: str | Path, *, revision: str | None = None, local_files_only: bool = False, graph: bool = False
+) -> Checkpoint:
+    """The checkpoint of "default", of a folder, or of a hub name such as "owner/name" or "owner/name@revision".
+
+    A hub name resolves to a commit, `main` where no revision is given, and all its files are fetched and checked
+    first. `graph` asks a hub for the exported graph that the openvino engine runs instead of the weights.
+    Raises ValueError for a revision of what has none, CheckpointError for what is not a checkpoint, DownloadError
+    for what could not be fetched whole.
+    """
+    from secondpass.checkpoint import hub  # here, since it is built on this module
+
+    folder = EMBEDDED if str(model) == "default" else Path(model).expanduser()
+    if str(model) != "default" and not (str(model) and folder.is_dir()):  # Path("") would be the current folder
+        name, wanted = _hub_name(model, revision)
+        folder, commit = hub.fetch(name, wanted, local_files_only=local_files_only, graph=graph)
+        return Checkpoint(name=name, folder=folder, revision=commit, config=read_json(folder / "config.json"))
+    if revision is not None:
+        raise ValueError(f"revision={revision!r}: {model} is not a model of a hub and has no revisions")
+    return Checkpoint(name=str(model), folder=folder, config=read_json(folder / "config.json"))
+
+
+def _hub_name(model: str | Path, revision: str | None) -> tuple[str, str]:
+    """("owner/name", revision). Raises CheckpointError for what can only be a path."""
+    name, at, pinned = str(model).partition("@")
+    if isinstance(model, Path) or not _HUB_NAME.fullmatch(name):
+        what = "is a file, a folder is needed" if Path(model).expanduser().is_file() else "no such folder"
+        raise CheckpointError(f"{str(model)!r}: {what}; a model of the hub is written owner/name{_suggestion(name)}")
+    if at and revision not in (None, pinned):
+        raise ValueError(f"{model}: revision={revision!r} contradicts the name; give one of them")
+    wanted = pinned if at else revision or "main"
+    if not _REVISION.fullmatch(wanted):
+        raise ValueError(f"{wanted!r} is not a revision; a branch, a tag or a commit is needed")
+    return name, wanted
+
+
+def _suggestion(name: str) -> str:
+    from secondpass.text.recipes import KNOWN
+
+    tail = name.rsplit("/")[-1].lower()
+    same = [known.name for known in KNOWN if known.name.split("/")[-1].lower() == tail]
+    return f", here {same[0]}" if same else ""

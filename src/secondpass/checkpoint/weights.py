@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ MAX_NAMES_SHOWN = 8
 # These of our names stay float32 in every precision: they are small, and rounding them moves scores most.
 FULL_PRECISION = re.compile(r"head\..*|.*norm\.(weight|bias)")
 Renames = Sequence[tuple[str, str]]
+Shape = tuple[int, ...]
 
 
 def rename(name: str, renames: Renames) -> str:
@@ -38,28 +41,28 @@ def load_weights(
     """Fill `module`, built on the meta device, with the tensors of `files`.
 
     A target that ends in "@i" is the i-th block of rows of a joined matrix. Tensors are mapped from disk and only
-    copied where they are joined or cast. Raises CheckpointError that names every missing, unexpected or wrongly
-    shaped tensor, and every one that holds NaN or infinity.
+    copied where they are joined or cast. Raises CheckpointError that names every missing, unexpected, repeated or
+    wrongly shaped tensor, and every one that holds NaN or infinity.
     """
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    found: dict[str, Tensor] = {}
-    blocks: dict[str, dict[int, Tensor]] = {}
-    problems: list[str] = []
+    parts: dict[str, dict[int, Tensor]] = {}
     unexpected: list[str] = []
+    repeated: list[str] = []
     for name, tensor in read_tensors(files):
         if any(re.fullmatch(pattern, name) for pattern in ignored):
             continue
         target, _, block = rename(name, renames).partition("@")
-        if target not in expected:
+        if target not in expected or not hasattr(tensor, "shape"):
             unexpected.append(name)
-        elif block:
-            blocks.setdefault(target, {})[int(block)] = _cast(target, tensor, dtype)
+        elif int(block or 0) in parts.setdefault(target, {}):
+            repeated.append(name)
         else:
-            found[target] = _cast(target, tensor, dtype)
-    found |= {target: _join(parts) for target, parts in blocks.items()}
-    problems += [_shape_problem(n, found[n], expected[n]) for n in found if _differs(found[n], expected[n])]
-    problems += _list_problem("missing", sorted(set(expected) - set(found)))
+            parts[target][int(block or 0)] = _cast(target, tensor, dtype)
+    problems = _list_problem("missing", _missing(expected, parts, renames))
     problems += _list_problem("unexpected", sorted(unexpected))
+    problems += _list_problem("in more than one file:", sorted(repeated))
+    problems += _shape_problems(expected, parts)
+    found = {} if problems else {target: _join(blocks) for target, blocks in parts.items()}
     problems += _list_problem("NaN or infinite values in", _not_finite(found))
     if problems:
         where = files[0].parent if files else "the checkpoint"
@@ -91,12 +94,18 @@ def _read_bin(file: Path) -> Mapping[str, Tensor]:
 
     import torch
 
+    # Files of torch before 1.6 are no zip archives and cannot be mapped.
+    is_archive = zipfile.is_zipfile(file)
     try:
-        tensors: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other versions, which are tried all the same
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise CheckpointError(
             f"{file}: cannot be read as plain weights; code in checkpoints is never run, convert it to safetensors"
         ) from error
+    if not isinstance(tensors, Mapping):
+        raise CheckpointError(f"{file}: holds a {type(tensors).__name__}, a mapping of names to tensors is needed")
     return tensors
 
 
@@ -106,18 +115,37 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.float() if FULL_PRECISION.fullmatch(name) else tensor.to(dtype)
 
 
-def _join(parts: Mapping[int, Tensor]) -> Tensor:
+def _join(blocks: Mapping[int, Tensor]) -> Tensor:
     import torch
 
-    return torch.cat([parts[index] for index in sorted(parts)])
+    return blocks[0] if len(blocks) == 1 else torch.cat([blocks[index] for index in sorted(blocks)])
 
 
-def _differs(tensor: Tensor, shape: tuple[int, ...]) -> bool:
-    return tuple(tensor.shape) != shape
+def _missing(expected: Mapping[str, Shape], parts: Mapping[str, Mapping[int, Tensor]], renames: Renames) -> list[str]:
+    """Targets without a tensor, and blocks that a joined matrix lacks."""
+    names = [name for name in expected if name not in parts]
+    for target, blocks in parts.items():
+        lacking = set(range(_num_blocks(target, renames))) - set(blocks)
+        names += [f"{target} (part {block})" for block in lacking]
+    return sorted(names)
 
 
-def _shape_problem(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str:
-    return f"{name} is {tuple(tensor.shape)}, config.json asks for {shape}"
+def _num_blocks(target: str, renames: Renames) -> int:
+    """How many tensors of a checkpoint are joined in `target`."""
+    joined = [template.partition("@")[0] for _, template in renames if "@" in template]
+    patterns = [re.sub(r"\\\\\d", ".*", re.escape(template)) for template in joined]
+    return max(sum(re.fullmatch(pattern, target) is not None for pattern in patterns), 1)
+
+
+def _shape_problems(expected: Mapping[str, Shape], parts: Mapping[str, Mapping[int, Tensor]]) -> list[str]:
+    problems = []
+    for target, blocks in parts.items():
+        shapes = [tuple(blocks[index].shape) for index in sorted(blocks)]
+        whole = (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes[0] else shapes[0]
+        if whole != expected[target] or len({shape[1:] for shape in shapes}) > 1:
+            seen = " and ".join(map(str, dict.fromkeys(shapes))) if len(shapes) > 1 else str(shapes[0])
+            problems.append(f"{target} is {seen}, config.json asks for {expected[target]}")
+    return problems
 
 
 def _list_problem(what: str, names: Sequence[str]) -> list[str]:
