@@ -91,7 +91,9 @@ class Reranker:
         compress_layers: Sequence[int] | None = None,
     ) -> None:
         _check_choice("long_documents", long_documents, LONG_DOCUMENTS)
-        self._checkpoint = open_checkpoint(model, revision=revision, local_files_only=local_files_only)
+        self._checkpoint = open_checkpoint(
+            model, revision=revision, local_files_only=local_files_only, graph=engine == "openvino"
+        )
         self._recipe: Recipe = recipe_for(self._checkpoint.config)
         self._tokenizer = Tokenizer.from_folder(self._checkpoint.folder)
         self._engine: Engine = open_engine(

@@ -6,6 +6,8 @@ row by row. T tokens, N rows, H heads, K key-value heads, D head width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +17,19 @@ from secondpass.packed import Packed
 # bf16 on a CPU: two matrix products and a softmax beat torch's fused kernel by two to one up to this length
 # (228 against 109 GFLOP/s at 181 tokens, 171 against 65 at 64, equal at 512; AVX512-BF16, two cores).
 MAX_MATMUL_LENGTH = 384
+# Longer rows that need a matrix of logits or of masks are attended to in blocks of this many queries, each with the
+# keys that it can see: a window then costs L * (BLOCK + 2 * window), not L * L.
+BLOCK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Which keys a query sees, and how their logits are made."""
+
+    scale: float
+    is_causal: bool = False
+    window: int | None = None
+    softcap: float | None = None
 
 
 def attention(
@@ -34,61 +49,105 @@ def attention(
     softcap: logits become softcap * tanh(logits / softcap). Vaswani et al. 2017; grouped heads as in Ainslie et
     al. 2023.
     """
+    rule = Rule(scale=scale, is_causal=is_causal, window=window, softcap=softcap)
     if batch.mask is not None:
         n, length = batch.mask.shape
         seen = mask_bias(n, length, batch.mask, is_causal=is_causal, window=window, like=q)
-        return _padded(q, k, v, (n, length), seen, scale=scale, softcap=softcap)
+        q, k, v = (by_head(x, n, length) for x in (q, k, v))
+        return by_token(attend(q, k, v, seen, rule))
+    if batch.visible is not None:
+        return _attend_visible(q, k, v, batch, rule)
     out = torch.empty_like(q)
     start = 0
     for count, length in batch.groups:
         part = slice(start, start + count * length)
         start = part.stop
-        bias: Tensor | None = None
-        if is_causal or (window is not None and window < length - 1):
-            bias = mask_bias(1, length, None, is_causal=is_causal, window=window, like=q)
-        out[part] = _padded(q[part], k[part], v[part], (count, length), bias, scale=scale, softcap=softcap)
+        heads = [by_head(x[part], count, length) for x in (q, k, v)]
+        out[part] = by_token(_attend_rows(heads[0], heads[1], heads[2], rule))
     return out
+
+
+def _attend_visible(q: Tensor, k: Tensor, v: Tensor, batch: Packed, rule: Rule) -> Tensor:
+    """Rows of which only the first tokens are keys, one by one: they are queries, few and short."""
+    assert batch.visible is not None and rule.window is None and not rule.is_causal
+    out = torch.empty_like(q)
+    start = 0
+    for length, num_keys in zip(batch.lengths, batch.visible, strict=True):
+        row, keys = slice(start, start + length), slice(start, start + num_keys)
+        start += length
+        seen_k, seen_v = by_head(k[keys], 1, num_keys), by_head(v[keys], 1, num_keys)
+        out[row] = by_token(attend(by_head(q[row], 1, length), seen_k, seen_v, None, rule))
+    return out
+
+
+def by_head(x: Tensor, n: int, length: int) -> Tensor:
+    """(n * L, H, D) -> (n, H, L, D), a view."""
+    return x.reshape(n, length, x.shape[1], x.shape[2]).transpose(1, 2)
+
+
+def by_token(x: Tensor) -> Tensor:
+    """(n, H, L, D) -> (n * L, H, D)."""
+    return x.transpose(1, 2).flatten(0, 1)
 
 
 def mask_bias(
     n: int, length: int, mask: Tensor | None, *, is_causal: bool, window: int | None, like: Tensor
 ) -> Tensor:
-    """What is added to the logits (n, 1, L, L): 0 where a query may look, -inf elsewhere."""
+    """What is added to the logits (n, 1, L, L): 0 where a query may look, -inf elsewhere.
+
+    A query always sees itself: padding that sees nothing would become NaN, and NaN reaches real tokens through
+    the next block's values.
+    """
     place = torch.arange(length, device=like.device)
     distance = place[:, None] - place[None, :]
+    seen = _seen(distance, is_causal=is_causal, window=window)[None, None].expand(n, 1, length, length)
+    if mask is not None:
+        seen = seen & (mask[:, None, None, :] > 0) | (distance == 0)
+    return torch.zeros(1, dtype=like.dtype, device=like.device).masked_fill(~seen, float("-inf"))
+
+
+def _seen(distance: Tensor, *, is_causal: bool, window: int | None) -> Tensor:
+    """Whether a query sees a key, by the query's place minus the key's."""
     seen = torch.ones_like(distance, dtype=torch.bool)
     if is_causal:
         seen = seen & (distance >= 0)
     if window is not None:
         seen = seen & (distance.abs() <= window)
-    seen = seen[None, None].expand(n, 1, length, length)
-    if mask is not None:
-        seen = seen & (mask[:, None, None, :] > 0)
-    return torch.zeros(1, dtype=like.dtype, device=like.device).masked_fill(~seen, float("-inf"))
+    return seen
 
 
-def _padded(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    shape: tuple[int, int],
-    bias: Tensor | None,
-    *,
-    scale: float,
-    softcap: float | None,
-) -> Tensor:
-    """Rows of one length, (n * L, H, D) in and out."""
-    n, length = shape
-    heads, kv_heads, width = q.shape[1], k.shape[1], q.shape[2]
-    q = q.reshape(n, length, heads, width).transpose(1, 2)  # (n, H, L, D)
-    k = k.reshape(n, length, kv_heads, width).transpose(1, 2)
-    v = v.reshape(n, length, kv_heads, width).transpose(1, 2)
-    if softcap is not None or _matmul_is_faster(q):
-        out = masked_attention(q, k, v, bias, scale=scale, softcap=softcap)
-    else:
-        grouped = heads != kv_heads
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped)
-    return out.transpose(1, 2).reshape(n * length, heads, width)
+def _attend_rows(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    """Rows of one length: q (n, H, L, D) over k and v (n, K, L, D), in blocks of queries where that pays."""
+    length = q.shape[2]
+    sees_all = rule.window is None or rule.window >= length - 1
+    if sees_all and rule.softcap is None and not _matmul_is_faster(q):
+        grouped = bool(q.shape[1] != k.shape[1])  # a traced size is no int
+        return F.scaled_dot_product_attention(q, k, v, is_causal=rule.is_causal, scale=rule.scale, enable_gqa=grouped)
+    step = length if length <= MAX_MATMUL_LENGTH else BLOCK
+    blocks = [_attend_block(q, k, v, slice(s, min(s + step, length)), rule) for s in range(0, length, step)]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+
+
+def _attend_block(q: Tensor, k: Tensor, v: Tensor, block: slice, rule: Rule) -> Tensor:
+    """What the queries of `block` get from the keys that at least one of them sees."""
+    length = k.shape[2]
+    window = length if rule.window is None else rule.window
+    keys = slice(max(block.start - window, 0), block.stop if rule.is_causal else min(block.stop + window, length))
+    bias: Tensor | None = None
+    if rule.is_causal or window < length - 1:
+        queries = torch.arange(block.start, block.stop, device=q.device)
+        distance = queries[:, None] - torch.arange(keys.start, keys.stop, device=q.device)
+        seen = _seen(distance, is_causal=rule.is_causal, window=rule.window)
+        bias = torch.zeros(1, dtype=q.dtype, device=q.device).masked_fill(~seen, float("-inf"))[None, None]
+    return attend(q[:, :, block], k[:, :, keys], v[:, :, keys], bias, rule)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rule: Rule) -> Tensor:
+    """`masked_attention` by the fastest kernel; which keys are seen is in the bias alone."""
+    if rule.softcap is not None or _matmul_is_faster(q):
+        return masked_attention(q, k, v, bias, scale=rule.scale, softcap=rule.softcap)
+    grouped = bool(q.shape[1] != k.shape[1])  # a traced size is no int
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=rule.scale, enable_gqa=grouped)
 
 
 def _matmul_is_faster(q: Tensor) -> bool:
@@ -112,25 +171,36 @@ def masked_attention(
 
 
 def attend_kept(
-    q: Tensor, k: Tensor, v: Tensor, batch: Packed, *, scale: float, softcap: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: Packed,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Attention (N, H, D) of one query token per row, q (N, H, D), over all keys of its row, k and v (T, K, D).
 
-    The last block of a reranker needs no other token's output, which saves most of that block.
+    bias (T, H) or (T, 1) is added to the logits of each key. The last block of a reranker needs no other token's
+    output, which saves most of that block.
     """
     if batch.mask is not None:
         n, length = batch.mask.shape
-        heads, width = q.shape[1:]
-        k, v = (x.reshape(n, length, -1, width).transpose(1, 2) for x in (k, v))
-        bias = mask_bias(n, length, batch.mask, is_causal=False, window=None, like=q)[:, :, :1]
-        out = masked_attention(q[:, :, None], k, v, bias, scale=scale, softcap=softcap)
-        return out.reshape(n, heads, width)
+        seen = torch.zeros(1, dtype=q.dtype, device=q.device).masked_fill(batch.mask == 0, float("-inf"))
+        seen = seen[:, None, None, :]
+        if bias is not None:
+            seen = seen + bias.reshape(n, length, -1).transpose(1, 2)[:, :, None]
+        k, v = by_head(k, n, length), by_head(v, n, length)
+        return masked_attention(q[:, :, None], k, v, seen, scale=scale, softcap=softcap).flatten(1, 2)
     repeats = q.shape[1] // k.shape[1]
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
     logits = (q[batch.rows].float() * k.float()).sum(-1) * scale  # (T, H)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
+    if bias is not None:
+        logits = logits + bias
     top = logits.new_full((len(batch.lengths), q.shape[1]), float("-inf"))
     index = batch.rows[:, None].expand_as(logits)
     top = top.scatter_reduce(0, index, logits, "amax")
@@ -139,3 +209,12 @@ def attend_kept(
     mixed = q.new_zeros(q.shape, dtype=torch.float32)
     mixed.index_add_(0, batch.rows, weights[..., None] * v.float())
     return (mixed / total[..., None]).to(q.dtype)
+
+
+def window_bias(batch: Packed, kept: Tensor, window: int | None) -> Tensor | None:
+    """The bias (T, 1) of `attend_kept` where the kept tokens at places `kept` (N,) see keys within `window` only."""
+    if window is None:
+        return None
+    distance = batch.positions[kept][batch.rows] - batch.positions
+    seen = _seen(distance, is_causal=False, window=window)[:, None]
+    return torch.zeros(1, device=seen.device).masked_fill(~seen, float("-inf"))
