@@ -95,8 +95,13 @@ class Tokenizer:
 
 def _read_settings(folder: Path) -> dict[str, object]:
     file = folder / "tokenizer_config.json"
-    settings: dict[str, object] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    return settings
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not readable as JSON: {error}") from error
+    return dict(settings)
 
 
 def _word_piece(vocabulary: Path, settings: dict[str, object]) -> tokenizers.Tokenizer:
@@ -105,7 +110,7 @@ def _word_piece(vocabulary: Path, settings: dict[str, object]) -> tokenizers.Tok
 
     accents = settings.get("strip_accents")
     inner = BertWordPieceTokenizer(
-        str(vocabulary),
+        tokenizers.models.WordPiece.read_file(str(vocabulary)),
         lowercase=bool(settings.get("do_lower_case", True)),
         strip_accents=accents if isinstance(accents, bool) else None,
         handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
