@@ -14,16 +14,31 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "ColBERT": "colbert",
     "Document": "types",
+    "Embedder": "embedder",
     "Hit": "types",
     "Ranking": "types",
     "Reranker": "reranker",
     "Scorer": "types",
     "SecondpassError": "errors",
+    "TokenVectors": "colbert",
 }
-__all__ = ["Document", "Hit", "Ranking", "Reranker", "Scorer", "SecondpassError"]
+__all__ = [
+    "ColBERT",
+    "Document",
+    "Embedder",
+    "Hit",
+    "Ranking",
+    "Reranker",
+    "Scorer",
+    "SecondpassError",
+    "TokenVectors",
+]
 
 if TYPE_CHECKING:
+    from secondpass.colbert import ColBERT, TokenVectors
+    from secondpass.embedder import Embedder
     from secondpass.errors import SecondpassError
     from secondpass.reranker import Reranker
     from secondpass.types import Document, Hit, Ranking, Scorer

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from secondpass.types import Row
 
@@ -37,6 +37,22 @@ def plan(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What rows begin with that was computed before: row n with the tokens spans[n] of `num_kept` kept ones.
+
+    index, rows and positions are (S,), of all keys of all rows, end to end: their places among the kept tokens
+    followed by the batch's own, the row that sees them, and their places in it. lengths are the keys per row.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    num_kept: int
+    index: Tensor
+    rows: Tensor
+    positions: Tensor
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Packed:
     """N rows of T tokens in all, without padding.
 
@@ -46,7 +62,8 @@ class Packed:
     (count, length), and are attended to together. Where `mask` (N, L) is set, the batch is the padded form that
     is traced for export: every row has L tokens, and mask is 1 on the real ones. Where `visible` is set, only the
     first so many tokens of a row are keys: no token sees the others, they do not see themselves either, but all
-    have an output (ColBERT's augmentation of queries).
+    have an output (ColBERT's augmentation of queries). Where `shared` is set, a row holds only what comes after the
+    tokens that it shares: positions count these, lengths and passages do not.
     """
 
     ids: Tensor
@@ -58,6 +75,7 @@ class Packed:
     passages: tuple[tuple[int, int], ...]
     mask: Tensor | None = None
     visible: tuple[int, ...] | None = None
+    shared: Shared | None = None
 
     @property
     def groups(self) -> list[tuple[int, int]]:
@@ -75,33 +93,77 @@ class Packed:
         """The same batch on `device`; copies from pinned memory do not block."""
         if device.type == "cpu":
             return self
-        names = ("ids", "positions", "types", "rows", "starts")
-        pin = device.type == "cuda"
-        tensors = {name: getattr(self, name) for name in names}
-        moved = {k: (t.pin_memory() if pin else t).to(device, non_blocking=pin) for k, t in tensors.items()}
-        return replace(self, **moved)
+        shared = None if self.shared is None else _moved(self.shared, ("index", "rows", "positions"), device)
+        return replace(_moved(self, ("ids", "positions", "types", "rows", "starts"), device), shared=shared)
+
+    def resized(self, lengths: Sequence[int], passages: Sequence[tuple[int, int]]) -> Packed:
+        """A batch of the same rows with other lengths, for states without ids: those of its tokens are 0."""
+        rows = [Row([0] * length, passage) for length, passage in zip(lengths, passages, strict=True)]
+        spans, num_kept = (None, 0) if self.shared is None else (self.shared.spans, self.shared.num_kept)
+        return pack(rows, spans, num_kept=num_kept).to(self.ids.device)
 
 
-def pack(rows: Sequence[Row]) -> Packed:
-    """The rows end to end. Raises ValueError for no rows or a row without tokens."""
+_Batch = TypeVar("_Batch", Packed, Shared)
+
+
+def _moved(batch: _Batch, names: Sequence[str], device: torch.device) -> _Batch:
+    pin = device.type == "cuda"
+    tensors = {name: getattr(batch, name) for name in names}
+    moved = {k: (t.pin_memory() if pin else t).to(device, non_blocking=pin) for k, t in tensors.items()}
+    return replace(batch, **moved)
+
+
+def pack(rows: Sequence[Row], spans: Sequence[tuple[int, int]] | None = None, *, num_kept: int = 0) -> Packed:
+    """The rows end to end. Raises ValueError for no rows or a row without tokens.
+
+    spans: for each row the tokens, of `num_kept` computed before, that come before its own.
+    """
     import torch
 
     lengths = tuple(len(row) for row in rows)
     if not lengths or min(lengths) == 0:
         raise ValueError("pack needs at least one row, and each row at least one token")
-    sizes = torch.tensor(lengths)
-    starts = torch.tensor([0, *accumulate(lengths)])
-    places = torch.arange(len(lengths)).repeat_interleave(sizes)
-    positions = torch.arange(int(starts[-1])) - starts[places]
+    places, positions, starts = _places(lengths)
     passage_starts = torch.tensor([row.passage[0] for row in rows])
+    types = (positions >= passage_starts[places]).long()
+    shared = None if spans is None else _share(lengths, spans, num_kept)
+    if spans is not None:
+        positions = positions + torch.tensor([stop - start for start, stop in spans])[places]
     return Packed(
         ids=torch.tensor([token for row in rows for token in row.ids]),
         positions=positions,
-        types=(positions >= passage_starts[places]).long(),
+        types=types,
         rows=places,
         starts=starts,
         lengths=lengths,
         passages=tuple(row.passage for row in rows),
+        shared=shared,
+    )
+
+
+def _places(lengths: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The row (T,) and the place in it (T,) of each token, and where rows start (N + 1,)."""
+    import torch
+
+    starts = torch.tensor([0, *accumulate(lengths)])
+    rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    return rows, torch.arange(int(starts[-1])) - starts[rows], starts
+
+
+def _share(lengths: Sequence[int], spans: Sequence[tuple[int, int]], num_kept: int) -> Shared:
+    import torch
+
+    num_keys = [length + stop - start for length, (start, stop) in zip(lengths, spans, strict=True)]
+    rows, positions, _ = _places(num_keys)
+    first, before = (torch.tensor(column)[rows] for column in zip(*((a, b - a) for a, b in spans), strict=True))
+    own = num_kept + torch.tensor([0, *accumulate(lengths)])[rows] + positions - before
+    return Shared(
+        spans=tuple(spans),
+        num_kept=num_kept,
+        index=torch.where(positions < before, first + positions, own),
+        rows=rows,
+        positions=positions,
+        lengths=tuple(num_keys),
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from secondpass.checkpoint.files import open_checkpoint
+from secondpass.checkpoint.sentence import named_length
 from secondpass.engine.engine import Engine, open_engine
 from secondpass.text.chunks import windows
 from secondpass.text.documents import as_document, as_documents, clean_query, text_of
@@ -94,7 +95,7 @@ class Reranker:
         self._checkpoint = open_checkpoint(
             model, revision=revision, local_files_only=local_files_only, graph=engine == "openvino"
         )
-        self._recipe: Recipe = recipe_for(self._checkpoint.config)
+        self._recipe: Recipe = recipe_for(self._checkpoint.config, self._checkpoint.name).instructed(instruction)
         self._tokenizer = Tokenizer.from_folder(self._checkpoint.folder)
         self._engine: Engine = open_engine(
             self._checkpoint, engine=engine, device=device, dtype=dtype, token_budget=token_budget
@@ -104,12 +105,14 @@ class Reranker:
             compress_ratio=compress_ratio,
             compress_layers=None if compress_layers is None else tuple(compress_layers),
         )
-        self._instruction = instruction
+        self._engine.run([], self._run)  # refuses at once what the model does not have
         self._chunks = long_documents == "chunk"
         self._max_query_length = max_query_length
         known = [self._recipe.max_length, self._tokenizer.max_length, self._engine.max_length]
         self._longest = min(length for length in known if length is not None)
-        longest = self._longest if max_length is None else max_length
+        named = named_length(self._checkpoint.folder) or self._recipe.default_length
+        usual = min(self._longest, named or self._longest)
+        longest = usual if max_length is None else max_length
         self._limits = self._limits_of(longest, truncation or self._recipe.truncation)
 
     def rank(
@@ -136,7 +139,7 @@ class Reranker:
         unique = list(dict.fromkeys(texts))
         readings = self._read(clean_query(query), unique, self._limits)
         tokenized = time.perf_counter()
-        scores = self._score([reading.row for reading in readings], self._run, progress)
+        scores = self._score([reading.row for reading in readings], self._run, progress)[0]
         best = _best_readings(readings, scores)
         place = {text: index for index, text in enumerate(unique)}
         winners = [best[place[text]] for text in texts]
@@ -208,6 +211,24 @@ class Reranker:
             compress_layers=self._run.compress_layers if compress_layers is None else tuple(compress_layers),
         )
         keys = [_check_pair(pair, index) for index, pair in enumerate(pairs)]
+        return self._score_keys(keys, limits, run, progress)[0]
+
+    def score_layers(
+        self, query: str, documents: Iterable[DocumentLike], layers: Iterable[int]
+    ) -> dict[int, list[float]]:
+        """Raw logits in input order for each of the layers, at the cost of the highest alone.
+
+        For a layer-wise model; gemma2-lightweight reads the lowest layer with its first head, as its reference does.
+        """
+        cutoffs = tuple(sorted(set(layers)))
+        keys = [_check_pair((query, document), index) for index, document in enumerate(as_documents(documents))]
+        outputs = self._score_keys(keys, self._limits, replace(self._run, cutoff_layers=cutoffs), None)
+        return dict(zip(cutoffs, outputs, strict=True))
+
+    def _score_keys(
+        self, keys: Sequence[tuple[str, str]], limits: Limits, run: Run, progress: Progress | None
+    ) -> list[list[float]]:
+        """For each output of the model the logits of the (query, text) pairs."""
         by_query: dict[str, list[str]] = {}
         for query, text in dict.fromkeys(keys):
             by_query.setdefault(query, []).append(text)
@@ -217,9 +238,9 @@ class Reranker:
             start = len(places)
             readings += [replace(r, text=start + r.text) for r in self._read(query, texts, limits)]
             places.update({(query, text): start + i for i, text in enumerate(texts)})
-        scores = self._score([reading.row for reading in readings], run, progress)
-        best = _best_readings(readings, scores)
-        return [scores[best[places[key]]] for key in keys]
+        outputs = self._score([reading.row for reading in readings], run, progress)
+        winners = [_best_readings(readings, scores) for scores in outputs]
+        return [[s[best[places[key]]] for key in keys] for s, best in zip(outputs, winners, strict=True)]
 
     def info(self) -> Info:
         """What this reranker runs on, and why."""
@@ -263,9 +284,8 @@ class Reranker:
             readings += [Reading(index, span, part) for span, part in zip(spans, found, strict=True)]
         return readings
 
-    def _score(self, rows: Sequence[Row], run: Run, progress: Progress | None) -> list[float]:
-        if not rows:
-            return []
+    def _score(self, rows: Sequence[Row], run: Run, progress: Progress | None) -> list[list[float]]:
+        """For each output of the model the logits of the rows."""
         done = 0
 
         def count(more: int) -> None:
@@ -274,8 +294,8 @@ class Reranker:
             if progress is not None:
                 progress(done, len(rows))
 
-        scores: list[float] = self._engine.run(rows, run, count)[:, 0].tolist()
-        return scores
+        outputs: list[list[float]] = self._engine.run(rows, run, count).T.tolist()
+        return outputs
 
     def _hit(self, index: int, rank: int, document: Document, reading: Reading, score: float, explain: bool) -> Hit:
         row = reading.row

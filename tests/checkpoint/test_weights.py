@@ -16,6 +16,7 @@ from secondpass.errors import CheckpointError
 from secondpass.models.cross_encoder import CrossEncoder
 
 CONFIG = {
+    "num_labels": 1,
     "model_type": "bert",
     "vocab_size": 20,
     "max_position_embeddings": 12,

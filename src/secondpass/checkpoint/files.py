@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from secondpass.errors import CheckpointError, MissingExtra
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "minilm"
 INDEX = ".index.json"
+ADAPTER = "adapter_config.json"
 # First come, first taken, in the order of transformers: a whole file before shards, safetensors before pickles.
 WEIGHTS = (
     "model.safetensors",
@@ -48,12 +49,16 @@ _REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A folder whose files are all here. revision is the commit that a hub name resolved to."""
+    """A folder whose files are all here. revision is the commit that a hub name resolved to.
+
+    Of an adapter, `folder` and `config` are its base's, and `adapter` is the folder of what changes the base.
+    """
 
     name: str
     folder: Path
     revision: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Path | None = None
 
     def weight_files(self) -> list[Path]:
         """The files that hold the weights: safetensors, sharded by an index or not, else .bin files."""
@@ -116,6 +121,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def settings_of(names: Collection[str], *, where: str) -> list[str]:
     """Of a repository's file names, those that say what the model is. `where` begins the message of an error."""
+    if ADAPTER in names and "config.json" not in names:
+        return [name for name in (ADAPTER, "adapter_model.safetensors") if name in names]
     if "config.json" not in names:
         raise CheckpointError(f"{where}: no config.json; not a model repository in Hugging Face layout")
     vocabulary = [name for name in ("tokenizer.json", "vocab.txt") if name in names]
@@ -177,10 +184,26 @@ def open_checkpoint(
     if str(model) != "default" and not (str(model) and folder.is_dir()):  # Path("") would be the current folder
         name, wanted = _hub_name(model, revision)
         folder, commit = hub.fetch(name, wanted, local_files_only=local_files_only, graph=graph)
-        return Checkpoint(name=name, folder=folder, revision=commit, config=read_json(folder / "config.json"))
+        return _opened(name, folder, commit, local_files_only=local_files_only)
     if revision is not None:
         raise ValueError(f"revision={revision!r}: {model} is not a model of a hub and has no revisions")
-    return Checkpoint(name=str(model), folder=folder, config=read_json(folder / "config.json"))
+    return _opened(str(model), folder, None, local_files_only=local_files_only)
+
+
+def _opened(name: str, folder: Path, revision: str | None, *, local_files_only: bool) -> Checkpoint:
+    """A model, or an adapter with the base that it names."""
+    if not (folder / ADAPTER).is_file() or any((folder / weights).is_file() for weights in WEIGHTS):
+        return Checkpoint(name=name, folder=folder, revision=revision, config=read_json(folder / "config.json"))
+    settings = read_json(folder / ADAPTER)
+    base, pinned = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{folder}: {ADAPTER} names no base_model_name_or_path")
+    if revision is not None and not _HUB_NAME.fullmatch(base):
+        raise CheckpointError(f"{name}: {ADAPTER} names a base outside of the hub: {base}")
+    whole = open_checkpoint(base, revision=pinned, local_files_only=local_files_only)
+    if whole.adapter is not None:
+        raise CheckpointError(f"{folder}: the base {base} is an adapter too; merge that one first")
+    return replace(whole, name=name, revision=revision, adapter=folder)
 
 
 def _hub_name(model: str | Path, revision: str | None) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,10 @@ MAX_NAMES_SHOWN = 8
 FULL_PRECISION = re.compile(r"head\..*|.*norm\.(weight|bias)")
 Renames = Sequence[tuple[str, str]]
 Shape = tuple[int, ...]
+# Our name of a tensor -> the renamed tensor that it is a part of, and which rows: a head that reads two words of
+# 250,000 need not keep the others.
+Rows = Mapping[str, tuple[str, Sequence[int]]]
+Change = Callable[[Iterable[tuple[str, "Tensor"]]], Iterator[tuple[str, "Tensor"]]]
 
 
 def rename(name: str, renames: Renames) -> str:
@@ -37,21 +41,39 @@ def load_weights(
     renames: Renames,
     ignored: Sequence[str] = (),
     dtype: torch.dtype | None = None,
+    rows: Rows | None = None,
+    change: Change | None = None,
 ) -> None:
     """Fill `module`, built on the meta device, with the tensors of `files`.
 
-    A target that ends in "@i" is the i-th block of rows of a joined matrix. Tensors are mapped from disk and only
-    copied where they are joined or cast. Raises CheckpointError that names every missing, unexpected, repeated or
-    wrongly shaped tensor, and every one that holds NaN or infinity.
+    A target that ends in "@i" is the i-th block of rows of a joined matrix; `rows` says which targets are some
+    rows of another tensor; `change` is what an adapter makes of the tensors that were read. Tensors are mapped from
+    disk and only copied where they are joined or cast. Raises CheckpointError that names every missing, unexpected,
+    repeated or wrongly shaped tensor, and every one that holds NaN or infinity.
     """
+    tensors = read_tensors(files) if change is None else change(read_tensors(files))
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    found, problems = _joined(_renamed(tensors, renames, ignored, rows or {}, set(expected)), expected, renames, dtype)
+    problems += _list_problem("NaN or infinite values in", _not_finite(found))
+    if problems:
+        where = files[0].parent if files else "the checkpoint"
+        raise CheckpointError(f"{where}: " + "; ".join(problems))
+    module.load_state_dict(found, assign=True)
+    module.requires_grad_(False)
+
+
+def _joined(
+    tensors: Iterable[tuple[str, str, Tensor]],
+    expected: Mapping[str, Shape],
+    renames: Renames,
+    dtype: torch.dtype | None,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Our tensors, cast and joined, and what is wrong with them in words; none where anything is."""
     parts: dict[str, dict[int, Tensor]] = {}
     unexpected: list[str] = []
     repeated: list[str] = []
-    for name, tensor in read_tensors(files):
-        if any(re.fullmatch(pattern, name) for pattern in ignored):
-            continue
-        target, _, block = rename(name, renames).partition("@")
+    for name, renamed, tensor in tensors:
+        target, _, block = renamed.partition("@")
         if target not in expected or not hasattr(tensor, "shape"):
             unexpected.append(name)
         elif int(block or 0) in parts.setdefault(target, {}):
@@ -62,13 +84,26 @@ def load_weights(
     problems += _list_problem("unexpected", sorted(unexpected))
     problems += _list_problem("in more than one file:", sorted(repeated))
     problems += _shape_problems(expected, parts)
-    found = {} if problems else {target: _join(blocks) for target, blocks in parts.items()}
-    problems += _list_problem("NaN or infinite values in", _not_finite(found))
-    if problems:
-        where = files[0].parent if files else "the checkpoint"
-        raise CheckpointError(f"{where}: " + "; ".join(problems))
-    module.load_state_dict(found, assign=True)
-    module.requires_grad_(False)
+    return {} if problems else {target: _join(blocks) for target, blocks in parts.items()}, problems
+
+
+def _renamed(
+    tensors: Iterable[tuple[str, Tensor]],
+    renames: Renames,
+    ignored: Sequence[str],
+    rows: Rows,
+    expected: Collection[str],
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Every tensor that is not ignored: its name, ours, and itself; one that has been taken from may be unwanted."""
+    for name, tensor in tensors:
+        if any(re.fullmatch(pattern, name) for pattern in ignored):
+            continue
+        target = rename(name, renames)
+        takers = [taker for taker, (source, _) in rows.items() if source == target]
+        for taker in takers:
+            yield name, taker, tensor[list(rows[taker][1])]
+        if target in expected or not takers:
+            yield name, target, tensor
 
 
 def read_tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
@@ -125,6 +160,8 @@ def _missing(expected: Mapping[str, Shape], parts: Mapping[str, Mapping[int, Ten
     """Targets without a tensor, and blocks that a joined matrix lacks."""
     names = [name for name in expected if name not in parts]
     for target, blocks in parts.items():
+        if tuple(blocks.get(0, next(iter(blocks.values()))).shape) == expected[target]:
+            continue  # saved joined, where another version of the same family saves the parts
         lacking = set(range(_num_blocks(target, renames))) - set(blocks)
         names += [f"{target} (part {block})" for block in lacking]
     return sorted(names)

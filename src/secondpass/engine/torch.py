@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from secondpass.checkpoint.adapter import open_adapter
 from secondpass.checkpoint.files import Checkpoint
 from secondpass.checkpoint.weights import load_weights
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.engine.engine import Progress
 from secondpass.engine.fused import fuse_linears
+from secondpass.engine.sharing import Portion, share
 from secondpass.errors import EngineError
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import pack, plan
+from secondpass.text.recipes import recipe_for
+from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Row, Run
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]  # of one block
 
 # Tokens in one micro-batch. On a CPU more than a few thousand gain nothing and leave the cache.
 TOKEN_BUDGETS = {"cpu": 4096, "cuda": 65536, "mps": 16384}
@@ -35,31 +42,26 @@ class TorchEngine:
         self._dtype, self.reason = pick_dtype(dtype, self._device)
         self.device, self.dtype = str(self._device), str(self._dtype).removeprefix("torch.")
         self.token_budget = token_budget or TOKEN_BUDGETS[self._device.type]
-        with torch.device("meta"):
-            self.model = CrossEncoder(checkpoint.config)
-        load_weights(
-            self.model,
-            checkpoint.weight_files(),
-            renames=self.model.renames,
-            ignored=self.model.ignored,
-            dtype=self._dtype,
-        )
-        self.model.to(self._device).eval()
+        self.model = _load(checkpoint, self._dtype).to(self._device).eval()
         self.max_length: int = self.model.backbone.config.max_length
         if self._device.type == "cpu":
             self.reason += ", " + fuse_linears(self.model)
+        self.shares = True  # compute what the rows of a query have in common once; off for comparison
         self._lock = threading.Lock()  # one forward at a time: each uses all cores already
 
     def run(self, rows: Sequence[Row], run: Run, progress: Progress | None = None) -> NDArray[np.float32]:
-        scores = np.empty((len(rows), 1), np.float32)
+        run = self.model.resolved(run)
+        scores = np.empty((len(rows), len(run.cutoff_layers or (0,))), np.float32)
         pending: list[tuple[list[int], torch.Tensor]] = []
         with self._lock, torch.inference_mode():
-            for batch in plan([len(row) for row in rows], token_budget=self.token_budget):
-                pending.append((batch, self._forward([rows[index] for index in batch])))
-                if progress is not None:
-                    progress(len(batch))
-            for batch, values in pending:
-                scores[batch, 0] = values.cpu().numpy()
+            for portion in self._portions(rows):
+                kept = self._kept(portion.shared, run)
+                for batch in plan([len(row) for row in portion.rows], token_budget=self.token_budget):
+                    pending.append(([portion.places[i] for i in batch], self._forward(portion, batch, run, kept)))
+                    if progress is not None:
+                        progress(len(batch))
+            for places, values in pending:
+                scores[places] = values.cpu().numpy()
         if not np.isfinite(scores).all():
             raise EngineError(
                 f"{int((~np.isfinite(scores)).sum())} of {len(rows)} scores are not finite in {self.dtype}; "
@@ -67,11 +69,53 @@ class TorchEngine:
             )
         return scores
 
-    def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
-        try:
-            values: torch.Tensor = self.model(pack(rows).to(self._device))
-        except torch.OutOfMemoryError as error:
-            raise EngineError(
-                f"out of memory with {sum(map(len, rows))} tokens at once; lower token_budget or max_length"
-            ) from error
+    def _portions(self, rows: Sequence[Row]) -> list[Portion]:
+        if self.shares and self.model.is_causal:
+            return share(rows)
+        return [Portion(places=list(range(len(rows))), rows=list(rows))]
+
+    def _kept(self, shared: Sequence[Row], run: Run) -> list[KeysValues]:
+        """Keys and values of what the rows of a portion share, up to the highest layer that is run."""
+        if not shared:
+            return []
+        top = run.cutoff_layers[-1] if run.cutoff_layers else None
+        with _memory_checked(sum(map(len, shared))):
+            kept: list[KeysValues] = self.model.backbone.kept_states(pack(shared).to(self._device), top)
+        return kept
+
+    def _forward(
+        self, portion: Portion, batch: Sequence[int], run: Run, kept: Sequence[KeysValues]
+    ) -> torch.Tensor:
+        rows = [portion.rows[i] for i in batch]
+        spans = [portion.spans[i] for i in batch] if portion.spans else None
+        packed = pack(rows, spans, num_kept=sum(map(len, portion.shared)))
+        with _memory_checked(sum(map(len, rows))):
+            values: torch.Tensor = self.model(packed.to(self._device), run, kept)
         return values
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> CrossEncoder:
+    recipe = recipe_for(checkpoint.config, checkpoint.name)
+    answer_ids = recipe.answer_ids(Tokenizer.from_folder(checkpoint.folder)) if recipe.answers else []
+    with torch.device("meta"):
+        model = CrossEncoder(checkpoint.config, recipe, answer_ids=answer_ids)
+    load_weights(
+        model,
+        checkpoint.weight_files(),
+        renames=model.renames,
+        ignored=model.ignored,
+        dtype=dtype,
+        rows=model.rows,
+        change=None if checkpoint.adapter is None else open_adapter(checkpoint.adapter).applied,
+    )
+    return model
+
+
+@contextmanager
+def _memory_checked(num_tokens: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EngineError(
+            f"out of memory with {num_tokens} tokens at once; lower token_budget or max_length"
+        ) from error

@@ -16,6 +16,18 @@ BACKBONES: dict[str, tuple[str, str, str]] = {
     "bert": ("bert", "BertConfig", "Bert"),
     "roberta": ("bert", "BertConfig", "Bert"),
     "xlm-roberta": ("bert", "BertConfig", "Bert"),
+    "modernbert": ("modernbert", "ModernBertConfig", "ModernBert"),
+    "new": ("gte", "GteConfig", "Gte"),
+    "gte": ("gte", "GteConfig", "Gte"),
+    "deberta-v2": ("deberta", "DebertaConfig", "Deberta"),
+    "nomic_bert": ("nomic", "NomicConfig", "Nomic"),
+    "gemma": ("decoder", "DecoderConfig", "Decoder"),
+    "gemma2": ("decoder", "DecoderConfig", "Decoder"),
+    "cost_wise_gemma": ("decoder", "DecoderConfig", "Decoder"),
+    "minicpm": ("decoder", "DecoderConfig", "Decoder"),
+    "qwen2": ("decoder", "DecoderConfig", "Decoder"),
+    "qwen3": ("decoder", "DecoderConfig", "Decoder"),
+    "llama": ("decoder", "DecoderConfig", "Decoder"),
 }
 
 

@@ -5,6 +5,7 @@ A head works on one vector per row, so it costs nothing to compute it in float32
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ class ClassifierConfig:
     pooling: Keep = "first"  # "all": the mean over the row
     has_bias: bool = True
     norm_epsilon: float | None = None
+    norm_has_bias: bool = False
 
 
 class Classifier(nn.Module):
@@ -33,8 +35,8 @@ class Classifier(nn.Module):
         self.config = config
         self.reads: Keep = config.pooling
         self.dense = Linear(config.width, config.width, has_bias=config.has_bias)
-        epsilon = config.norm_epsilon
-        self.norm = None if epsilon is None else LayerNorm(config.width, epsilon=epsilon, has_bias=False)
+        epsilon, has_bias = config.norm_epsilon, config.norm_has_bias
+        self.norm = None if epsilon is None else LayerNorm(config.width, epsilon=epsilon, has_bias=has_bias)
         self.out = Linear(config.width, 1)
 
     def forward(self, states: Tensor, batch: Packed) -> Tensor:
@@ -43,6 +45,50 @@ class Classifier(nn.Module):
         x = x if self.norm is None else self.norm(x)
         scores: Tensor = self.out(x)
         return scores.squeeze(-1)
+
+
+class TokenLogit(nn.Module):
+    """Scores (N, 1): the logit of one word after the row's last token, less that of a second where there are two.
+
+    Only these words' rows of the output matrix are kept.
+    """
+
+    reads: Keep = "last"
+
+    def __init__(self, width: int, num_words: int, *, softcap: float | None = None) -> None:
+        super().__init__()
+        self.softcap = softcap
+        self.out = Linear(width, num_words, has_bias=False)
+
+    def forward(self, states: Tensor, batch: Packed) -> Tensor:
+        logits = soft_capped(self.out(states.float()), self.softcap)
+        return logits[:, :1] - logits[:, 1:].sum(1, keepdim=True)
+
+
+class LayerHeads(nn.Module):
+    """Scores (N, outputs) of the states (N, outputs, C) at some of `layers`, each of which has a head of its own.
+
+    by_place: output j is read by head j, whatever its layer. bge-reranker-v2.5-gemma2-lightweight's reference code
+    does so, and its published scores come from it: cutoff_layers=[28] is read by the head of layer 8.
+    """
+
+    reads: Keep = "last"
+
+    def __init__(self, width: int, layers: Sequence[int], *, by_place: bool, softcap: float | None = None) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        self.by_place = by_place
+        self.softcap = softcap
+        self.out = Linear(width, len(layers), has_bias=False)
+
+    def forward(self, states: Tensor, cutoffs: Sequence[int]) -> Tensor:
+        heads = range(len(cutoffs)) if self.by_place else [self.layers.index(layer) for layer in cutoffs]
+        logits = self.out(states.float())  # (N, outputs, heads), of which one each is wanted
+        return soft_capped(torch.stack([logits[:, j, head] for j, head in enumerate(heads)], dim=1), self.softcap)
+
+
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def mean_by_row(states: Tensor, batch: Packed) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secondpass.errors import UnknownModel
+
 
 def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
@@ -35,6 +37,13 @@ HF_ACTIVATIONS = {
     "swish": "silu",
     "tanh": "tanh",
 }
+
+
+def activation_of(name: str) -> str:
+    """Our name of an activation that config.json names. Raises UnknownModel where there is none."""
+    if name not in HF_ACTIVATIONS:
+        raise UnknownModel(f"config.json: no activation {name!r}; there are {', '.join(HF_ACTIVATIONS)}")
+    return HF_ACTIVATIONS[name]
 
 
 class LinearKernel(Protocol):
@@ -77,6 +86,23 @@ class LayerNorm(nn.Module):
         if x.dtype == self.weight.dtype or x.device.type == "cpu":  # the CPU kernel takes mixed precision
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
         return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.epsilon).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (offset + weight) (Zhang and Sennrich 2019), in float32 in every precision.
+
+    Gemma's weights are kept less one: offset is 1 there.
+    """
+
+    def __init__(self, width: int, *, epsilon: float, offset: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.epsilon = epsilon
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight + self.offset if self.offset else self.weight
+        return F.rms_norm(x.float(), weight.shape, weight, self.epsilon).to(x.dtype)
 
 
 class Embedding(nn.Module):

@@ -1,0 +1,123 @@
+"""LoRA adapters: a folder in PEFT's layout, merged into the weights of its base while these are read.
+
+Hu et al. 2021; the scale of rsLoRA is Kalajdzievski 2023's. A merged model costs what its base costs.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secondpass.checkpoint.files import ADAPTER, Checkpoint, read_json
+from secondpass.checkpoint.weights import read_tensors
+from secondpass.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_PREFIX = "base_model.model."
+# lora_A and lora_B of a linear layer or an embedding; PEFT may put the adapter's name before "weight".
+_LOW_RANK = re.compile(r"(.*)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?")
+# Options of adapter_config.json that change the arithmetic in a way that is not known here.
+UNKNOWN = ("use_dora", "fan_in_fan_out", "lora_bias", "trainable_token_indices", "layer_replication")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """Changes of a base's tensors, by the base's names: low-rank ones, and whole tensors that replace or join it."""
+
+    folder: Path
+    low_rank: Mapping[str, Mapping[str, Tensor]]  # name -> A (r, in) and B (out, r), or A (r, V) and B (C, r)
+    whole: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+
+    def applied(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Every (name, tensor) of the base with the adapter in it; a changed one is float32.
+
+        Raises CheckpointError where the base lacks what the adapter changes.
+        """
+        seen: set[str] = set()
+        for name, tensor in tensors:
+            seen.add(name)
+            # PEFT saves an embedding whole, as it was before, beside its low-rank change
+            tensor = self.whole.get(name, tensor)
+            yield name, self._merged(name, tensor) if name in self.low_rank else tensor
+        if lacking := sorted(set(self.low_rank) - seen):
+            raise CheckpointError(f"{self.folder}: changes {', '.join(lacking[:8])}, which the base does not have")
+        yield from ((name, tensor) for name, tensor in self.whole.items() if name not in seen)
+
+    def _merged(self, name: str, tensor: Tensor) -> Tensor:
+        parts = self.low_rank[name]
+        if set(parts) not in ({"A", "B"}, {"embedding_A", "embedding_B"}):
+            raise CheckpointError(f"{self.folder}: {name} has only {' and '.join(sorted(parts))} of its two factors")
+        a, b = (parts[key].float() for key in sorted(parts))
+        delta = b @ a if "A" in parts else (b @ a).T
+        if delta.shape != tensor.shape:
+            shapes = f"as {tuple(delta.shape)}, it is {tuple(tensor.shape)}"
+            raise CheckpointError(f"{self.folder}: changes {name} {shapes}")
+        return tensor.float() + delta * self._scale(name.removesuffix(".weight"), a.shape[0])
+
+    def _scale(self, module: str, rank: int) -> float:
+        patterns: Mapping[str, float] = self.settings.get("alpha_pattern") or {}
+        own = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+        alpha = float(next(own, self.settings.get("lora_alpha", 8)))
+        return alpha / (rank**0.5 if self.settings.get("use_rslora") else rank)
+
+
+def open_adapter(folder: Path) -> Adapter:
+    """Raises CheckpointError for another kind of adapter than LoRA, or one with options that are not known."""
+    settings = read_json(folder / ADAPTER)
+    if settings.get("peft_type") != "LORA":
+        raise CheckpointError(f"{folder}: peft_type is {settings.get('peft_type')!r}; only 'LORA' can be merged")
+    if strange := [name for name in UNKNOWN if settings.get(name)]:
+        raise CheckpointError(f"{folder}: {', '.join(strange)} cannot be merged; merge with PEFT and save the model")
+    files = [folder / name for name in WEIGHTS if (folder / name).is_file()][:1]
+    if not files:
+        raise CheckpointError(f"{folder}: no adapter_model.safetensors")
+    low_rank: dict[str, dict[str, Tensor]] = {}
+    whole: dict[str, Tensor] = {}
+    for name, tensor in read_tensors(files):
+        name = name.removeprefix(_PREFIX).replace(".modules_to_save.default", "").replace(".base_layer", "")
+        if match := _LOW_RANK.fullmatch(name):
+            low_rank.setdefault(f"{match[1]}.weight", {})[(match[2] or "") + match[3]] = tensor
+        else:
+            whole[name] = tensor
+    return Adapter(folder=folder, low_rank=low_rank, whole=whole, settings=settings)
+
+
+def save_merged(checkpoint: Checkpoint, folder: Path) -> Path:
+    """Write an adapter's checkpoint as a whole model in Hugging Face layout, in the base's precision.
+
+    Returns the folder, which appears whole or not at all. Raises FileExistsError where it is not empty and
+    ValueError for a checkpoint without an adapter.
+    """
+    if checkpoint.adapter is None:
+        raise ValueError(f"{checkpoint.name} has no adapter to merge")
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; give a new folder")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for file in checkpoint.folder.glob("*.json"):
+        if not file.name.endswith(".index.json"):
+            shutil.copyfile(file, partial / file.name)
+    _write_weights(checkpoint, open_adapter(checkpoint.adapter), partial / "model.safetensors")
+    if folder.exists():
+        folder.rmdir()
+    return partial.rename(folder)
+
+
+def _write_weights(checkpoint: Checkpoint, adapter: Adapter, file: Path) -> None:
+    from safetensors.torch import save_file
+
+    precision = {name: tensor.dtype for name, tensor in read_tensors(checkpoint.weight_files())}
+    merged = {
+        name: tensor.to(precision.get(name, tensor.dtype)).contiguous()
+        for name, tensor in adapter.applied(read_tensors(checkpoint.weight_files()))
+    }
+    save_file(merged, file, metadata={"format": "pt"})

@@ -1,0 +1,131 @@
+"""Vectors on torch: packed batches of single texts, CPU and GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from secondpass.checkpoint.files import Checkpoint
+from secondpass.checkpoint.weights import FULL_PRECISION, load_weights
+from secondpass.engine.device import pick_device, pick_dtype
+from secondpass.engine.encoder import Heads, Vectors
+from secondpass.engine.fused import fuse_linears
+from secondpass.engine.torch import TOKEN_BUDGETS
+from secondpass.errors import EngineError
+from secondpass.models.layers import Linear
+from secondpass.models.pooling import TextEncoder
+from secondpass.packed import pack, plan
+from secondpass.types import Row
+
+# Outputs of one vector per token; the others have one per row.
+_BY_TOKEN = ("tokens", "weights")
+
+
+class TorchEncoder:
+    """A text encoder on torch."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        heads: Heads,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        token_budget: int | None = None,
+    ) -> None:
+        self._device = pick_device(device)
+        self._dtype, self.reason = pick_dtype(dtype, self._device)
+        self.device, self.dtype = str(self._device), str(self._dtype).removeprefix("torch.")
+        self.token_budget = token_budget or TOKEN_BUDGETS[self._device.type]
+        self.model = _load(checkpoint, heads, self._dtype).to(self._device).eval()
+        config = self.model.backbone.config
+        self.max_length: int = config.max_length
+        self.width: int = config.width
+        self.fingerprint = _fingerprint(self.model)
+        if self._device.type == "cpu":
+            self.reason += ", " + fuse_linears(self.model)
+        self._lock = threading.Lock()  # one forward at a time: each uses all cores already
+
+    def run(
+        self, rows: Sequence[Row], outputs: Collection[str], visible: Sequence[int] | None = None
+    ) -> dict[str, Vectors]:
+        starts = np.array([0, *accumulate(len(row) for row in rows)])
+        found: dict[str, Vectors] = {}
+        with self._lock, torch.inference_mode():
+            for batch in plan([len(row) for row in rows], token_budget=self.token_budget):
+                if visible is not None:
+                    batch.sort(key=visible.__getitem__)  # rows that are alike are attended to together
+                seen = None if visible is None else tuple(visible[index] for index in batch)
+                values = self._forward([rows[index] for index in batch], outputs, seen)
+                _put(found, values, batch, starts)
+        self._check_finite(found)
+        return found
+
+    def _forward(
+        self, rows: Sequence[Row], outputs: Collection[str], visible: tuple[int, ...] | None
+    ) -> dict[str, Tensor]:
+        try:
+            batch = replace(pack(rows), visible=visible).to(self._device)
+            values: dict[str, Tensor] = self.model(batch, outputs)
+        except torch.OutOfMemoryError as error:
+            raise EngineError(
+                f"out of memory with {sum(map(len, rows))} tokens at once; lower token_budget or max_length"
+            ) from error
+        return values
+
+    def _check_finite(self, found: dict[str, Vectors]) -> None:
+        for name, values in found.items():
+            bad = int((~np.isfinite(values)).any(axis=1).sum())
+            if bad:
+                raise EngineError(
+                    f"{bad} of {len(values)} vectors ({name}) are not finite in {self.dtype}; "
+                    "load the model with dtype='float32'"
+                )
+
+
+def _put(found: dict[str, Vectors], values: dict[str, Tensor], batch: list[int], starts: NDArray[np.int64]) -> None:
+    """Copy the vectors of a batch to the places of its rows, or of their tokens, in the whole."""
+    tokens = np.concatenate([np.arange(starts[index], starts[index + 1]) for index in batch])
+    for name, part in values.items():
+        places, size = (tokens, int(starts[-1])) if name in _BY_TOKEN else (batch, len(starts) - 1)
+        if name not in found:
+            found[name] = np.empty((size, part.shape[1]), np.float32)
+        found[name][places] = part.cpu().numpy()
+
+
+def _load(checkpoint: Checkpoint, heads: Heads, dtype: torch.dtype) -> TextEncoder:
+    with torch.device("meta"):
+        model = TextEncoder(checkpoint.config, pooling=heads.pooling, token_width=heads.token_width)
+    load_weights(model, checkpoint.weight_files(), renames=model.renames, ignored=model.ignored, dtype=dtype)
+    width = model.backbone.config.width
+    for name, file in (heads.files or {}).items():
+        model.head[name] = _load_linear(file, width, width if name == "tokens" else 1)
+    return model
+
+
+def _load_linear(file: Path, num_in: int, num_out: int) -> Linear:
+    with torch.device("meta"):
+        linear = Linear(num_in, num_out)
+    load_weights(linear, [file], renames=(), dtype=torch.float32)
+    return linear
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """sha256 over the norms and heads: little to read, changed by any training, float32 in every precision."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if FULL_PRECISION.fullmatch(name):
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()

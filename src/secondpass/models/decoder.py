@@ -1,0 +1,164 @@
+"""Decoders: Gemma, Gemma 2, MiniCPM, Qwen 2, Qwen 3, Llama. What differs between them is in families.py.
+
+Rows are causal, so the tokens that rows share at their beginning can be computed once (`kept_states`), and the
+computation can end at a layer that has a head of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from secondpass.models.attention import attend_kept, attention, window_bias
+from secondpass.models.compress import compress
+from secondpass.models.families import DecoderConfig
+from secondpass.models.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
+from secondpass.models.rotary import inverse_frequencies, rotary_table, rotate
+from secondpass.packed import Keep, Packed
+from secondpass.types import Run
+
+__all__ = ["IGNORED", "RENAMES", "Decoder", "DecoderConfig"]
+
+_LAYER = r"model\.layers\.(\d+)\."
+# Hugging Face name -> ours; "@i" is the i-th block of rows of a joined matrix.
+RENAMES = (
+    (r"model\.embed_tokens\.(.*)", r"backbone.word.\1"),
+    (r"model\.norm\.(.*)", r"backbone.norm.\1"),
+    (_LAYER + r"self_attn\.q_proj\.(.*)", r"backbone.layers.\1.qkv.\2@0"),
+    (_LAYER + r"self_attn\.k_proj\.(.*)", r"backbone.layers.\1.qkv.\2@1"),
+    (_LAYER + r"self_attn\.v_proj\.(.*)", r"backbone.layers.\1.qkv.\2@2"),
+    (_LAYER + r"self_attn\.o_proj\.(.*)", r"backbone.layers.\1.out.\2"),
+    (_LAYER + r"self_attn\.([qk]_norm)\.(.*)", r"backbone.layers.\1.\2.\3"),
+    (_LAYER + r"mlp\.gate_proj\.(.*)", r"backbone.layers.\1.up.\2@0"),
+    (_LAYER + r"mlp\.up_proj\.(.*)", r"backbone.layers.\1.up.\2@1"),
+    (_LAYER + r"mlp\.down_proj\.(.*)", r"backbone.layers.\1.down.\2"),
+    (_LAYER + r"input_layernorm\.(.*)", r"backbone.layers.\1.attention_norm.\2"),
+    (_LAYER + r"pre_feedforward_layernorm\.(.*)", r"backbone.layers.\1.mlp_norm.\2"),
+    (_LAYER + r"post_feedforward_layernorm\.(.*)", r"backbone.layers.\1.mlp_out_norm.\2"),
+    # before the MLP where there are two norms, after the attention where there are four
+    (_LAYER + r"post_attention_layernorm\.(.*)", r"backbone.layers.\1.middle_norm.\2"),
+    (r"lm_head\.(\d+)\.linear_head\.weight", r"head.out.weight@\1"),
+    (r"score\.weight", r"head.out.weight"),
+)
+IGNORED = (r".*rotary_emb\.inv_freq",)
+
+Table = tuple[Tensor, Tensor]  # rotary cosines and sines
+KeysValues = tuple[Tensor, Tensor]  # (T, K, D) each
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block; with norms after both parts too where the family has four."""
+
+    def __init__(self, config: DecoderConfig, *, window: int | None) -> None:
+        super().__init__()
+        self.config, self.window = config, window
+        self.widths = [n * config.head_width for n in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+        self.qkv = Linear(config.width, sum(self.widths), has_bias=config.has_qkv_bias)
+        self.out = Linear(self.widths[0], config.width, has_bias=config.has_out_bias)
+        self.up = Linear(config.width, 2 * config.mlp_width, has_bias=False)
+        self.down = Linear(config.mlp_width, config.width, has_bias=False)
+        self.activation = ACTIVATIONS[config.activation]
+        self.q_norm = _norm(config, config.head_width) if config.has_head_norms else None
+        self.k_norm = _norm(config, config.head_width) if config.has_head_norms else None
+        self.attention_norm = _norm(config, config.width)
+        self.middle_norm = _norm(config, config.width)
+        self.mlp_norm = _norm(config, config.width) if config.has_four_norms else None
+        self.mlp_out_norm = _norm(config, config.width) if config.has_four_norms else None
+
+    def project(self, x: Tensor, table: Table) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (T, H, D), keys and values (T, K, D), with their positions."""
+        parts = self.qkv(self.attention_norm(x)).split(self.widths, dim=-1)
+        q, k, v = (part.unflatten(-1, (-1, self.config.head_width)) for part in parts)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, *table), rotate(k, *table), v
+
+    def forward(self, x: Tensor, q: Tensor, keys: KeysValues, batch: Packed, keep: Tensor | None) -> Tensor:
+        """The states after the block: (T, C), or (N, C) of the tokens at `keep`, each the last of its row."""
+        scale, softcap = self.config.attention_scale, self.config.attention_softcap
+        # Attention counts the distance, the families the keys.
+        window = None if self.window is None else self.window - 1
+        if keep is None:
+            mixed = attention(q, *keys, batch, scale=scale, is_causal=True, window=window, softcap=softcap)
+        else:
+            bias = window_bias(batch, keep, window)
+            mixed, x = attend_kept(q[keep], *keys, batch, scale=scale, softcap=softcap, bias=bias), x[keep]
+        after, before = (self.middle_norm, self.mlp_norm) if self.mlp_norm is not None else (None, self.middle_norm)
+        x = self._add(x, self.out, mixed.flatten(1), after)
+        gate, up = self.up(before(x)).chunk(2, dim=-1)
+        return self._add(x, self.down, self.activation(gate) * up, self.mlp_out_norm)
+
+    def _add(self, x: Tensor, linear: Linear, inner: Tensor, norm: RMSNorm | None) -> Tensor:
+        if norm is None and self.config.residual_scale == 1.0:
+            y: Tensor = linear(inner, residual=x)
+            return y
+        y = linear(inner) if norm is None else norm(linear(inner))
+        return x + y * self.config.residual_scale
+
+
+def _norm(config: DecoderConfig, width: int) -> RMSNorm:
+    return RMSNorm(width, epsilon=config.epsilon, offset=config.norm_offset)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.word = Embedding(config.num_words, config.width)
+        # Every second block of Gemma 2 sees a window only, the first among them.
+        windows = [config.window if index % 2 == 0 else None for index in range(config.num_layers)]
+        self.layers = nn.ModuleList(Block(config, window=window) for window in windows)
+        self.norm = _norm(config, config.width)
+
+    def forward(
+        self, batch: Packed, keep: Keep = "all", run: Run | None = None, kept: Sequence[KeysValues] = ()
+    ) -> Tensor:
+        """Hidden states (T, C), or of each row's last token (N, C), or (N, outputs, C) where run has cutoff layers.
+
+        kept are the keys and values of the tokens that `batch.shared` names, from `kept_states`.
+        """
+        run = Run() if run is None else run
+        cutoffs = run.cutoff_layers or (self.config.num_layers,)
+        ratio, compressed = run.compress_ratio or 1, run.compress_layers or ()
+        x, table, outputs = self._embed(batch), self._table(batch), []
+        for index, layer in enumerate(self._blocks(cutoffs[-1])):
+            if index in cutoffs:
+                outputs.append(x[batch.last()])
+            if index in compressed and index > 0 and ratio > 1:
+                x, batch = compress(x, batch, ratio)
+                table = self._table(batch)
+            q, k, v = layer.project(x, table)
+            if batch.shared is not None:
+                k, v = (torch.cat(pair)[batch.shared.index] for pair in zip(kept[index], (k, v), strict=True))
+            is_last = keep == "last" and index + 1 == cutoffs[-1]
+            x = layer(x, q, (k, v), batch, batch.last() if is_last else None)
+        if run.cutoff_layers is not None:
+            x = torch.stack([*outputs, x], dim=1)
+        states: Tensor = self.norm(x)
+        return states
+
+    def kept_states(self, batch: Packed, num_layers: int | None = None) -> list[KeysValues]:
+        """Keys and values of all tokens at the first blocks: what rows that begin with these tokens need of them."""
+        x, table, kept = self._embed(batch), self._table(batch), []
+        layers = self._blocks(num_layers)
+        for index, layer in enumerate(layers, start=1):
+            q, k, v = layer.project(x, table)
+            kept.append((k, v))
+            x = x if index == len(layers) else layer(x, q, (k, v), batch, None)
+        return kept
+
+    def _blocks(self, count: int | None) -> list[Block]:
+        return list(cast("Iterable[Block]", self.layers))[:count]
+
+    def _embed(self, batch: Packed) -> Tensor:
+        x: Tensor = self.word(batch.ids)
+        # rounded to the working precision first, as Gemma was trained
+        return x if self.config.embedding_scale == 1.0 else x * x.new_tensor(self.config.embedding_scale)
+
+    def _table(self, batch: Packed) -> Table:
+        frequencies = inverse_frequencies(self.config.head_width, self.config.theta, device=batch.ids.device)
+        frequencies = frequencies if self.config.rotary is None else self.config.rotary(frequencies)
+        return rotary_table(batch.positions, frequencies)
