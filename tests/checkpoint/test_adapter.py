@@ -19,6 +19,7 @@ from secondpass.checkpoint.files import open_checkpoint
 from secondpass.engine.torch import TorchEngine
 from secondpass.errors import CheckpointError
 from secondpass.types import Row, Run
+from tests.checkpoints import tiny_bert
 from tests.models.test_decoder import random_model, save, some_rows, yes_logits
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -114,3 +115,17 @@ def test_a_whole_model_is_no_adapter(tmp_path: Path) -> None:
     base = save(random_model("llama"), tmp_path)
     with pytest.raises(ValueError, match="has no adapter"):
         save_merged(open_checkpoint(base), tmp_path / "merged")
+
+
+def test_an_encoder_takes_an_adapter_too(tmp_path: Path) -> None:
+    base = tiny_bert(tmp_path / "base")
+    key = "base_model.model.bert.encoder.layer.1.attention.self.query.lora_{}.weight"
+    factors = {key.format("A"): torch.ones(2, 16), key.format("B"): torch.ones(16, 2)}
+    adapter = write_adapter(tmp_path / "adapter", str(base), factors)
+    merged = save_merged(open_checkpoint(adapter), tmp_path / "merged")
+    figures = [
+        Reranker(folder, dtype="float32", device="cpu").score("the river", ["a long river", "a bridge"])
+        for folder in (base, adapter, merged)
+    ]
+    assert figures[1] == pytest.approx(figures[2], abs=1e-6)
+    assert figures[1] != pytest.approx(figures[0], abs=1e-3)

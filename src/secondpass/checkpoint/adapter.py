@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondpass.checkpoint.files import ADAPTER, Checkpoint, read_json
-from secondpass.checkpoint.weights import read_tensors
+from secondpass.checkpoint.weights import Change, read_tensors
 from secondpass.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class Adapter:
         own = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
         alpha = float(next(own, self.settings.get("lora_alpha", 8)))
         return alpha / (rank**0.5 if self.settings.get("use_rslora") else rank)
+
+
+def change_of(checkpoint: Checkpoint) -> Change | None:
+    """What `load_weights` does to the tensors of this checkpoint; None where it has no adapter."""
+    return None if checkpoint.adapter is None else open_adapter(checkpoint.adapter).applied
 
 
 def open_adapter(folder: Path) -> Adapter:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.files import Checkpoint
 from secondpass.checkpoint.weights import load_weights
 from secondpass.models.cross_encoder import CrossEncoder
@@ -70,8 +71,15 @@ def _write_graph(checkpoint: Checkpoint, file: Path) -> None:
 
     with torch.device("meta"):
         model = CrossEncoder(checkpoint.config)
+    if model.is_causal:
+        raise ValueError(f"{checkpoint.name}: only encoders can be exported; run a decoder with the torch engine")
     load_weights(
-        model, checkpoint.weight_files(), renames=model.renames, ignored=model.ignored, dtype=torch.float32
+        model,
+        checkpoint.weight_files(),
+        renames=model.renames,
+        ignored=model.ignored,
+        dtype=torch.float32,
+        change=change_of(checkpoint),
     )
     example = {name: torch.ones(2, 7, dtype=torch.int64) for name in INPUTS}
     with torch.inference_mode(), warnings.catch_warnings():

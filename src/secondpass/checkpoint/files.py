@@ -81,6 +81,8 @@ class Checkpoint:
 
     def graph(self) -> Path | None:
         """The exported graph that the openvino engine can run, where the checkpoint carries one."""
+        if self.adapter is not None:
+            return None  # the base's graph does not know of it
         for name in GRAPHS:
             if (self.folder / name).is_file():
                 return self.folder / name

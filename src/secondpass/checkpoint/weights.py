@@ -53,7 +53,8 @@ def load_weights(
     """
     tensors = read_tensors(files) if change is None else change(read_tensors(files))
     expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    found, problems = _joined(_renamed(tensors, renames, ignored, rows or {}, set(expected)), expected, renames, dtype)
+    renamed = _renamed(tensors, renames, ignored, rows or {}, set(expected))
+    found, problems = _joined(renamed, expected, renames, dtype)
     problems += _list_problem("NaN or infinite values in", _not_finite(found))
     if problems:
         where = files[0].parent if files else "the checkpoint"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from secondpass.checkpoint.adapter import open_adapter
+from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.files import Checkpoint
 from secondpass.checkpoint.weights import load_weights
 from secondpass.engine.device import pick_device, pick_dtype
@@ -106,7 +106,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> CrossEncoder:
         ignored=model.ignored,
         dtype=dtype,
         rows=model.rows,
-        change=None if checkpoint.adapter is None else open_adapter(checkpoint.adapter).applied,
+        change=change_of(checkpoint),
     )
     return model
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.files import Checkpoint
 from secondpass.checkpoint.weights import FULL_PRECISION, load_weights
 from secondpass.engine.device import pick_device, pick_dtype
@@ -107,7 +108,14 @@ def _put(found: dict[str, Vectors], values: dict[str, Tensor], batch: list[int],
 def _load(checkpoint: Checkpoint, heads: Heads, dtype: torch.dtype) -> TextEncoder:
     with torch.device("meta"):
         model = TextEncoder(checkpoint.config, pooling=heads.pooling, token_width=heads.token_width)
-    load_weights(model, checkpoint.weight_files(), renames=model.renames, ignored=model.ignored, dtype=dtype)
+    load_weights(
+        model,
+        checkpoint.weight_files(),
+        renames=model.renames,
+        ignored=model.ignored,
+        dtype=dtype,
+        change=change_of(checkpoint),
+    )
     width = model.backbone.config.width
     for name, file in (heads.files or {}).items():
         model.head[name] = _load_linear(file, width, width if name == "tokens" else 1)

@@ -1,0 +1,1 @@
+"""What the commands do: inputs to passages, results to tables. cli.py parses and calls."""

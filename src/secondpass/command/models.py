@@ -1,0 +1,90 @@
+"""`secondpass models` and `secondpass pull`: what is known, what is here, and fetching more."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from secondpass.command import show
+from secondpass.command.errors import WrongUse
+from secondpass.errors import SecondpassError
+from secondpass.text.recipes import KNOWN, Known, recipe_for
+
+if TYPE_CHECKING:
+    from secondpass.checkpoint.hub import CachedModel
+
+
+def models(*, is_json: bool) -> None:
+    """The known checkpoints, then what else is in the cache."""
+    from secondpass.checkpoint.hub import cached
+
+    by_name: dict[str, list[CachedModel]] = {}
+    for model in cached():
+        by_name.setdefault(model.name, []).append(model)
+    known = [(item, by_name.pop(item.name, [])) for item in KNOWN]
+    every = known + [(_unknown(here[0]), here) for here in by_name.values()]
+    if is_json:
+        show.as_json([_as_object(item, here) for item, here in every])
+        return
+    rows = [{name: str(value or "") for name, value in asdict(item).items()} for item, _ in every]
+    for row, (item, here) in zip(rows, every, strict=True):
+        row["cached"] = _cached(item, here)
+    if sys.stdout.isatty():
+        show.models_table(rows)
+    else:
+        show.tab_separated(list(row.values()) for row in rows)
+
+
+def pull(model: str, *, revision: str | None, engine: str) -> None:
+    """Fetch a model and print the commit and the folder."""
+    from secondpass.checkpoint.files import open_checkpoint
+
+    try:
+        checkpoint = open_checkpoint(model, revision=revision, graph=engine == "openvino")
+    except ValueError as error:
+        raise WrongUse(str(error)) from error
+    if sys.stdout.isatty():
+        sys.stdout.write(
+            f"commit  {checkpoint.revision or 'none: it is here already'}\nfolder  {checkpoint.folder}\n"
+        )
+    else:
+        show.tab_separated([[checkpoint.revision or "", checkpoint.folder]])
+
+
+def _unknown(model: CachedModel) -> Known:
+    """A row for a cached model that is not in the list; the family says whether it could rank."""
+    from secondpass.checkpoint.files import read_json
+
+    family, longest = "", 0
+    try:
+        config = read_json(model.folder / "config.json")
+        family = recipe_for(config).family
+        longest = int(config.get("max_position_embeddings") or 0)
+    except SecondpassError:
+        pass  # of another kind, or not whole
+    return Known(
+        name=model.name,
+        family=family,
+        languages="",
+        parameters="",
+        max_length=longest,
+        licence="",
+        use="",
+        loads_as="",
+    )
+
+
+def _cached(item: Known, here: Sequence[CachedModel]) -> str:
+    if item.name == "default":
+        return "embedded"
+    return ", ".join(f"{model.revision[:7]} ({_size(model.size_bytes)})" for model in here)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def _as_object(item: Known, here: Sequence[CachedModel]) -> dict[str, Any]:
+    return {**asdict(item), "cached": [asdict(model) | {"folder": str(model.folder)} for model in here]}

@@ -1,0 +1,268 @@
+"""The real command: exit codes, what it prints where, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from secondpass import __version__, cli
+from tests.checkpoints import tiny_bert
+
+COMMAND = (sys.executable, "-m", "secondpass")
+TEXT = "the river is cold\nthe bridge is old\tand long\nsnow and wind in winter\n"
+
+
+@dataclass(frozen=True)
+class Place:
+    model: Path
+    notes: Path
+    cache: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+        return {**kept, "HF_HUB_CACHE": str(self.cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+    def rank(self, *options: str) -> list[str]:
+        return [*COMMAND, "rank", "which river", "--model", str(self.model), *options]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "notes.txt").write_text(TEXT)
+    return Place(tiny_bert(folder / "model"), folder / "notes.txt", folder / "cache")
+
+
+def run(place: Place, command: Sequence[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=place.environment, timeout=60)
+
+
+def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command line, run in this process."""
+    code = cli.run(arguments, cli.Settings())
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+@pytest.fixture(autouse=True)
+def _streams_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_set_up_streams", lambda: None)  # pytest's own streams are not to be changed
+
+
+def test_help_is_quick_and_imports_nothing_heavy(place: Place) -> None:
+    code = (
+        "import sys, secondpass.cli as c; c.run(['--help'], c.Settings()); sys.stderr.write(repr(list(sys.modules)))"
+    )
+    shown = run(place, [sys.executable, "-c", code])
+    assert "rank" in shown.stdout
+    for name in ("torch", "numpy", "rich", "openvino", "tokenizers", "huggingface_hub"):
+        assert f"'{name}'" not in shown.stderr
+
+
+def test_piped_output_is_tab_separated(place: Place) -> None:
+    shown = run(place, place.rank(str(place.notes), "--explain"))
+    rows = [line.split("\t") for line in shown.stdout.splitlines()]
+    assert shown.returncode == 0
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    scores = [float(row[2]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= float(row[1]) <= 1 for row in rows)
+    assert {row[3] for row in rows} == {f"{place.notes}:{line}" for line in (1, 2, 3)}
+    assert "the bridge is old\\tand long" in {row[4] for row in rows}
+    assert re.search(r"3 rows, \d+ tokens, 0 truncated .* in all; .* on torch, cpu", shown.stderr)
+
+
+def test_json_has_everything(place: Place) -> None:
+    stdin = '{"text": "the river", "id": "é"}\n{"text": "a road", "id": 2}\n'
+    shown = run(place, place.rank("--json", "--explain", "--long", "chunk", "--top", "1"), stdin)
+    result = json.loads(shown.stdout)
+    assert list(result) == ["query", "model", "usage", "results"]
+    assert result["model"]["engine"] == "torch"
+    assert result["usage"]["rows"] == 2
+    (hit,) = result["results"]
+    assert hit["rank"] == 1
+    assert hit["fields"]["id"] == ("é", 2)[hit["index"]]
+    assert hit["source"] == f"stdin:{hit['index'] + 1}"
+    assert hit["span"] == [0, len(hit["text"])]
+    assert hit["parts"]["tokens"] > 0
+
+
+def test_a_terminal_shows_a_table(place: Place) -> None:
+    """On a pseudo-terminal of 80 columns; passages are cut at 8 tokens, which is said."""
+    pty = pytest.importorskip("pty")
+    parent, child = pty.openpty()
+    environment = {**place.environment, "TERM": "xterm", "COLUMNS": "80", "NO_COLOR": "1"}
+    command = place.rank(str(place.notes), "--max-length", "8")
+    process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment)
+    os.close(child)
+    shown = re.sub(r"\x1b\[2?m|\x1b\[0m", "", read_all(parent))
+    assert process.wait(60) == 0
+    assert "Traceback" not in shown
+    assert re.search(r"probability .* passage .* source", shown)
+    assert re.search(r"1  .*[█▏▎▍▌▋▊▉].* 0\.\d{3}  \w+", shown)
+    assert shown.count("…") >= 3 and "notes.txt:1" in shown
+    assert "3 of 3 passages were cut at 8 tokens; --long chunk reads them whole" in shown
+    assert "\x1b[32" not in shown  # NO_COLOR
+
+
+def read_all(descriptor: int) -> str:
+    parts = []
+    while True:
+        try:
+            part = os.read(descriptor, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            part = b""
+        if not part:
+            os.close(descriptor)
+            return b"".join(parts).decode()
+        parts.append(part)
+
+
+def test_a_closed_pipe_ends_quietly(place: Place) -> None:
+    stdin = "".join(f"river {number} {'cold ' * 40}\n" for number in range(2000))
+    command = [*place.rank("--top", "0", "--max-length", "8")]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=place.environment,
+    )
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    process.stdin.write(stdin)
+    process.stdin.close()
+    assert process.stdout.readline().startswith("1\t")
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(60) == 0
+
+
+def test_ctrl_c_leaves_nothing_behind(place: Place, tmp_path: Path) -> None:
+    """Interrupted while it waits for its input, with nothing written to the terminal or the disk."""
+    environment = {**place.environment, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [*COMMAND, "rank", "which river", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    wait_until_asleep(process.pid)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def wait_until_asleep(pid: int) -> None:
+    """Until the process reads its input: it is in a pipe read and burns no time."""
+    state = Path(f"/proc/{pid}/wchan")
+    if not state.exists():
+        pytest.skip("needs /proc")
+    deadline = time.monotonic() + 30
+    while "pipe" not in state.read_text() and time.monotonic() < deadline:
+        select.select([], [], [], 0.02)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert called(capsys, "--version") == (0, f"secondpass {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("rank",), "Missing argument"),
+        (("rnk",), "No such command 'rnk'"),
+        (("rank", "q", "--top", "-1"), "--top"),
+        (("rank", "q", "--long", "cut"), "--long"),
+        (("rank", " ", "--passage", "x"), "the query is empty"),
+        (("rank", "q", "no-such-file.txt"), "no-such-file.txt: there is no such file"),
+    ],
+)
+def test_wrong_use_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str
+) -> None:
+    code, out, err = called(capsys, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("secondpass: ") and sentence in err
+
+
+@pytest.mark.parametrize(
+    "options", [("--max-length", "4096"), ("--engine", "abacus"), ("--dtype", "int3"), ("--revision", "main")]
+)
+def test_values_that_the_model_refuses_are_wrong_use(
+    capsys: pytest.CaptureFixture[str], place: Place, options: tuple[str, str]
+) -> None:
+    code, _, err = called(capsys, "rank", "q", "--passage", "x", "--model", str(place.model), *options)
+    assert (code, err.count("\n")) == (2, 1)
+    assert options[1] in err
+
+
+def test_a_failed_job_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = called(capsys, "rank", "q", "--passage", "x", "--model", str(tmp_path))
+    assert (code, out) == (1, "")
+    assert err.startswith("secondpass: ") and "config.json" in err and err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(place: Place, tmp_path: Path) -> None:
+    command = [*COMMAND, "rank", "q", "--passage", "x", "--model", str(tmp_path)]
+    assert "Traceback" not in run(place, command).stderr
+    shown = run(place, [*command, "--debug"])
+    assert shown.returncode == 1
+    assert "Traceback" in shown.stderr
+
+
+def test_nothing_to_rank_fails(place: Place) -> None:
+    shown = run(place, place.rank(), stdin="\n")
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr == "secondpass: there is nothing to rank in standard input\n"
+
+
+def test_top_and_fields(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f'{{"title": "t {n}", "body": "river {n}"}}\n' for n in range(12)))
+    base = ("rank", "q", str(file), "--model", str(place.model), "--fields", "title,body")
+    assert called(capsys, *base)[1].count("\n") == 10
+    code, out, _ = called(capsys, *base, "--top", "0")
+    assert (code, out.count("\n")) == (0, 12)
+    assert re.search(r"\tt \d+ river \d+\n", out)
+
+
+def test_models_lists_the_known_and_the_cached(
+    capsys: pytest.CaptureFixture[str], place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    tiny_bert(tmp_path / "models--some--reranker" / "snapshots" / ("a" * 40))
+    code, out, _ = called(capsys, "models")
+    rows = {line.split("\t")[0]: line.split("\t") for line in out.splitlines()}
+    assert code == 0
+    assert rows["default"][-1] == "embedded"
+    assert rows["some/reranker"][1] == "bert"
+    assert rows["some/reranker"][-1].startswith("aaaaaaa (")
+    listed = json.loads(called(capsys, "models", "--json")[1])
+    assert listed[-1]["cached"][0]["revision"] == "a" * 40
+
+
+def test_pull_prints_commit_and_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: Place
+) -> None:
+    assert called(capsys, "pull", str(place.model)) == (0, f"\t{place.model}\n", "")
+    code, _, err = called(capsys, "pull", "owner/name", "--revision", "../x")
+    assert (code, err.count("\n")) == (2, 1)
