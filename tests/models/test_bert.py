@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from secondpass.errors import CheckpointError, UnknownModel
+from secondpass.models import build_backbone
 from secondpass.models.bert import Bert, BertConfig
 from secondpass.packed import pack
 from secondpass.types import Row
@@ -46,3 +48,13 @@ def test_a_single_token_type_is_added_to_every_token() -> None:
     torch.nn.init.normal_(bert.token_type.weight)
     batch = pack([Row(ids=[0, 5, 2], passage=(1, 2))])
     assert torch.equal(bert._types(batch), bert.token_type.weight)
+
+
+def test_a_config_that_lacks_a_key_is_named() -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json has no 'hidden_size', which model_type 'bert' needs"):
+        build_backbone({"model_type": "bert", "vocab_size": 9, "max_position_embeddings": 8})
+
+
+def test_an_unknown_model_type_lists_those_there_are() -> None:
+    with pytest.raises(UnknownModel, match="no backbone for model_type 'mamba'; there are bert"):
+        build_backbone({"model_type": "mamba"})

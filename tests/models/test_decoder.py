@@ -143,6 +143,18 @@ def test_a_bfloat16_file_is_read_in_float32(tmp_path: Path) -> None:
     assert yes_scores(folder, rows) == pytest.approx(yes_logits(model.float(), rows), abs=2e-4)
 
 
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3"])
+def test_a_decoder_may_have_a_label_in_the_place_of_a_word(kind: str, tmp_path: Path) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(**BASE, head_dim=8, num_labels=1)
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+    rows = some_rows()
+    with torch.inference_mode():
+        expected = [float(model(torch.tensor([row.ids])).logits[0, 0]) for row in rows]
+    assert yes_scores(save(model, tmp_path), rows) == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_llama_ranks_by_its_yes_logit(tmp_path: Path) -> None:
     """The last family added: a function in models/families.py, a row in two tables, and the rows above."""
     model = random_model("llama")

@@ -1,6 +1,6 @@
 """Export: an encoder cross-encoder as an OpenVINO graph, which runs without torch.
 
-The padded form of a batch is traced: inputs input_ids, attention_mask and token_type_ids (N, L), output logits (N, 1).
+The padded form of a batch is traced. Inputs: input_ids, attention_mask, token_type_ids (N, L). Output: logits (N, 1).
 """
 
 from __future__ import annotations

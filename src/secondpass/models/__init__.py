@@ -6,10 +6,12 @@ A file has a frozen config with `from_hf`, `max_length` and `classifier()`, a ba
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
-from types import ModuleType
+from typing import Any
 
-from secondpass.errors import UnknownModel
+from secondpass.errors import CheckpointError, UnknownModel
 
 # model_type in config.json -> module below, config class, backbone class
 BACKBONES: dict[str, tuple[str, str, str]] = {
@@ -31,10 +33,30 @@ BACKBONES: dict[str, tuple[str, str, str]] = {
 }
 
 
-def architecture(model_type: str) -> tuple[ModuleType, str, str]:
-    """The module of a model_type and the names of its config and backbone classes."""
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A backbone built from a config.json, its settings, and how a checkpoint names its weights."""
+
+    settings: Any
+    backbone: Any
+    renames: tuple[tuple[str, str], ...]
+    ignored: tuple[str, ...]
+
+
+def build_backbone(config: Mapping[str, Any]) -> Architecture:
+    """The backbone that config.json describes, without weights.
+
+    Raises UnknownModel for a model_type that is not in BACKBONES, CheckpointError for a config.json that lacks a key.
+    """
+    model_type = config.get("model_type")
     if model_type not in BACKBONES:
         known = ", ".join(sorted(BACKBONES))
         raise UnknownModel(f"no backbone for model_type {model_type!r}; there are {known}")
-    module, config, backbone = BACKBONES[model_type]
-    return import_module(f"secondpass.models.{module}"), config, backbone
+    name, config_class, backbone_class = BACKBONES[model_type]
+    module = import_module(f"secondpass.models.{name}")
+    try:
+        settings = getattr(module, config_class).from_hf(config)
+    except KeyError as error:
+        raise CheckpointError(f"config.json has no {error}, which model_type {model_type!r} needs") from error
+    backbone = getattr(module, backbone_class)(settings)
+    return Architecture(settings=settings, backbone=backbone, renames=module.RENAMES, ignored=module.IGNORED)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secondpass.models.attention import attend_kept, attention
 from secondpass.models.heads import ClassifierConfig
-from secondpass.models.layers import HF_ACTIVATIONS, Embedding, LayerNorm, Linear
+from secondpass.models.layers import Embedding, LayerNorm, Linear, activation_of
 from secondpass.packed import Keep, Packed
 
 _LAYER = r"encoder\.layer\.(\d+)\."
@@ -64,7 +64,7 @@ class BertConfig:
             num_layers=config["num_hidden_layers"],
             num_heads=config["num_attention_heads"],
             mlp_width=config["intermediate_size"],
-            activation=HF_ACTIVATIONS[config.get("hidden_act", "gelu")],
+            activation=activation_of(config.get("hidden_act", "gelu")),
             epsilon=config.get("layer_norm_eps", 1e-12),
             pad_id=config.get("pad_token_id", 1) if is_roberta else None,
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secondpass.models import architecture
+from secondpass.models import build_backbone
 from secondpass.models.heads import Classifier, LayerHeads, TokenLogit
 from secondpass.packed import Packed
 from secondpass.text.recipe import Recipe
@@ -23,6 +23,7 @@ HEADS: dict[str, Callable[[Any, Recipe], nn.Module]] = {
     "token": lambda settings, recipe: TokenLogit(
         settings.width, len(recipe.answers), softcap=settings.final_softcap
     ),
+    "label": lambda settings, recipe: TokenLogit(settings.width, 1),  # one label takes the place of the word
     "layers": lambda settings, recipe: LayerHeads(settings.width, settings.layers, by_place=False),
     "layers_by_place": lambda settings, recipe: LayerHeads(
         settings.width, settings.layers, by_place=True, softcap=settings.final_softcap
@@ -41,12 +42,11 @@ class CrossEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.recipe = recipe_for(config) if recipe is None else recipe
-        module, config_class, backbone_class = architecture(config["model_type"])
-        settings = getattr(module, config_class).from_hf(config)
-        self.backbone = getattr(module, backbone_class)(settings)
+        architecture = build_backbone(config)
+        settings, self.backbone = architecture.settings, architecture.backbone
         self.head = HEADS[self.recipe.head](settings, self.recipe)
-        self.renames: tuple[tuple[str, str], ...] = module.RENAMES
-        self.ignored: tuple[str, ...] = module.IGNORED
+        self.renames: tuple[tuple[str, str], ...] = architecture.renames
+        self.ignored: tuple[str, ...] = architecture.ignored
         self.rows: dict[str, tuple[str, Sequence[int]]] = {}
         if answer_ids:
             self.rows["head.out.weight"] = (settings.output_matrix, answer_ids)

@@ -340,6 +340,9 @@ def recipe_for(config: Mapping[str, Any], name: str = "") -> Recipe:
         return recipe
     bos_id, max_positions = config.get("bos_token_id"), config.get("max_position_embeddings")
     recipe = replace(recipe, prompt=replace(recipe.prompt, bos_id=bos_id, max_positions=max_positions))
+    if any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
+        _check_classifier(config)
+        recipe = replace(recipe, head="label", answers=())
     midpoint = MIDPOINTS.get(name.rstrip("/").rsplit("/", 1)[-1], recipe.midpoint)
     return replace(recipe, midpoint=midpoint)
 
