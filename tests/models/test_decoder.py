@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import models, pre_tokenizers
 
 from secondpass import Reranker
@@ -20,6 +21,7 @@ from secondpass.models.compress import compress
 from secondpass.models.families import DecoderConfig
 from secondpass.packed import pack
 from secondpass.types import Row, Run
+from tests.checkpoints import tiny_bert
 from tests.goldens import Golden
 
 WORDS = "Yes No yes no 1 0 A B : the river is long and old what which bridge water".split()
@@ -295,3 +297,34 @@ def test_mxbai_probability_is_centred_by_its_size(tmp_path: Path) -> None:
     base = tmp_path / "mxbai-rerank-base-v2"
     base.symlink_to(Golden("qwen2-llm-reranker").folder)
     assert Reranker(base, device="cpu").probability(4.5) == 0.5
+
+
+@needs_golden
+def test_mxbai_lowers_max_length_where_the_fixed_words_would_not_fit() -> None:
+    from secondpass.text.recipe import Limits
+    from secondpass.text.recipes import recipe_for
+    from secondpass.text.tokenizer import Tokenizer
+
+    folder = Golden("qwen2-llm-reranker").folder
+    config = dict(open_checkpoint(folder).config) | {"max_position_embeddings": 168 + 40}
+    tokenizer, recipe = Tokenizer.from_folder(folder), recipe_for(config)
+    limits = [Limits(max_length=length, truncation="only_second") for length in (40, 1000)]
+    rows = [recipe.rows(tokenizer, "which river", ["the river " * 99], limit)[0] for limit in limits]
+    assert rows[0].ids == rows[1].ids
+    assert len(rows[0]) == 168 + 40
+
+
+def test_an_encoder_takes_no_instruction(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a bert model reads only query and passage"):
+        Reranker(tiny_bert(tmp_path), device="cpu", instruction="find rivers")
+
+
+def test_a_tied_matrix_may_be_saved_twice(tmp_path: Path) -> None:
+    model = random_model("llama-tied")
+    folder = save(model, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    rows = some_rows()
+    once = yes_scores(folder, rows)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors")
+    assert yes_scores(folder, rows) == pytest.approx(once, abs=0)

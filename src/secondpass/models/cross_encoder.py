@@ -50,8 +50,7 @@ class CrossEncoder(nn.Module):
         self.rows: dict[str, tuple[str, Sequence[int]]] = {}
         if answer_ids:
             self.rows["head.out.weight"] = (settings.output_matrix, answer_ids)
-            # A tied matrix may be there a second time.
-            self.ignored += ("lm_head.weight",) if settings.is_tied else ()
+            self.ignored += settings.copies
 
     def forward(self, batch: Packed, run: Run | None = None, kept: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
         """`run` is as `resolved` gives it, `kept` as the backbone's `kept_states`."""

@@ -42,6 +42,7 @@ RENAMES = (
     (_LAYER + r"post_attention_layernorm\.(.*)", r"backbone.layers.\1.middle_norm.\2"),
     (r"lm_head\.(\d+)\.linear_head\.weight", r"head.out.weight@\1"),
     (r"score\.weight", r"head.out.weight"),
+    (r"lm_head\.weight", r"output.weight"),
 )
 IGNORED = (r".*rotary_emb\.inv_freq",)
 

@@ -84,7 +84,12 @@ class DecoderConfig:
     @property
     def output_matrix(self) -> str:
         """The tensor whose rows are read as the logits of words."""
-        return "backbone.word.weight" if self.is_tied else "lm_head.weight"
+        return "backbone.word.weight" if self.is_tied else "output.weight"
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """Tensors of a checkpoint that hold again what is read elsewhere."""
+        return (r"lm_head\.weight",) if self.is_tied else ()
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> DecoderConfig:

@@ -136,7 +136,7 @@ def chat(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -> Fr
     lead = prompt.filled(prompt.query_lead) if prompt.instruction else ""
     longest = limits.max_length
     if prompt.max_positions is not None:
-        longest = min(longest, prompt.max_positions - len(before) - len(after))
+        longest = max(min(longest, prompt.max_positions - len(before) - len(after)), 1)
     return Frame(
         limits=_with_parts(limits, longest, 0),
         before=before,
