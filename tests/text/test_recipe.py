@@ -153,7 +153,7 @@ def test_a_passage_as_long_as_the_room_is_whole_and_one_longer_is_cut(
     query: str, max_length: int, truncation: str
 ) -> None:
     tokenizer, limits = tokenizer_of(), Limits(max_length=max_length, truncation=truncation)
-    room = PAIR.room(tokenizer, query, limits)
+    room = PAIR.frame(tokenizer, query, limits).room(tokenizer)
     fits, longer = PAIR.rows(tokenizer, query, ["river " * room, "river " * (room + 1)], limits)
     assert fits.cut[1] == 0
     assert longer.cut[1] == 1

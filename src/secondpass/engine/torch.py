@@ -83,9 +83,7 @@ class TorchEngine:
             kept: list[KeysValues] = self.model.backbone.kept_states(pack(shared).to(self._device), top)
         return kept
 
-    def _forward(
-        self, portion: Portion, batch: Sequence[int], run: Run, kept: Sequence[KeysValues]
-    ) -> torch.Tensor:
+    def _forward(self, portion: Portion, batch: Sequence[int], run: Run, kept: Sequence[KeysValues]) -> torch.Tensor:
         rows = [portion.rows[i] for i in batch]
         spans = [portion.spans[i] for i in batch] if portion.spans else None
         packed = pack(rows, spans, num_kept=sum(map(len, portion.shared)))

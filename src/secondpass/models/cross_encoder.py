@@ -20,9 +20,7 @@ COMPRESS_LAYERS = (8,)
 # recipe.head -> the head of a backbone with these settings
 HEADS: dict[str, Callable[[Any, Recipe], nn.Module]] = {
     "classifier": lambda settings, recipe: Classifier(settings.classifier()),
-    "token": lambda settings, recipe: TokenLogit(
-        settings.width, len(recipe.answers), softcap=settings.final_softcap
-    ),
+    "token": lambda settings, recipe: TokenLogit(settings.width, len(recipe.answers), softcap=settings.final_softcap),
     "label": lambda settings, recipe: TokenLogit(settings.width, 1),  # one label takes the place of the word
     "layers": lambda settings, recipe: LayerHeads(settings.width, settings.layers, by_place=False),
     "layers_by_place": lambda settings, recipe: LayerHeads(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from secondpass.text.templates import TEMPLATES, Prompt
+from secondpass.text.templates import TEMPLATES, Frame, Prompt
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.text.truncation import TRUNCATIONS, Limits
 from secondpass.types import Row
@@ -36,11 +36,11 @@ class Recipe:
 
     def rows(self, tokenizer: Tokenizer, query: str, passages: Sequence[str], limits: Limits) -> list[Row]:
         """One row per passage; the query is tokenised once."""
-        return TEMPLATES[self.template](self.prompt, tokenizer, query, limits).rows(tokenizer, passages)
+        return self.frame(tokenizer, query, limits).rows(tokenizer, passages)
 
-    def room(self, tokenizer: Tokenizer, query: str, limits: Limits) -> int:
-        """Tokens that a passage may have beside this query before it is cut."""
-        return TEMPLATES[self.template](self.prompt, tokenizer, query, limits).room(tokenizer)
+    def frame(self, tokenizer: Tokenizer, query: str, limits: Limits) -> Frame:
+        """What stands around every passage of a query."""
+        return TEMPLATES[self.template](self.prompt, tokenizer, query, limits)
 
     def answer_ids(self, tokenizer: Tokenizer) -> list[int]:
         """The first token of each answer."""

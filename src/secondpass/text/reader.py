@@ -1,0 +1,67 @@
+"""Reader: (query, text) pairs to rows, each pair once; several rows for a text that is read in windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from secondpass.text.chunks import windows
+from secondpass.text.recipe import TRUNCATIONS, Limits, Recipe
+from secondpass.text.tokenizer import Tokenizer
+from secondpass.types import Row
+
+# Windows over a long document share this part of their length with the next one.
+OVERLAP = 1 / 8
+
+Pair = tuple[str, str]  # query, text
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One row of a pair: all of its text, or the window `span` of its characters."""
+
+    pair: Pair
+    span: tuple[int, int] | None
+    row: Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """Writes pairs as rows by a recipe. longest is what the model can read, in tokens."""
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    longest: int
+    max_query_length: int | None = None
+    has_windows: bool = False
+
+    def limits(self, max_length: int, truncation: str) -> Limits:
+        """Limits for rows of at most max_length tokens. Raises ValueError for what is not there."""
+        if truncation not in TRUNCATIONS:
+            raise ValueError(f"truncation is {truncation!r}; give {' or '.join(map(repr, TRUNCATIONS))}")
+        if not 1 <= max_length <= self.longest:
+            raise ValueError(f"max_length is {max_length}; this model reads 1 to {self.longest} tokens")
+        return Limits(max_length=max_length, max_query_length=self.max_query_length, truncation=truncation)
+
+    def read(self, pairs: Sequence[Pair], limits: Limits) -> list[Reading]:
+        """Readings of the different pairs; each query is tokenised once."""
+        by_query: dict[str, list[str]] = {}
+        for query, text in dict.fromkeys(pairs):
+            by_query.setdefault(query, []).append(text)
+        return [reading for query, texts in by_query.items() for reading in self._read(query, texts, limits)]
+
+    def _read(self, query: str, texts: Sequence[str], limits: Limits) -> list[Reading]:
+        frame = self.recipe.frame(self.tokenizer, query, limits)
+        rows = frame.rows(self.tokenizer, texts)
+        if not self.has_windows:
+            return [Reading((query, text), None, row) for text, row in zip(texts, rows, strict=True)]
+        room = frame.room(self.tokenizer)
+        readings: list[Reading] = []
+        for text, row in zip(texts, rows, strict=True):
+            if not row.cut[1] or not room:
+                readings.append(Reading((query, text), (0, len(text)), row))
+                continue
+            spans = windows(text, self.tokenizer, max_tokens=room, overlap=int(room * OVERLAP))
+            parts = frame.rows(self.tokenizer, [text[start:end] for start, end in spans])
+            readings += [Reading((query, text), span, part) for span, part in zip(spans, parts, strict=True)]
+        return readings
