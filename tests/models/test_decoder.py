@@ -53,6 +53,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-3.1": ("Llama", {"rope_scaling": LLAMA3, "rope_theta": 500000.0, "num_key_value_heads": 1}),
     "llama-linear": ("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
     "llama-biased": ("Llama", {"attention_bias": True, "head_dim": 12}),
+    "mistral": ("Mistral", {"sliding_window": None}),
     "gemma": ("Gemma", {"head_dim": 16, "num_key_value_heads": 1, **TANH}),
     "gemma2": (
         "Gemma2",

@@ -30,6 +30,7 @@ BACKBONES: dict[str, tuple[str, str, str]] = {
     "qwen2": ("decoder", "DecoderConfig", "Decoder"),
     "qwen3": ("decoder", "DecoderConfig", "Decoder"),
     "llama": ("decoder", "DecoderConfig", "Decoder"),
+    "mistral": ("decoder", "DecoderConfig", "Decoder"),
 }
 
 

@@ -126,6 +126,13 @@ def llama(config: Mapping[str, Any], *, is_tied: bool = False) -> DecoderConfig:
     )
 
 
+def mistral(config: Mapping[str, Any]) -> DecoderConfig:
+    """Mistral (Jiang et al. 2023): Llama, in the first version with a window, which no input here may be longer than."""
+    settings = llama(config)
+    window = config.get("sliding_window") or settings.max_length
+    return replace(settings, max_length=min(settings.max_length, window))
+
+
 def qwen2(config: Mapping[str, Any]) -> DecoderConfig:
     """Qwen 2 (Yang et al. 2024)."""
     if config.get("use_sliding_window"):
@@ -188,4 +195,5 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
     "qwen2": qwen2,
     "qwen3": qwen3,
     "llama": llama,
+    "mistral": mistral,
 }

@@ -63,6 +63,7 @@ RECIPES: dict[str, Recipe] = {
     "gemma": _YES,
     "gemma2": replace(_YES, family="gemma2"),
     "llama": replace(_YES, family="llama"),
+    "mistral": replace(_YES, family="mistral"),
     "minicpm+start_layer": replace(_YES, family="minicpm-layerwise", head="layers", answers=()),
     "gemma2+start_layer": _LIGHT,
     "cost_wise_gemma+start_layer": _LIGHT,
