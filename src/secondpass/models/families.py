@@ -127,7 +127,7 @@ def llama(config: Mapping[str, Any], *, is_tied: bool = False) -> DecoderConfig:
 
 
 def mistral(config: Mapping[str, Any]) -> DecoderConfig:
-    """Mistral (Jiang et al. 2023): Llama, in the first version with a window, which no input here may be longer than."""
+    """Mistral (Jiang et al. 2023): Llama; no input may be longer than the window of its first version."""
     settings = llama(config)
     window = config.get("sliding_window") or settings.max_length
     return replace(settings, max_length=min(settings.max_length, window))
