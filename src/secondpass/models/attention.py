@@ -198,7 +198,7 @@ def masked_attention(
         logits = torch.tanh(logits / softcap) * softcap
     if bias is not None:
         logits = logits + bias
-    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(q.dtype)
+    weights = torch.softmax(logits, dim=-1)  # summed in float32 inside, whatever the precision
     return torch.matmul(weights, v)
 
 
