@@ -59,6 +59,18 @@ def test_the_graph_runs_without_torch(folders: tuple[Path, Path]) -> None:
     assert shown.stdout.strip() == "2"
 
 
+def test_openvino_does_not_report_that_it_is_used(folders: tuple[Path, Path]) -> None:
+    code = (
+        "import sys\n"
+        "from secondpass import Reranker\n"
+        f"Reranker({str(folders[1])!r}).rank('river', ['a river'])\n"
+        "from openvino.tools.ovc import telemetry_utils\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry')], telemetry_utils.tm.__name__)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[] openvino.tools.ovc.telemetry_stub"
+
+
 def test_a_damaged_graph_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     broken = export_openvino(open_checkpoint(folders[0]), tmp_path / "graph")
     (broken / "openvino" / "openvino_model.xml").write_text("<net")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.files import Checkpoint
+from secondpass.checkpoint.graph import import_openvino
 from secondpass.checkpoint.weights import load_weights
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import Packed
@@ -67,8 +68,7 @@ def export_openvino(checkpoint: Checkpoint, folder: Path) -> Path:
 
 
 def _write_graph(checkpoint: Checkpoint, file: Path) -> None:
-    import openvino
-
+    openvino = import_openvino()
     with torch.device("meta"):
         model = CrossEncoder(checkpoint.config)
     if model.is_causal:

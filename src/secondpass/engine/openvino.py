@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.checkpoint.files import Checkpoint
+from secondpass.checkpoint.graph import import_openvino
 from secondpass.engine.engine import Progress
 from secondpass.errors import CheckpointError, EngineError
 from secondpass.packed import plan
@@ -79,9 +80,7 @@ class OpenVinoEngine:
 
 
 def _compile(graph: str, precision: str | None) -> Any:
-    import openvino
-
-    core = openvino.Core()
+    core = import_openvino().Core()
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if precision is not None:
         settings["INFERENCE_PRECISION_HINT"] = precision
