@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+# Which tokens of a row a head reads: a backbone computes no others in its last block.
+Keep = Literal["all", "first", "last"]
+
 
 def plan(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:
     """Micro-batches of indices into `lengths`, longest first, each of at most `token_budget` tokens.
@@ -165,6 +168,3 @@ def _share(lengths: Sequence[int], spans: Sequence[tuple[int, int]], num_kept: i
         positions=positions,
         lengths=tuple(num_keys),
     )
-
-
-Keep = Literal["all", "first", "last"]

@@ -193,7 +193,9 @@ def masked_attention(
     if q.shape[1] != k.shape[1]:
         repeats = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    logits = torch.matmul(q * scale, k.transpose(-1, -2))
+    left, right = q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)
+    # scaled before the product is rounded: q * scale first would round twice where scale is no power of two
+    logits = torch.baddbmm(q.new_empty(1), left, right, beta=0, alpha=scale).unflatten(0, q.shape[:2])
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     if bias is not None:
