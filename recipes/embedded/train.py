@@ -1,0 +1,259 @@
+"""Distils the hybrid of a bi-encoder and BM25, and the labels, into a cross-encoder, listwise.
+
+The teacher's logits are a·cosine + b·BM25 with a and b fitted to the labels (the conditional logit of the positive
+among its candidates), so that its softmax is a probability. The run fits its schedule to `--minutes`.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mine import SOURCES
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BertForSequenceClassification
+
+HELD_OUT = ("covid-qa", "tldr-en")
+MAX_QUERY_TOKENS = 48
+PEOPLE_WEIGHT = 2.0  # of a set with questions written by people, against one with weak pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    minutes: float
+    lists: int  # per step
+    candidates: int  # per list
+    rate: float
+    label_share: float
+    temperature: float
+    max_tokens: int
+    long_share: float  # of the lists, cut at 256 tokens rather than at max_tokens
+    threads: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lists:
+    """One set: candidates as rows of `passages`, the positive first."""
+
+    name: str
+    queries: list[list[int]]  # tokens, without markers
+    passages: list[list[int]]
+    candidates: np.ndarray
+    teacher: np.ndarray  # logits
+    mask: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    pairs: list[tuple[list[int], list[int]]]
+    teacher: Tensor  # (lists, candidates), -inf where there is none
+
+
+def fit_teacher(arrays: list[dict[str, np.ndarray]]) -> Tensor:
+    """The weights of cosine and BM25 in the conditional logit, every set counting the same."""
+    weights = torch.tensor([10.0, 5.0], requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights], max_iter=50)
+    features = [torch.tensor(np.stack([one["cosine"], one["bm25"]], -1), dtype=torch.float32) for one in arrays]
+    masks = [torch.tensor(one["mask"]) for one in arrays]
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        losses = [
+            -(x @ weights).masked_fill(~mask, -torch.inf).log_softmax(1)[:, 0].mean()
+            for x, mask in zip(features, masks, strict=True)
+        ]
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return weights.detach()
+
+
+def read_lists(mined: Path, tokenizer: Tokenizer) -> list[Lists]:
+    names = [name for name in SOURCES if (mined / name / "lists.npz").exists()]
+    arrays = [dict(np.load(mined / name / "lists.npz")) for name in names]
+    fitted = [one for name, one in zip(names, arrays, strict=True) if name not in HELD_OUT]
+    weights = fit_teacher(fitted).numpy()
+    print("teacher: cosine, BM25 weights", weights, flush=True)
+    found = []
+    for name, one in zip(names, arrays, strict=True):
+        texts = json.loads((mined / name / "texts.json").read_text(encoding="utf-8"))
+        queries, passages = (
+            [encoding.ids for encoding in tokenizer.encode_batch(texts[kind], add_special_tokens=False)]
+            for kind in ("queries", "passages")
+        )
+        teacher = weights[0] * one["cosine"] + weights[1] * one["bm25"]
+        print(name, "teacher's accuracy", round(float((teacher.argmax(1) == 0).mean()), 3), flush=True)
+        found.append(
+            Lists(
+                name=name,
+                queries=[ids[:MAX_QUERY_TOKENS] for ids in queries],
+                passages=passages,
+                candidates=one["candidates"],
+                teacher=np.where(one["mask"], teacher, -np.inf).astype(np.float32),
+                mask=one["mask"],
+            )
+        )
+    return found
+
+
+def draw(sets: list[Lists], shares: np.ndarray, settings: Settings, rng: np.random.Generator) -> Batch:
+    """Lists from sets drawn by `shares`: the positive and a sample of its negatives."""
+    pairs: list[tuple[list[int], list[int]]] = []
+    teacher = np.full((settings.lists, settings.candidates), -np.inf, dtype=np.float32)
+    for index, chosen in enumerate(rng.choice(len(sets), settings.lists, p=shares)):
+        one = sets[chosen]
+        query = int(rng.integers(len(one.queries)))
+        negatives = rng.permutation(np.flatnonzero(one.mask[query][1:]) + 1)[: settings.candidates - 1]
+        kept = np.array([0, *negatives])
+        teacher[index, : len(kept)] = one.teacher[query, kept]
+        limit = 256 if rng.random() < settings.long_share else settings.max_tokens
+        room = limit - 3 - len(one.queries[query])
+        for row in np.resize(one.candidates[query, kept], settings.candidates):
+            pairs.append((one.queries[query], one.passages[row][:room]))
+    return Batch(pairs=pairs, teacher=torch.from_numpy(teacher))
+
+
+def logits_of(model: torch.nn.Module, pairs: list[tuple[list[int], list[int]]], budget: int = 4096) -> Tensor:
+    """(pairs,) float32; pairs of like length run together, at most `budget` tokens at once."""
+    order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
+    parts: list[Tensor] = []
+    group: list[int] = []
+    for position, index in enumerate(order):
+        group.append(index)
+        longest = sum(map(len, pairs[index])) + 3
+        if position + 1 == len(order) or (len(group) + 1) * longest > budget:
+            parts.append(_run(model, [pairs[member] for member in group]))
+            group = []
+    return torch.cat(parts)[torch.tensor(order).argsort()]
+
+
+def _run(model: torch.nn.Module, pairs: list[tuple[list[int], list[int]]]) -> Tensor:
+    rows = [torch.tensor([101, *query, 102, *passage, 102]) for query, passage in pairs]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    places = torch.arange(ids.shape[1])
+    lengths = torch.tensor([len(row) for row in rows])[:, None]
+    first = torch.tensor([len(query) + 2 for query, _ in pairs])[:, None]
+    mask = places < lengths
+    types = (places >= first) & mask
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(input_ids=ids, attention_mask=mask.long(), token_type_ids=types.long()).logits
+    return logits[:, 0].float()
+
+
+def loss_of(logits: Tensor, teacher: Tensor, settings: Settings) -> Tensor:
+    """Distillation at a temperature, cross-entropy of the label, and a little of it for each pair alone."""
+    there = teacher.isfinite()
+    student = logits.view_as(teacher).masked_fill(~there, -torch.inf)
+    soft = (teacher / settings.temperature).softmax(1)
+    log_student = (student / settings.temperature).log_softmax(1).masked_fill(~there, 0)
+    entropy = -(soft * (soft + 1e-9).log()).sum(1)
+    divergence = -(soft * log_student).sum(1) - entropy
+    label = -student.log_softmax(1)[:, 0]
+    relevant = torch.zeros_like(teacher)
+    relevant[:, 0] = 1
+    single = F.binary_cross_entropy_with_logits(logits.view_as(teacher)[there], relevant[there])
+    distilled = settings.temperature**2 * divergence
+    return (settings.label_share * label + (1 - settings.label_share) * distilled).mean() + 0.1 * single
+
+
+@torch.inference_mode()
+def accuracy(model: torch.nn.Module, one: Lists, num_queries: int = 40) -> tuple[float, float]:
+    """Mean reciprocal rank of the positive among its 16 candidates: the model's and the teacher's."""
+    pairs = [
+        (one.queries[query], one.passages[row][:125])
+        for query in range(min(num_queries, len(one.queries)))
+        for row in one.candidates[query]
+    ]
+    student = logits_of(model, pairs).view(-1, one.candidates.shape[1]).numpy()
+    ranks = [1 + (scores[:, 1:] >= scores[:, :1]).sum(1) for scores in (student, one.teacher[: len(student)])]
+    return float((1 / ranks[0]).mean()), float((1 / ranks[1]).mean())
+
+
+def load(folder: Path) -> BertForSequenceClassification:
+    """The bi-encoder's weights with a head of width 1; word embeddings stay as they are, dropout is off."""
+    model = BertForSequenceClassification.from_pretrained(
+        folder,
+        num_labels=1,
+        attn_implementation="sdpa",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model.bert.embeddings.word_embeddings.weight.requires_grad_(False)
+    return model
+
+
+def adamw(trainable: list[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """Weight decay on matrices alone."""
+    decayed = [parameter for parameter in trainable if parameter.ndim > 1]
+    plain = [parameter for parameter in trainable if parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+
+
+def train(model: BertForSequenceClassification, sets: list[Lists], settings: Settings, out: Path) -> None:
+    rng = np.random.default_rng(settings.seed)
+    learnt = [one for one in sets if one.name not in HELD_OUT]
+    sizes = np.array(
+        [len(one.queries) ** 0.5 * (PEOPLE_WEIGHT if SOURCES[one.name].written_by_people else 1) for one in learnt]
+    )
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = adamw(trainable, settings.rate)
+    start, step, recent, saved = time.time(), 0, 0.0, 0.0
+    while (done := (time.time() - start) / (60 * settings.minutes)) < 1:
+        rate = settings.rate * min(1.0, (step + 1) / 60) * (1 - done)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        batch = draw(learnt, sizes / sizes.sum(), settings, rng)
+        loss = loss_of(logits_of(model, batch.pairs), batch.teacher, settings)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable, 2.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        recent = loss.item() if step == 0 else 0.98 * recent + 0.02 * loss.item()
+        step += 1
+        if step % 20 == 0:
+            print(f"{step} {done:.3f} loss {recent:.4f}", flush=True)
+        if done - saved > 0.1:
+            saved = done
+            model.save_pretrained(out)
+            held = {one.name: accuracy(model, one) for one in sets if one.name in HELD_OUT}
+            print(f"{step} {done:.3f} held out, ours and teacher's: {held}", flush=True)
+    model.save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("mined", type=Path)
+    parser.add_argument("start", type=Path, help="folder of all-MiniLM-L6-v2, or of a checkpoint")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, default=45)
+    parser.add_argument("--lists", type=int, default=10)
+    parser.add_argument("--candidates", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--label-share", type=float, default=0.4)
+    parser.add_argument("--temperature", type=float, default=2.0)
+    parser.add_argument("--max-tokens", type=int, default=112)
+    parser.add_argument("--long-share", type=float, default=0.1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = vars(parser.parse_args())
+    mined, start, out = (arguments.pop(name) for name in ("mined", "start", "out"))
+    settings = Settings(**arguments)
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    tokenizer = Tokenizer.from_file(str(start / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    train(load(start), read_lists(mined, tokenizer), settings, out)
+
+
+if __name__ == "__main__":
+    main()
