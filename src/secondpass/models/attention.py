@@ -195,7 +195,8 @@ def masked_attention(
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
     left, right = q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)
     # scaled before the product is rounded: q * scale first would round twice where scale is no power of two
-    logits = torch.baddbmm(q.new_empty(1), left, right, beta=0, alpha=scale).unflatten(0, q.shape[:2])
+    logits = torch.baddbmm(q.new_empty(1), left, right, beta=0, alpha=scale)
+    logits = logits.view(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     if bias is not None:
