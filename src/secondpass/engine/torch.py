@@ -79,7 +79,7 @@ class TorchEngine:
         if not shared:
             return []
         top = run.cutoff_layers[-1] if run.cutoff_layers else None
-        with _memory_checked(sum(map(len, shared))):
+        with memory_checked(sum(map(len, shared))):
             kept: list[KeysValues] = self.model.backbone.kept_states(pack(shared).to(self._device), top)
         return kept
 
@@ -87,7 +87,7 @@ class TorchEngine:
         rows = [portion.rows[i] for i in batch]
         spans = [portion.spans[i] for i in batch] if portion.spans else None
         packed = pack(rows, spans, num_kept=sum(map(len, portion.shared)))
-        with _memory_checked(sum(map(len, rows))):
+        with memory_checked(sum(map(len, rows))):
             values: torch.Tensor = self.model(packed.to(self._device), run, kept)
         return values
 
@@ -110,7 +110,8 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> CrossEncoder:
 
 
 @contextmanager
-def _memory_checked(num_tokens: int) -> Iterator[None]:
+def memory_checked(num_tokens: int) -> Iterator[None]:
+    """Running out of memory becomes an EngineError that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -20,7 +20,7 @@ from secondpass.checkpoint.weights import FULL_PRECISION, load_weights
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.engine.encoder import Heads, Vectors
 from secondpass.engine.fused import fuse_linears
-from secondpass.engine.torch import TOKEN_BUDGETS
+from secondpass.engine.torch import TOKEN_BUDGETS, memory_checked
 from secondpass.errors import EngineError
 from secondpass.models.layers import Linear
 from secondpass.models.pooling import TextEncoder
@@ -76,13 +76,9 @@ class TorchEncoder:
     def _forward(
         self, rows: Sequence[Row], outputs: Collection[str], visible: tuple[int, ...] | None
     ) -> dict[str, Tensor]:
-        try:
+        with memory_checked(sum(map(len, rows))):
             batch = replace(pack(rows), visible=visible).to(self._device)
             values: dict[str, Tensor] = self.model(batch, outputs)
-        except torch.OutOfMemoryError as error:
-            raise EngineError(
-                f"out of memory with {sum(map(len, rows))} tokens at once; lower token_budget or max_length"
-            ) from error
         return values
 
     def _check_finite(self, found: dict[str, Vectors]) -> None:
