@@ -92,6 +92,10 @@ class Packed:
         """Places (N,) of each row's last token."""
         return self.starts[1:] - 1
 
+    def places(self, keep: Keep) -> Tensor | None:
+        """Places (N,) of the tokens to keep, one of each row; None for all tokens."""
+        return {"all": lambda: None, "first": self.first, "last": self.last}[keep]()
+
     def to(self, device: torch.device) -> Packed:
         """The same batch on `device`; copies from pinned memory do not block."""
         if device.type == "cpu":

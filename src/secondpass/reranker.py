@@ -57,6 +57,11 @@ class Scored:
     readings: list[Reading]
     outputs: list[list[float]]
 
+    def of(self, pairs: Sequence[Pair], output: int = 0) -> list[float]:
+        """Each pair's score, which is that of its best reading."""
+        scores, best = self.outputs[output], self.best(output)
+        return [scores[best[pair]] for pair in pairs]
+
     def best(self, output: int = 0) -> dict[Pair, int]:
         """For each pair the place of its best reading; the first of equals."""
         scores = self.outputs[output]
@@ -103,7 +108,7 @@ class Reranker:
         recipe = recipe_for(self._checkpoint.config, self._checkpoint.name).instructed(instruction)
         tokenizer = Tokenizer.from_folder(self._checkpoint.folder)
         self._engine: Engine = open_engine(
-            self._checkpoint, engine=engine, device=device, dtype=dtype, token_budget=token_budget
+            self._checkpoint, tokenizer, engine=engine, device=device, dtype=dtype, token_budget=token_budget
         )
         self._run = _changed(Run(), cutoff_layer, compress_ratio, compress_layers)
         self._engine.run([], self._run)  # refuses at once what the model does not have
@@ -149,7 +154,7 @@ class Reranker:
         best, scores = scored.best(), scored.outputs[0]
         order = sorted(range(len(pairs)), key=lambda i: -scores[best[pairs[i]]])
         hits = [
-            self._hit(i, rank, candidates[i], readings[best[pairs[i]]], scores[best[pairs[i]]])
+            self._hit((i, rank), candidates[i], readings[best[pairs[i]]], scores[best[pairs[i]]], explain=explain)
             for rank, i in enumerate(order[:top_n])
         ]
         usage = Usage(
@@ -159,7 +164,7 @@ class Reranker:
             seconds=time.perf_counter() - started,
             tokenize_seconds=tokenized - started,
         )
-        return Ranking(query, tuple(hits if explain else [replace(hit, parts=None) for hit in hits]), usage)
+        return Ranking(query, tuple(hits), usage)
 
     async def arank(
         self,
@@ -214,9 +219,7 @@ class Reranker:
         )
         run = _changed(self._run, cutoff_layer, compress_ratio, compress_layers)
         keys = [_check_pair(pair, index) for index, pair in enumerate(pairs)]
-        scored = self._score(self._reader.read(keys, limits), run, progress)
-        best = scored.best()
-        return [scored.outputs[0][best[key]] for key in keys]
+        return self._score(self._reader.read(keys, limits), run, progress).of(keys)
 
     def score_layers(
         self, query: str, documents: Iterable[DocumentLike], layers: Iterable[int]
@@ -229,8 +232,7 @@ class Reranker:
         keys = [_check_pair((query, document), index) for index, document in enumerate(as_documents(documents))]
         readings = self._reader.read(keys, self._limits)
         scored = self._score(readings, replace(self._run, cutoff_layers=cutoffs), None)
-        outputs = zip(cutoffs, scored.outputs, range(len(cutoffs)), strict=True)
-        return {layer: [scores[scored.best(place)[key]] for key in keys] for layer, scores, place in outputs}
+        return {layer: scored.of(keys, place) for place, layer in enumerate(cutoffs)}
 
     def info(self) -> Info:
         """What this reranker runs on, and why."""
@@ -263,8 +265,12 @@ class Reranker:
         scores = self._engine.run([reading.row for reading in readings], run, count)
         return Scored(readings=readings, outputs=scores.T.tolist())
 
-    def _hit(self, index: int, rank: int, document: Document, reading: Reading, score: float) -> Hit:
+    def _hit(
+        self, place: tuple[int, int], document: Document, reading: Reading, score: float, *, explain: bool
+    ) -> Hit:
+        index, rank = place
         row = reading.row
+        parts = {"tokens": len(row), "query_tokens_cut": row.cut[0], "passage_tokens_cut": row.cut[1]}
         return Hit(
             index=index,
             document=document,
@@ -272,7 +278,7 @@ class Reranker:
             probability=self.probability(score),
             rank=rank,
             span=reading.span,
-            parts={"tokens": len(row), "query_tokens_cut": row.cut[0], "passage_tokens_cut": row.cut[1]},
+            parts=parts if explain else None,
         )
 
 

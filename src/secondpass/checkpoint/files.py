@@ -142,7 +142,7 @@ def weights_of(names: Collection[str], *, graph: bool, where: str) -> list[str]:
     graphs = next((parts for name in GRAPHS if (parts := _graph_parts(name, names))), [])
     tensors = [name for name in WEIGHTS if name in names][:1]
     if graph and not graphs:
-        raise CheckpointError(f"{where}: no openvino/ or onnx/ graph; use the torch engine or `secondpass export`")
+        raise CheckpointError(f"{where}: no openvino/ or onnx/ graph; use the torch engine")
     if graph or (graphs and not (tensors and _has_torch())):
         return graphs
     if tensors and not _has_torch():

@@ -180,9 +180,8 @@ def _fetch_file(listing: Listing, name: str) -> None:
     """Fetch one file and check it; a file that fails is removed, so that the next try starts anew."""
     from huggingface_hub import constants, hf_hub_download
 
-    if (listing.folder / name).is_file() and _problem(
-        listing, name
-    ):  # asked anew: another process may have healed it
+    # asked anew: another process may have healed it
+    if (listing.folder / name).is_file() and _problem(listing, name):
         _remove(listing, name)
     try:
         hf_hub_download(listing.name, name, revision=listing.commit, cache_dir=constants.HF_HUB_CACHE)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from secondpass.checkpoint.files import Checkpoint
 from secondpass.errors import MissingExtra
+from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Row, Run
 
 Progress = Callable[[int], None]  # told how many more rows are done
@@ -32,6 +33,7 @@ class Engine(Protocol):
 
 def open_engine(
     checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
     *,
     engine: str = "auto",
     device: str = "auto",
@@ -45,7 +47,7 @@ def open_engine(
     if engine not in ("auto", *ENGINES):
         raise ValueError(f"engine is {engine!r}; give 'auto', {' or '.join(map(repr, ENGINES))}")
     picked = _pick(checkpoint) if engine == "auto" else engine
-    return ENGINES[picked](checkpoint, device, dtype, token_budget)
+    return ENGINES[picked](checkpoint, tokenizer, device, dtype, token_budget)
 
 
 def _pick(checkpoint: Checkpoint) -> str:
@@ -54,21 +56,25 @@ def _pick(checkpoint: Checkpoint) -> str:
     return "torch" if checkpoint.graph() is None else "openvino"
 
 
-def _open_torch(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:
+def _open_torch(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, device: str, dtype: str, token_budget: int | None
+) -> Engine:
     if find_spec("torch") is None:
         raise MissingExtra("torch", "torch")
     from secondpass.engine.torch import TorchEngine
 
-    return TorchEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)
+    return TorchEngine(checkpoint, tokenizer, device=device, dtype=dtype, token_budget=token_budget)
 
 
-def _open_openvino(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:
+def _open_openvino(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, device: str, dtype: str, token_budget: int | None
+) -> Engine:
     from secondpass.engine.openvino import OpenVinoEngine
 
     return OpenVinoEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)
 
 
-ENGINES: dict[str, Callable[[Checkpoint, str, str, int | None], Engine]] = {
+ENGINES: dict[str, Callable[[Checkpoint, Tokenizer, str, str, int | None], Engine]] = {
     "torch": _open_torch,
     "openvino": _open_openvino,
 }

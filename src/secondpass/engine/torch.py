@@ -36,13 +36,19 @@ class TorchEngine:
     name = "torch"
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", token_budget: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        token_budget: int | None = None,
     ) -> None:
         self._device = pick_device(device)
         self._dtype, self.reason = pick_dtype(dtype, self._device)
         self.device, self.dtype = str(self._device), str(self._dtype).removeprefix("torch.")
         self.token_budget = token_budget or TOKEN_BUDGETS[self._device.type]
-        self.model = _load(checkpoint, self._dtype).to(self._device).eval()
+        self.model = _load(checkpoint, tokenizer, self._dtype).to(self._device).eval()
         self.max_length: int = self.model.backbone.config.max_length
         if self._device.type == "cpu":
             self.reason += ", " + fuse_linears(self.model)
@@ -92,9 +98,10 @@ class TorchEngine:
         return values
 
 
-def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> CrossEncoder:
+def _load(checkpoint: Checkpoint, tokenizer: Tokenizer | None, dtype: torch.dtype) -> CrossEncoder:
+    """The model; its tokenizer is only read where the score is a word's logit and none is given."""
     recipe = recipe_for(checkpoint.config, checkpoint.name)
-    answer_ids = recipe.answer_ids(Tokenizer.from_folder(checkpoint.folder)) if recipe.answers else []
+    answer_ids = recipe.answer_ids(tokenizer or Tokenizer.from_folder(checkpoint.folder)) if recipe.answers else []
     with torch.device("meta"):
         model = CrossEncoder(checkpoint.config, recipe, answer_ids=answer_ids)
     load_weights(

@@ -116,7 +116,7 @@ class Bert(nn.Module):
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
-        places = {"all": lambda: None, "first": batch.first, "last": batch.last}[keep]()
+        places = batch.places(keep)
         x: Tensor = self.norm(self.word(batch.ids) + self.position(self._positions(batch)) + self._types(batch))
         for layer in self.layers[:-1]:
             x = layer(x, batch, None)

@@ -191,7 +191,7 @@ class Deberta(nn.Module):
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
-        places = {"all": lambda: None, "first": batch.first, "last": batch.last}[keep]()
+        places = batch.places(keep)
         distances = self._distances(batch)
         x: Tensor = self.norm(self._embedded(batch))
         for layer in self.layers[:-1]:

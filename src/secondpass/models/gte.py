@@ -144,7 +144,7 @@ class Gte(nn.Module):
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
-        places = {"all": lambda: None, "first": batch.first, "last": batch.last}[keep]()
+        places = batch.places(keep)
         width = self.config.width // self.config.num_heads
         inv_freq = inverse_frequencies(width, self.config.theta, device=batch.positions.device)
         table = rotary_table(batch.positions, inv_freq / self.config.slowdown)

@@ -172,7 +172,7 @@ class ModernBert(nn.Module):
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
-        places = {"all": lambda: None, "first": batch.first, "last": batch.last}[keep]()
+        places = batch.places(keep)
         tables = {theta: self._table(batch, theta) for theta in {layer.theta for layer in self.config.layers}}
         x = self.norm(self.word(batch.ids))
         for layer, settings in zip(self.layers[:-1], self.config.layers, strict=False):

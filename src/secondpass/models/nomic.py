@@ -130,7 +130,7 @@ class Nomic(nn.Module):
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
-        places = {"all": lambda: None, "first": batch.first, "last": batch.last}[keep]()
+        places = batch.places(keep)
         x: Tensor = self.word(batch.ids)
         x = self.norm(x if self.token_type is None else x + self.token_type(batch.types))
         config = self.config
