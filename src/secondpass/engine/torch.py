@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,18 +16,16 @@ from secondpass.checkpoint.weights import load_weights
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.engine.engine import Progress
 from secondpass.engine.fused import fuse_linears
+from secondpass.engine.memory import Budget, budget_of, in_batches, memory_checked
 from secondpass.engine.sharing import Portion, share
 from secondpass.errors import EngineError
 from secondpass.models.cross_encoder import CrossEncoder
-from secondpass.packed import pack, plan
+from secondpass.packed import pack
 from secondpass.text.recipes import recipe_for
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Row, Run
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # of one block
-
-# Tokens in one micro-batch. On a CPU more than a few thousand gain nothing and leave the cache.
-TOKEN_BUDGETS = {"cpu": 4096, "cuda": 65536, "mps": 16384}
 
 
 class TorchEngine:
@@ -47,13 +45,19 @@ class TorchEngine:
         self._device = pick_device(device)
         self._dtype, self.reason = pick_dtype(dtype, self._device)
         self.device, self.dtype = str(self._device), str(self._dtype).removeprefix("torch.")
-        self.token_budget = token_budget or TOKEN_BUDGETS[self._device.type]
         self.model = _load(checkpoint, tokenizer, self._dtype).to(self._device).eval()
-        self.max_length: int = self.model.backbone.config.max_length
+        config = self.model.backbone.config
+        self.max_length: int = config.max_length
         if self._device.type == "cpu":
             self.reason += ", " + fuse_linears(self.model)
+        self._budget = Budget(token_budget) if token_budget else budget_of(self._device, config, self._dtype)
         self.shares = True  # compute what the rows of a query have in common once; off for comparison
         self._lock = threading.Lock()  # one forward at a time: each uses all cores already
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens that are run at once; fewer from then on when they did not fit in memory."""
+        return self._budget.tokens
 
     def run(self, rows: Sequence[Row], run: Run, progress: Progress | None = None) -> NDArray[np.float32]:
         run = self.model.resolved(run)
@@ -62,8 +66,9 @@ class TorchEngine:
         with self._lock, torch.inference_mode():
             for portion in self._portions(rows):
                 kept = self._kept(portion.shared, run)
-                for batch in plan([len(row) for row in portion.rows], token_budget=self.token_budget):
-                    pending.append(([portion.places[i] for i in batch], self._forward(portion, batch, run, kept)))
+                forward = partial(self._forward, portion, run, kept)
+                for batch, values in in_batches([len(row) for row in portion.rows], self._budget, forward):
+                    pending.append(([portion.places[i] for i in batch], values))
                     if progress is not None:
                         progress(len(batch))
             for places, values in pending:
@@ -89,12 +94,11 @@ class TorchEngine:
             kept: list[KeysValues] = self.model.backbone.kept_states(pack(shared).to(self._device), top)
         return kept
 
-    def _forward(self, portion: Portion, batch: Sequence[int], run: Run, kept: Sequence[KeysValues]) -> torch.Tensor:
+    def _forward(self, portion: Portion, run: Run, kept: Sequence[KeysValues], batch: Sequence[int]) -> torch.Tensor:
         rows = [portion.rows[i] for i in batch]
         spans = [portion.spans[i] for i in batch] if portion.spans else None
         packed = pack(rows, spans, num_kept=sum(map(len, portion.shared)))
-        with memory_checked(sum(map(len, rows))):
-            values: torch.Tensor = self.model(packed.to(self._device), run, kept)
+        values: torch.Tensor = self.model(packed.to(self._device), run, kept)
         return values
 
 
@@ -114,14 +118,3 @@ def _load(checkpoint: Checkpoint, tokenizer: Tokenizer | None, dtype: torch.dtyp
         change=change_of(checkpoint),
     )
     return model
-
-
-@contextmanager
-def memory_checked(num_tokens: int) -> Iterator[None]:
-    """Running out of memory becomes an EngineError that says what to do."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise EngineError(
-            f"out of memory with {num_tokens} tokens at once; lower token_budget or max_length"
-        ) from error

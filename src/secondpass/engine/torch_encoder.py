@@ -20,11 +20,11 @@ from secondpass.checkpoint.weights import FULL_PRECISION, load_weights
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.engine.encoder import Heads, Vectors
 from secondpass.engine.fused import fuse_linears
-from secondpass.engine.torch import TOKEN_BUDGETS, memory_checked
+from secondpass.engine.memory import Budget, budget_of, in_batches
 from secondpass.errors import EngineError
 from secondpass.models.layers import Linear
 from secondpass.models.pooling import TextEncoder
-from secondpass.packed import pack, plan
+from secondpass.packed import pack
 from secondpass.types import Row
 
 # Outputs of one vector per token; the others have one per row.
@@ -48,27 +48,35 @@ class TorchEncoder:
         self._device = pick_device(device)
         self._dtype, self.reason = pick_dtype(dtype, self._device)
         self.device, self.dtype = str(self._device), str(self._dtype).removeprefix("torch.")
-        self.token_budget = token_budget or TOKEN_BUDGETS[self._device.type]
         self.model = _load(checkpoint, heads, self._dtype).to(self._device).eval()
         config = self.model.backbone.config
         self.max_length: int = config.max_length
         self.width: int = config.width
+        self._budget = Budget(token_budget) if token_budget else budget_of(self._device, config, self._dtype)
         self.fingerprint = _fingerprint(self.model)
         if self._device.type == "cpu":
             self.reason += ", " + fuse_linears(self.model)
         self._lock = threading.Lock()  # one forward at a time: each uses all cores already
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens that are run at once; fewer from then on when they did not fit in memory."""
+        return self._budget.tokens
 
     def run(
         self, rows: Sequence[Row], outputs: Collection[str], visible: Sequence[int] | None = None
     ) -> dict[str, Vectors]:
         starts = np.array([0, *accumulate(len(row) for row in rows)])
         found: dict[str, Vectors] = {}
+
+        def forward(batch: list[int]) -> dict[str, Tensor]:
+            if visible is not None:
+                batch.sort(key=visible.__getitem__)  # rows that are alike are attended to together
+            seen = None if visible is None else tuple(visible[index] for index in batch)
+            return self._forward([rows[index] for index in batch], outputs, seen)
+
         with self._lock, torch.inference_mode():
-            for batch in plan([len(row) for row in rows], token_budget=self.token_budget):
-                if visible is not None:
-                    batch.sort(key=visible.__getitem__)  # rows that are alike are attended to together
-                seen = None if visible is None else tuple(visible[index] for index in batch)
-                values = self._forward([rows[index] for index in batch], outputs, seen)
+            for batch, values in in_batches([len(row) for row in rows], self._budget, forward):
                 _put(found, values, batch, starts)
         self._check_finite(found)
         return found
@@ -76,9 +84,8 @@ class TorchEncoder:
     def _forward(
         self, rows: Sequence[Row], outputs: Collection[str], visible: tuple[int, ...] | None
     ) -> dict[str, Tensor]:
-        with memory_checked(sum(map(len, rows))):
-            batch = replace(pack(rows), visible=visible).to(self._device)
-            values: dict[str, Tensor] = self.model(batch, outputs)
+        batch = replace(pack(rows), visible=visible).to(self._device)
+        values: dict[str, Tensor] = self.model(batch, outputs)
         return values
 
     def _check_finite(self, found: dict[str, Vectors]) -> None:

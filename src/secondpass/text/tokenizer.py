@@ -16,6 +16,7 @@ from pathlib import Path
 import tokenizers
 
 from secondpass.errors import CheckpointError
+from secondpass.text.token_cache import TokenCache
 
 # transformers writes this where no limit is known
 _NO_LIMIT = int(1e30)
@@ -41,6 +42,7 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
+        self._cache = TokenCache()
         self.max_length = max_length
 
     @classmethod
@@ -65,6 +67,10 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text; those of texts that were read before are remembered, up to a bound."""
+        return self._cache.get(texts, self._encode_batch)
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 

@@ -1,0 +1,114 @@
+"""How many tokens are run at once, and what happens when they do not fit: half as many are, and the work goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from secondpass.errors import EngineError
+from secondpass.packed import plan
+
+logger = logging.getLogger(__name__)
+
+# Tokens in one micro-batch. On a CPU more than a few thousand gain nothing and leave the cache; a GPU of today is
+# busy with a fraction of its budget, which is lowered where its free memory is small.
+TOKEN_BUDGETS = {"cpu": 4096, "cuda": 65536, "mps": 16384}
+MIN_BUDGET = 1024
+# Part of the free memory of a GPU that a batch may take.
+USABLE = 0.5
+# Values of a token that a block holds at its peak: of the model's width (residual, normed, queries, keys, values,
+# mixed, and what norms hold in float32), and of the perceptron's (gate, up and their product).
+WIDTHS, MLP_WIDTHS = 12, 3
+
+T = TypeVar("T")
+
+
+class OutOfMemory(EngineError):
+    """A batch did not fit in memory."""
+
+
+@dataclass
+class Budget:
+    """Tokens that are run at once; lowered for good when they did not fit."""
+
+    tokens: int
+
+    def halve(self, tokens: int) -> None:
+        self.tokens = max(min(self.tokens, tokens) // 2, 1)
+        logger.warning("out of memory with %d tokens at once; going on with %d", tokens, self.tokens)
+
+
+def budget_of(device: torch.device, config: Any, dtype: torch.dtype) -> Budget:
+    """What suits the device, and on a GPU the memory that is free now that the weights are there."""
+    usual = TOKEN_BUDGETS[device.type]
+    if device.type != "cuda":
+        return Budget(usual)
+    free, _ = torch.cuda.mem_get_info(device)
+    return Budget(fitting(free, usual, width=config.width, mlp_width=config.mlp_width, itemsize=dtype.itemsize))
+
+
+def fitting(free: int, usual: int, *, width: int, mlp_width: int, itemsize: int) -> int:
+    """The usual number of tokens, or fewer where so many bytes of free memory hold no more."""
+    each = (WIDTHS * width + MLP_WIDTHS * mlp_width) * itemsize
+    return max(min(usual, int(free * USABLE) // each), MIN_BUDGET)
+
+
+def in_batches(
+    lengths: Sequence[int], budget: Budget, forward: Callable[[list[int]], T]
+) -> Iterator[tuple[list[int], T]]:
+    """What `forward` makes of each batch of places in `lengths`; batches that do not fit in memory are halved.
+
+    Raises OutOfMemory where a single row does not fit.
+    """
+    left = deque(plan(lengths, token_budget=budget.tokens))
+    while left:
+        batch = left[0]
+        try:
+            with memory_checked(sum(lengths[i] for i in batch)):
+                values = forward(batch)
+        except OutOfMemory:
+            if len(batch) == 1:
+                raise
+        else:
+            left.popleft()
+            yield batch, values
+            continue
+        _free()  # here, where the error and what it held are gone
+        budget.halve(sum(lengths[i] for i in batch))
+        places = [i for each in left for i in each]
+        again = plan([lengths[i] for i in places], token_budget=budget.tokens)
+        left = deque([places[i] for i in each] for each in again)
+
+
+_SIGNS = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host ran out of memory; on a CPU and on MPS torch says so in words alone."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+@contextmanager
+def memory_checked(num_tokens: int) -> Iterator[None]:
+    """Running out of memory becomes an OutOfMemory that says what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"out of memory with {num_tokens} tokens at once; lower token_budget or max_length"
+        ) from error
+
+
+def _free() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
