@@ -43,6 +43,7 @@ SETTINGS = (
     "adapter_config.json",
     "adapter_model.safetensors",
 )
+WEIGHED = (".safetensors", ".bin", ".pt", ".xml", ".onnx", ".json")  # files that scores depend on
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
 
@@ -71,6 +72,15 @@ class Checkpoint:
     def has_weights(self) -> bool:
         """Whether there are weights that the torch engine can load."""
         return any((self.folder / name).is_file() for name in WEIGHTS)
+
+    def identity(self) -> str:
+        """What tells these weights from any others: the commit, or for a folder its files, their sizes and times."""
+        if self.revision is not None:
+            return f"{self.name}@{self.revision}"
+        folders = [self.folder] if self.adapter is None else [self.folder, self.adapter]
+        files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix in WEIGHED]
+        facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return f"{self.folder.resolve()} {facts}"
 
     def _shards(self, index: Path) -> list[Path]:
         names = shard_names(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -20,11 +21,27 @@ Progress = Callable[[int], None]  # told how many more rows are done
 class Engine(Protocol):
     """Scores rows; knows nothing of texts. Safe to call from several threads."""
 
-    name: str
-    device: str
-    dtype: str
-    reason: str  # why this precision and kernel, in words for info()
-    max_length: int  # longest row in tokens
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def reason(self) -> str:
+        """Why this precision and kernel, in words for info()."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """Longest row in tokens."""
+        ...
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens that are run at once."""
+        ...
 
     def run(self, rows: Sequence[Row], run: Run, progress: Progress | None = None) -> NDArray[np.float32]:
         """Logits (N, outputs) in the order of the rows."""
@@ -39,15 +56,22 @@ def open_engine(
     device: str = "auto",
     dtype: str = "auto",
     token_budget: int | None = None,
+    score_cache: str | Path | None = None,
 ) -> Engine:
     """The engine for a checkpoint; "auto" takes torch where there are weights and torch is installed.
 
-    Raises ValueError for an unknown engine, MissingExtra where torch is needed and not there.
+    score_cache is a file in which scores are kept, to be looked up before they are computed. Raises ValueError for
+    an unknown engine, MissingExtra where torch is needed and not there.
     """
     if engine not in ("auto", *ENGINES):
         raise ValueError(f"engine is {engine!r}; give 'auto', {' or '.join(map(repr, ENGINES))}")
     picked = _pick(checkpoint) if engine == "auto" else engine
-    return ENGINES[picked](checkpoint, tokenizer, device, dtype, token_budget)
+    opened = ENGINES[picked](checkpoint, tokenizer, device, dtype, token_budget)
+    if score_cache is None:
+        return opened
+    from secondpass.engine.score_cache import ScoreCache
+
+    return ScoreCache(opened, Path(score_cache), checkpoint.identity())
 
 
 def _pick(checkpoint: Checkpoint) -> str:
