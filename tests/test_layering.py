@@ -15,7 +15,7 @@ LAYERS = (
     ("models",),
     ("checkpoint",),
     ("engine",),
-    ("reranker", "embedder", "colbert", "remote"),
+    ("scoring", "deadline", "reranker", "cascade", "embedder", "colbert", "remote"),
     ("fusion", "retrieval"),
     ("evaluation", "training", "server", "integrations", "scale"),
     ("command", "cli", "__main__"),

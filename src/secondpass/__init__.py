@@ -14,22 +14,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Cascade": "cascade",
     "ColBERT": "colbert",
     "Document": "types",
     "Embedder": "embedder",
     "Hit": "types",
     "Ranking": "types",
+    "RemoteReranker": "remote",
     "Reranker": "reranker",
     "Scorer": "types",
     "SecondpassError": "errors",
     "TokenVectors": "colbert",
 }
 __all__ = [
+    "Cascade",
     "ColBERT",
     "Document",
     "Embedder",
     "Hit",
     "Ranking",
+    "RemoteReranker",
     "Reranker",
     "Scorer",
     "SecondpassError",
@@ -37,9 +41,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from secondpass.cascade import Cascade
     from secondpass.colbert import ColBERT, TokenVectors
     from secondpass.embedder import Embedder
     from secondpass.errors import SecondpassError
+    from secondpass.remote import RemoteReranker
     from secondpass.reranker import Reranker
     from secondpass.types import Document, Hit, Ranking, Scorer
 

@@ -101,6 +101,9 @@ def rank(
     top: Annotated[int, typer.Option(min=0, help="How many to show; 0: all.")] = 10,
     json: Json = False,
     explain: Annotated[bool, typer.Option("--explain", help="Add tokens, truncation, timing and engine.")] = False,
+    budget_ms: Annotated[
+        float | None, typer.Option(min=0.001, help="Milliseconds for ranking; passages beyond stay unscored, last.")
+    ] = None,
     model: Model = "default",
     revision: Revision = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a pair; else the model's.")] = None,
@@ -140,7 +143,7 @@ def rank(
         passage or [],
         how=Reading(split=split.value, fields=named),
         options=options,
-        output=command.Output(top=top, is_json=json, is_explained=explain),
+        output=command.Output(top=top, is_json=json, is_explained=explain, budget_ms=budget_ms),
     )
 
 

@@ -9,22 +9,29 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from math import nan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from secondpass.checkpoint.files import open_checkpoint
 from secondpass.checkpoint.sentence import named_length
+from secondpass.deadline import Deadline, Pace, score_within, work_of
 from secondpass.engine.engine import Engine, open_engine
+from secondpass.scoring import Progress, Scored, Scoring
 from secondpass.text.documents import as_document, as_documents, clean_query, text_of
-from secondpass.text.reader import Pair, Reader, Reading
+from secondpass.text.reader import Reader
+from secondpass.text.recipe import Limits
 from secondpass.text.recipes import recipe_for
 from secondpass.text.tokenizer import Tokenizer
-from secondpass.types import Document, DocumentLike, Hit, Ranking, Run, Usage
+from secondpass.types import Document, DocumentLike, Hit, Ranking, Run
+
+if TYPE_CHECKING:
+    from secondpass.cascade import Cascade
 
 LONG_DOCUMENTS = ("truncate", "chunk")
-Progress = Callable[[int, int], None]  # rows done, rows in all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +58,12 @@ class Info:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
-    """Readings with their scores, one list per output of the model, and the best reading of each pair by output."""
+class Parts:
+    """How a reranker reads: `reader.read(pairs, limits)` gives rows, which `engine.run(rows, run)` scores."""
 
-    readings: list[Reading]
-    outputs: list[list[float]]
-
-    def of(self, pairs: Sequence[Pair], output: int = 0) -> list[float]:
-        """Each pair's score, which is that of its best reading."""
-        scores, best = self.outputs[output], self.best(output)
-        return [scores[best[pair]] for pair in pairs]
-
-    def best(self, output: int = 0) -> dict[Pair, int]:
-        """For each pair the place of its best reading; the first of equals."""
-        scores = self.outputs[output]
-        best: dict[Pair, int] = {}
-        for place, reading in enumerate(self.readings):
-            if reading.pair not in best or scores[place] > scores[best[reading.pair]]:
-                best[reading.pair] = place
-        return best
+    reader: Reader
+    limits: Limits
+    run: Run
 
 
 class Reranker:
@@ -78,6 +72,7 @@ class Reranker:
     model: "default" (embedded, offline), a folder in Hugging Face layout, or a hub name, pinned by `revision`.
     truncation: None (the family's rule), "longest_first" or "only_second" (FlagEmbedding's).
     long_documents: "truncate" (exactly the reference's rule) or "chunk" (overlapping windows, the best one wins).
+    score_cache: a file in which scores are kept, so that a second run over the same pairs computes only what is new.
     Safe to use from several threads. Raises CheckpointError, DownloadError, UnknownModel or MissingExtra.
     """
 
@@ -99,6 +94,7 @@ class Reranker:
         cutoff_layer: int | None = None,
         compress_ratio: int | None = None,
         compress_layers: Sequence[int] | None = None,
+        score_cache: str | Path | None = None,
     ) -> None:
         if long_documents not in LONG_DOCUMENTS:
             raise ValueError(f"long_documents is {long_documents!r}; give {' or '.join(map(repr, LONG_DOCUMENTS))}")
@@ -107,9 +103,17 @@ class Reranker:
         )
         recipe = recipe_for(self._checkpoint.config, self._checkpoint.name).instructed(instruction)
         tokenizer = Tokenizer.from_folder(self._checkpoint.folder)
-        self._engine: Engine = open_engine(
-            self._checkpoint, tokenizer, engine=engine, device=device, dtype=dtype, token_budget=token_budget
+        self._open_engine = partial(
+            open_engine,
+            self._checkpoint,
+            tokenizer,
+            engine=engine,
+            device=device,
+            dtype=dtype,
+            token_budget=token_budget,
+            score_cache=score_cache,
         )
+        self._engine: Engine = self._open_engine()
         self._run = _changed(Run(), cutoff_layer, compress_ratio, compress_layers)
         self._engine.run([], self._run)  # refuses at once what the model does not have
         known = (recipe.max_length, tokenizer.max_length, self._engine.max_length)
@@ -125,6 +129,15 @@ class Reranker:
         self._limits = self._reader.limits(
             usual if max_length is None else max_length, recipe.truncation if truncation is None else truncation
         )
+        self._scoring = Scoring(reader=self._reader, engine=self._engine)
+        self._pace = Pace()
+
+    @classmethod
+    def cascade(cls, small: str | Path, large: str | Path, *, keep: int = 20, **options: Any) -> Cascade:
+        """A small model for all candidates, a large one for the first `keep`; options are Reranker's, for both."""
+        from secondpass.cascade import Cascade
+
+        return Cascade(small=cls(small, **options), large=cls(large, **options), keep=keep)
 
     def rank(
         self,
@@ -134,6 +147,8 @@ class Reranker:
         top_n: int | None = None,
         rank_fields: Sequence[str] | None = None,
         explain: bool = False,
+        budget_ms: float | None = None,
+        first_scores: Sequence[float] | None = None,
         progress: Progress | None = None,
     ) -> Ranking:
         """The documents, best first; equal scores keep their input order. No documents give an empty ranking.
@@ -141,6 +156,10 @@ class Reranker:
         rank_fields names the fields of a mapping that are read, written as `name: value` lines in that order;
         without it the field "text" is. explain fills `Hit.parts` with tokens read and cut. progress is called
         with (rows done, rows in all).
+
+        budget_ms is the time that the call may take: documents are scored in their order, or by first_scores (the
+        first stage's, higher is better), until it is over. What is then unscored follows below in that order, with
+        `is_scored` False. `warm_up` lets the first such call know how fast this machine is.
         """
         started = time.perf_counter()
         if top_n is not None and top_n < 1:
@@ -148,23 +167,31 @@ class Reranker:
         query = clean_query(query)
         candidates = as_documents(documents)
         pairs = [(query, text_of(document, rank_fields, index)) for index, document in enumerate(candidates)]
-        readings = self._reader.read(pairs, self._limits)
-        tokenized = time.perf_counter()
-        scored = self._score(readings, self._run, progress)
-        best, scores = scored.best(), scored.outputs[0]
-        order = sorted(range(len(pairs)), key=lambda i: -scores[best[pairs[i]]])
+        first = _first_order(first_scores, len(pairs))
+        if budget_ms is None:
+            scored = self._scoring.score(pairs, self._limits, self._run, progress)
+        else:
+            deadline = Deadline.after(started, budget_ms, len(pairs), self._pace)
+            scored = score_within(self._scoring, [pairs[i] for i in first], self._limits, self._run, deadline)
+        best = scored.best()
+        order = sorted(
+            first if budget_ms is not None else range(len(pairs)), key=lambda i: scored.place_of(pairs[i], best)
+        )
         hits = [
-            self._hit((i, rank), candidates[i], readings[best[pairs[i]]], scores[best[pairs[i]]], explain=explain)
+            self._hit((i, rank), candidates[i], scored, best.get(pairs[i]), explain=explain)
             for rank, i in enumerate(order[:top_n])
         ]
-        usage = Usage(
-            rows=len(readings),
-            tokens=sum(len(reading.row) for reading in readings),
-            truncated=sum(any(reading.row.cut) for reading in readings),
-            seconds=time.perf_counter() - started,
-            tokenize_seconds=tokenized - started,
-        )
-        return Ranking(query, tuple(hits), usage)
+        unscored = sum(pair not in best for pair in pairs)
+        return Ranking(query, tuple(hits), scored.usage(time.perf_counter() - started, unscored))
+
+    def warm_up(self) -> None:
+        """Run batches of several sizes, so that the next call is not the first and `budget_ms` knows the pace."""
+        for count in (1, 2, 4, 8, 16):
+            readings = self._reader.read([(f"{place} " * 8, "warm " * 64) for place in range(count)], self._limits)
+            for _ in range(2):
+                started = time.perf_counter()
+                self._scoring.run(Scored(), readings, self._run)
+            self._pace.learn(work_of(readings), time.perf_counter() - started)
 
     async def arank(
         self,
@@ -174,10 +201,19 @@ class Reranker:
         top_n: int | None = None,
         rank_fields: Sequence[str] | None = None,
         explain: bool = False,
+        budget_ms: float | None = None,
+        first_scores: Sequence[float] | None = None,
     ) -> Ranking:
         """`rank` for asyncio: computed in a thread, so that the loop goes on."""
         return await asyncio.to_thread(
-            self.rank, query, documents, top_n=top_n, rank_fields=rank_fields, explain=explain
+            self.rank,
+            query,
+            documents,
+            top_n=top_n,
+            rank_fields=rank_fields,
+            explain=explain,
+            budget_ms=budget_ms,
+            first_scores=first_scores,
         )
 
     def score(
@@ -219,7 +255,7 @@ class Reranker:
         )
         run = _changed(self._run, cutoff_layer, compress_ratio, compress_layers)
         keys = [_check_pair(pair, index) for index, pair in enumerate(pairs)]
-        return self._score(self._reader.read(keys, limits), run, progress).of(keys)
+        return self._scoring.score(keys, limits, run, progress).of(keys)
 
     def score_layers(
         self, query: str, documents: Iterable[DocumentLike], layers: Iterable[int]
@@ -230,8 +266,7 @@ class Reranker:
         """
         cutoffs = tuple(sorted(set(layers)))
         keys = [_check_pair((query, document), index) for index, document in enumerate(as_documents(documents))]
-        readings = self._reader.read(keys, self._limits)
-        scored = self._score(readings, replace(self._run, cutoff_layers=cutoffs), None)
+        scored = self._scoring.score(keys, self._limits, replace(self._run, cutoff_layers=cutoffs))
         return {layer: scored.of(keys, place) for place, layer in enumerate(cutoffs)}
 
     def info(self) -> Info:
@@ -248,38 +283,54 @@ class Reranker:
             truncation=self._limits.truncation,
         )
 
+    @property
+    def parts(self) -> Parts:
+        """What writes rows, for callers that join the rows of several calls."""
+        return Parts(reader=self._reader, limits=self._limits, run=self._run)
+
+    @property
+    def engine(self) -> Engine:
+        """What scores rows."""
+        return self._engine
+
+    def reopen_engine(self) -> Engine:
+        """Load the engine anew, after it failed. The old one's memory is free first, so calls meanwhile fail."""
+        del self._engine, self._scoring
+        self._engine = self._open_engine()
+        self._scoring = Scoring(reader=self._reader, engine=self._engine)
+        return self._engine
+
     def probability(self, score: float) -> float:
         """A raw logit as a probability in 0..1, by the family's activation."""
         x = score - self._reader.recipe.midpoint
         return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
-    def _score(self, readings: list[Reading], run: Run, progress: Progress | None) -> Scored:
-        done = 0
-
-        def count(more: int) -> None:
-            nonlocal done
-            done += more
-            if progress is not None:
-                progress(done, len(readings))
-
-        scores = self._engine.run([reading.row for reading in readings], run, count)
-        return Scored(readings=readings, outputs=scores.T.tolist())
-
     def _hit(
-        self, place: tuple[int, int], document: Document, reading: Reading, score: float, *, explain: bool
+        self, place: tuple[int, int], document: Document, scored: Scored, best: int | None, *, explain: bool
     ) -> Hit:
         index, rank = place
-        row = reading.row
-        parts = {"tokens": len(row), "query_tokens_cut": row.cut[0], "passage_tokens_cut": row.cut[1]}
+        if best is None:
+            return Hit(index=index, document=document, score=nan, probability=nan, rank=rank, is_scored=False)
+        read, score = scored.reads[best], scored.outputs[0][best]
+        parts = {"tokens": read.length, "query_tokens_cut": read.cut[0], "passage_tokens_cut": read.cut[1]}
         return Hit(
             index=index,
             document=document,
             score=score,
             probability=self.probability(score),
             rank=rank,
-            span=reading.span,
+            span=read.span,
             parts=parts if explain else None,
         )
+
+
+def _first_order(scores: Sequence[float] | None, num_documents: int) -> list[int]:
+    """The documents' places by the first stage's scores, best first; their own order without scores."""
+    if scores is None:
+        return list(range(num_documents))
+    if len(scores) != num_documents:
+        raise ValueError(f"first_scores has {len(scores)} scores for {num_documents} documents; give one for each")
+    return sorted(range(num_documents), key=lambda i: -scores[i])
 
 
 def _changed(

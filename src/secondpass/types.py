@@ -48,13 +48,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What one call cost: rows scored, tokens read, rows truncated, seconds taken."""
+    """What one call cost: rows scored, tokens read, rows truncated, seconds taken, documents left unscored."""
 
     rows: int
     tokens: int
     truncated: int
     seconds: float
     tokenize_seconds: float = 0.0
+    unscored: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,8 @@ class Hit:
 
     score is the raw logit, probability its activation in 0..1. index is the place in the input, rank the place
     in the ranking, from 0. span is the (start, end) range of characters that won, when the document was read in
-    windows. parts explains the figures, when asked for.
+    windows. parts explains the figures, when asked for. A document that a deadline left unscored has is_scored
+    False, and NaN as score and probability.
     """
 
     index: int
@@ -73,15 +75,21 @@ class Hit:
     rank: int
     span: tuple[int, int] | None = None
     parts: Mapping[str, float | int | str] | None = None
+    is_scored: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking(Sequence[Hit]):
-    """Hits, best first; equal scores keep their input order."""
+    """Hits, best first; equal scores keep their input order.
+
+    failure is None, or why a server that was asked to fail open scored nothing: the hits then keep the input order,
+    and their scores and probabilities are NaN.
+    """
 
     query: str
     hits: tuple[Hit, ...]
     usage: Usage
+    failure: str | None = None
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...

@@ -12,7 +12,8 @@ from secondpass.command.errors import WrongUse
 from secondpass.command.passages import Passage, Reading, read_passages
 
 if TYPE_CHECKING:
-    from secondpass.reranker import Info, Progress, Reranker
+    from secondpass.reranker import Info, Reranker
+    from secondpass.scoring import Progress
     from secondpass.types import Ranking
 
 
@@ -35,6 +36,7 @@ class Output:
     top: int  # 0: all
     is_json: bool
     is_explained: bool
+    budget_ms: float | None = None
 
 
 def rank(
@@ -87,9 +89,12 @@ def _ranked(reranker: Reranker, query: str, passages: Sequence[Passage], *, how:
             top_n=output.top or None,
             rank_fields=how.fields or None,
             explain=output.is_explained,
+            budget_ms=output.budget_ms,
             progress=progress,
         )
 
+    if output.budget_ms is not None:
+        reranker.warm_up()
     if not sys.stderr.isatty():
         return ranked(None)
     from rich.console import Console
@@ -115,5 +120,7 @@ def _remark(ranking: Ranking, info: Info, *, is_explained: bool, is_chunked: boo
         verb = "was" if usage.truncated == 1 else "were"
         cut = f"{usage.truncated} of {usage.rows} passages {verb} cut at {info.max_length} tokens"
         sys.stderr.write(f"{cut}; --long chunk reads them whole\n")
+    if usage.unscored:
+        sys.stderr.write(f"{usage.unscored} passages were left unscored when the time was over; they are last\n")
     if is_explained:
         sys.stderr.write(show.usage_line(ranking, info) + "\n")

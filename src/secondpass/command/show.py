@@ -52,8 +52,8 @@ def hit_object(hit: Hit, source: str) -> dict[str, Any]:
     return {
         "index": hit.index,
         "rank": hit.rank + 1,
-        "score": hit.score,
-        "probability": hit.probability,
+        "score": hit.score if hit.is_scored else None,
+        "probability": hit.probability if hit.is_scored else None,
         "text": hit.document.text,
         "source": source,
         "fields": {name: value for name, value in hit.document.fields.items() if name != "text"},
@@ -79,11 +79,12 @@ def ranking_table(ranking: Ranking, sources: Sequence[str], fields: Sequence[str
     others = 2 + BAR_WIDTH + 5 + max(6, min(MAX_SOURCE_WIDTH, longest_source)) + 5 * 2 + figures_width
     width = max(MIN_PASSAGE_WIDTH, console.width - others)
     for hit in ranking:
-        bar = Bar(1, 0, hit.probability, width=BAR_WIDTH, color="green")
+        bar = Bar(1, 0, hit.probability if hit.is_scored else 0, width=BAR_WIDTH, color="green")
         figures = [str(value) for value in _explained(hit)[: len(extra)]]
         beginning = _beginning(console, _winning(hit, fields), width)
         source = Text(_end_of(_printable(sources[hit.index])))
-        table.add_row(str(hit.rank + 1), bar, f"{hit.probability:.3f}", beginning, *figures, source)
+        probability = f"{hit.probability:.3f}" if hit.is_scored else "-"
+        table.add_row(str(hit.rank + 1), bar, probability, beginning, *figures, source)
     console.print(table)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from secondpass.text.chunks import windows
 from secondpass.text.recipe import TRUNCATIONS, Limits, Recipe
+from secondpass.text.templates import Frame
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Row
 
 # Windows over a long document share this part of their length with the next one.
 OVERLAP = 1 / 8
+# Texts tokenised at a time; a portion ends at one of these steps.
+STEP = 128
 
 Pair = tuple[str, str]  # query, text
 
@@ -45,13 +49,30 @@ class Reader:
 
     def read(self, pairs: Sequence[Pair], limits: Limits) -> list[Reading]:
         """Readings of the different pairs; each query is tokenised once."""
+        return list(chain.from_iterable(self.portions(pairs, limits, tokens=None)))
+
+    def portions(
+        self, pairs: Sequence[Pair], limits: Limits, *, tokens: int | None, step: int = STEP
+    ) -> Iterator[list[Reading]]:
+        """The same, in portions of about `tokens` tokens, None for one; `step` pairs are tokenised at a time."""
         by_query: dict[str, list[str]] = {}
         for query, text in dict.fromkeys(pairs):
             by_query.setdefault(query, []).append(text)
-        return [reading for query, texts in by_query.items() for reading in self._read(query, texts, limits)]
+        portion: list[Reading] = []
+        size = 0
+        for query, texts in by_query.items():
+            frame = self.recipe.frame(self.tokenizer, query, limits)
+            for start in range(0, len(texts), step):
+                more = self._read(frame, query, texts[start : start + step])
+                portion += more
+                size += sum(len(reading.row) for reading in more)
+                if tokens is not None and size >= tokens:
+                    yield portion
+                    portion, size = [], 0
+        if portion:
+            yield portion
 
-    def _read(self, query: str, texts: Sequence[str], limits: Limits) -> list[Reading]:
-        frame = self.recipe.frame(self.tokenizer, query, limits)
+    def _read(self, frame: Frame, query: str, texts: Sequence[str]) -> list[Reading]:
         rows = frame.rows(self.tokenizer, texts)
         if not self.has_windows:
             return [Reading((query, text), None, row) for text, row in zip(texts, rows, strict=True)]

@@ -1,0 +1,144 @@
+"""A cascade: a small model reads all candidates, a large one only the head of the small one's list.
+
+Most of what a large reranker gains is among the first few; Wang, Lin and Metzler 2011, "A cascade ranking model".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from secondpass.reranker import Info, Reranker
+from secondpass.text.documents import as_documents
+from secondpass.types import Document, DocumentLike, Hit, Ranking, Usage
+
+# Of a budget, the part that the small model may use; what it leaves is the large one's.
+SMALL_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cascade:
+    """Ranks with `small`, then the first `keep` of them with `large`. A Scorer; safe to use from several threads.
+
+    Of a hit, `parts["stage"]` says whose score it has: 1 is the small model's, 2 the large one's. All of stage 2
+    stand before those of stage 1, since the scores of two models cannot be compared.
+    """
+
+    small: Reranker
+    large: Reranker
+    keep: int = 20
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep is {self.keep}; the large model needs 1 or more documents to read")
+
+    def rank(
+        self,
+        query: str,
+        documents: Iterable[DocumentLike],
+        *,
+        top_n: int | None = None,
+        rank_fields: Sequence[str] | None = None,
+        explain: bool = False,
+        budget_ms: float | None = None,
+        first_scores: Sequence[float] | None = None,
+    ) -> Ranking:
+        """The documents, best first, as of `Reranker.rank`; budget_ms is for both models together."""
+        started = time.perf_counter()
+        if top_n is not None and top_n < 1:
+            raise ValueError(f"top_n is {top_n}; give 1 or more, or None for all")
+        candidates = as_documents(documents)
+        budget = None if budget_ms is None else budget_ms * SMALL_SHARE
+        tail = self.small.rank(
+            query,
+            candidates,
+            rank_fields=rank_fields,
+            explain=explain,
+            budget_ms=budget,
+            first_scores=first_scores,
+        )
+        kept = [hit.index for hit in tail[: self.keep]]
+        left = None if budget_ms is None else budget_ms - 1000 * (time.perf_counter() - started)
+        if left is not None and left <= 0:
+            kept, left = [], None
+        heads = [candidates[index] for index in kept]
+        head = self.large.rank(query, heads, rank_fields=rank_fields, explain=explain, budget_ms=left)
+        hits = _joined(tail, head, kept, candidates)
+        usage = _sum(tail.usage, head.usage, hits, time.perf_counter() - started)
+        return Ranking(tail.query, tuple(hits[:top_n]), usage)
+
+    async def arank(
+        self,
+        query: str,
+        documents: Iterable[DocumentLike],
+        *,
+        top_n: int | None = None,
+        rank_fields: Sequence[str] | None = None,
+        explain: bool = False,
+        budget_ms: float | None = None,
+        first_scores: Sequence[float] | None = None,
+    ) -> Ranking:
+        """`rank` for asyncio: computed in a thread, so that the loop goes on."""
+        return await asyncio.to_thread(
+            self.rank,
+            query,
+            documents,
+            top_n=top_n,
+            rank_fields=rank_fields,
+            explain=explain,
+            budget_ms=budget_ms,
+            first_scores=first_scores,
+        )
+
+    def score(self, query: str, documents: Sequence[DocumentLike]) -> list[float]:
+        """One scale that sorts as `rank` does, in input order.
+
+        The large model's logits; below them, one by one, the small model's, moved so that its best is 1 under the
+        large model's worst.
+        """
+        ranking = self.rank(query, documents)
+        head = [hit.score for hit in ranking if _stage(hit) == 2]
+        tail = [hit.score for hit in ranking if _stage(hit) == 1]
+        shift = min(head) - 1 - max(tail) if head and tail else 0.0
+        scores = {hit.index: hit.score + (shift if _stage(hit) == 1 else 0.0) for hit in ranking}
+        return [scores[index] for index in range(len(scores))]
+
+    def warm_up(self) -> None:
+        """Run both models once, so that `budget_ms` knows their pace."""
+        self.small.warm_up()
+        self.large.warm_up()
+
+    def info(self) -> dict[str, Info]:
+        """What the two models run on."""
+        return {"small": self.small.info(), "large": self.large.info()}
+
+
+def _stage(hit: Hit) -> float | int | str:
+    return 0 if hit.parts is None else hit.parts["stage"]
+
+
+def _joined(
+    tail: Sequence[Hit], head: Sequence[Hit], kept: Sequence[int], documents: Sequence[Document]
+) -> list[Hit]:
+    """The large model's hits, then those of the small one that it did not score, then the unscored."""
+    first = [replace(hit, index=kept[hit.index]) for hit in head if hit.is_scored]
+    done = {hit.index for hit in first}
+    rest = [hit for hit in tail if hit.index not in done]
+    staged = [(2, hit) for hit in first] + [(1 if hit.is_scored else 0, hit) for hit in rest]
+    return [
+        replace(hit, rank=rank, document=documents[hit.index], parts={**(hit.parts or {}), "stage": stage})
+        for rank, (stage, hit) in enumerate(staged)
+    ]
+
+
+def _sum(left: Usage, right: Usage, hits: Sequence[Hit], seconds: float) -> Usage:
+    return Usage(
+        rows=left.rows + right.rows,
+        tokens=left.tokens + right.tokens,
+        truncated=left.truncated + right.truncated,
+        seconds=seconds,
+        tokenize_seconds=left.tokenize_seconds + right.tokenize_seconds,
+        unscored=sum(not hit.is_scored for hit in hits),
+    )
