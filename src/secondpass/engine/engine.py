@@ -85,9 +85,13 @@ def _open_torch(
 ) -> Engine:
     if find_spec("torch") is None:
         raise MissingExtra("torch", "torch")
+    from secondpass.engine.replicas import ReplicaEngine, devices_of
+
+    if len(devices := devices_of(device)) > 1:
+        return ReplicaEngine(checkpoint, devices, dtype=dtype, token_budget=token_budget)
     from secondpass.engine.torch import TorchEngine
 
-    return TorchEngine(checkpoint, tokenizer, device=device, dtype=dtype, token_budget=token_budget)
+    return TorchEngine(checkpoint, tokenizer, device=devices[0], dtype=dtype, token_budget=token_budget)
 
 
 def _open_openvino(
