@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -44,7 +45,8 @@ class Shared:
     """What rows begin with that was computed before: row n with the tokens spans[n] of `num_kept` kept ones.
 
     index, rows and positions are (S,), of all keys of all rows, end to end: their places among the kept tokens
-    followed by the batch's own, the row that sees them, and their places in it. lengths are the keys per row.
+    followed by the batch's own, the row that sees them, and their places in it. lengths are the keys per row, starts
+    (N + 1,) is cumulative.
     """
 
     spans: tuple[tuple[int, int], ...]
@@ -52,7 +54,13 @@ class Shared:
     index: Tensor
     rows: Tensor
     positions: Tensor
+    starts: Tensor
     lengths: tuple[int, ...]
+
+    @cached_property
+    def cumulative(self) -> Tensor:
+        """`starts` as kernels take it, in 32 bits."""
+        return self.starts.int()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +92,11 @@ class Packed:
     def groups(self) -> list[tuple[int, int]]:
         return [(len(list(run)), length) for length, run in groupby(self.lengths)]
 
+    @cached_property
+    def cumulative(self) -> Tensor:
+        """`starts` as kernels take it, in 32 bits."""
+        return self.starts.int()
+
     def first(self) -> Tensor:
         """Places (N,) of each row's first token."""
         return self.starts[:-1]
@@ -100,7 +113,7 @@ class Packed:
         """The same batch on `device`; copies from pinned memory do not block."""
         if device.type == "cpu":
             return self
-        shared = None if self.shared is None else _moved(self.shared, ("index", "rows", "positions"), device)
+        shared = None if self.shared is None else _moved(self.shared, _SHARED, device)
         return replace(_moved(self, ("ids", "positions", "types", "rows", "starts"), device), shared=shared)
 
     def resized(self, lengths: Sequence[int], passages: Sequence[tuple[int, int]]) -> Packed:
@@ -110,6 +123,7 @@ class Packed:
         return pack(rows, spans, num_kept=num_kept).to(self.ids.device)
 
 
+_SHARED = ("index", "rows", "positions", "starts")
 _Batch = TypeVar("_Batch", Packed, Shared)
 
 
@@ -161,7 +175,7 @@ def _share(lengths: Sequence[int], spans: Sequence[tuple[int, int]], num_kept: i
     import torch
 
     num_keys = [length + stop - start for length, (start, stop) in zip(lengths, spans, strict=True)]
-    rows, positions, _ = _places(num_keys)
+    rows, positions, starts = _places(num_keys)
     first, before = (torch.tensor(column)[rows] for column in zip(*((a, b - a) for a, b in spans), strict=True))
     own = num_kept + torch.tensor([0, *accumulate(lengths)])[rows] + positions - before
     return Shared(
@@ -170,5 +184,6 @@ def _share(lengths: Sequence[int], spans: Sequence[tuple[int, int]], num_kept: i
         index=torch.where(positions < before, first + positions, own),
         rows=rows,
         positions=positions,
+        starts=starts,
         lengths=tuple(num_keys),
     )

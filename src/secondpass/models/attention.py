@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from secondpass.models.varlen import attend_varlen, is_usable
 from secondpass.packed import Packed
 
 # bf16 on a CPU: two matrix products and a softmax beat torch's fused kernel by two to one up to this length
@@ -59,16 +60,18 @@ def attention(
         return by_token(attend(q, k, v, seen, rule))
     if batch.visible is not None:
         return _attend_visible(q, k, v, batch, rule)
+    if softcap is None and is_usable(q):
+        return attend_varlen(q, k, v, batch, scale=scale, is_causal=is_causal, window=window)
     if batch.shared is not None:
         return _attend_shared(q, k, v, batch, rule)
-    out = torch.empty_like(q)
-    start = 0
-    for count, length in batch.groups:
-        part = slice(start, start + count * length)
-        start = part.stop
-        heads = [by_head(x[part], count, length) for x in (q, k, v)]
-        out[part] = by_token(_attend_rows(heads[0], heads[1], heads[2], rule))
-    return out
+    groups = batch.groups
+    # split and cat, not slices: the gradient of each slice would be as large as the whole batch
+    parts = zip(*(torch.split(x, [n * length for n, length in groups]) for x in (q, k, v)), strict=True)
+    outs = []
+    for (count, length), part in zip(groups, parts, strict=True):
+        heads = [by_head(x, count, length) for x in part]
+        outs.append(by_token(_attend_rows(heads[0], heads[1], heads[2], rule)))
+    return torch.cat(outs)
 
 
 def _attend_visible(q: Tensor, k: Tensor, v: Tensor, batch: Packed, rule: Rule) -> Tensor:
@@ -228,6 +231,8 @@ def attend_kept(
             seen = seen + bias.reshape(n, length, -1).transpose(1, 2)[:, :, None]
         k, v = by_head(k, n, length), by_head(v, n, length)
         return masked_attention(q[:, :, None], k, v, seen, scale=scale, softcap=softcap).flatten(1, 2)
+    if bias is None and softcap is None and is_usable(q):
+        return attend_varlen(q, k, v, batch, scale=scale, has_one_query=True)
     repeats = q.shape[1] // k.shape[1]
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
@@ -239,7 +244,7 @@ def attend_kept(
         logits = logits + bias
     top = logits.new_full((len(batch.lengths), q.shape[1]), float("-inf"))
     index = rows[:, None].expand_as(logits)
-    top = top.scatter_reduce(0, index, logits, "amax")
+    top = top.scatter_reduce(0, index, logits.detach(), "amax")
     weights = torch.exp(logits - top[rows])
     total = torch.zeros_like(top).index_add_(0, rows, weights)
     mixed = q.new_zeros(q.shape, dtype=torch.float32)
