@@ -14,11 +14,57 @@ SHAPES = {  # width, layers, heads, mlp width, vocabulary, positions
     "bge-reranker-base": (768, 12, 12, 3072, 250002, 514),
     "bge-reranker-large": (1024, 24, 16, 4096, 250002, 514),
     "bge-reranker-v2-m3": (1024, 24, 16, 4096, 250002, 8194),
+    "ms-marco-MiniLM-L6": (384, 6, 12, 1536, 30522, 512),
+    "ms-marco-MiniLM-L12": (384, 12, 12, 1536, 30522, 512),
 }
 
 
+def write_checkpoint(folder: Path, shape: str, words: list[str]) -> Path:
+    """A cross-encoder of the named shape, XLM-RoBERTa or BERT, with a tokenizer of `words`, one token each."""
+    return (write_bert if "MiniLM" in shape else write_xlm_roberta)(folder, shape, words)
+
+
+def write_bert(folder: Path, shape: str, words: list[str]) -> Path:
+    """A BERT cross-encoder of the named shape."""
+    width, num_layers, num_heads, mlp_width, vocabulary, positions = SHAPES[shape]
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": "bert",
+        "hidden_size": width,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "intermediate_size": mlp_width,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": positions,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+        "pad_token_id": 0,
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = _weights(config, prefix="bert")
+    dense, out = weights.pop("classifier.dense.weight"), weights.pop("classifier.out_proj.weight")
+    del weights["classifier.dense.bias"], weights["classifier.out_proj.bias"]
+    weights |= {"bert.pooler.dense.weight": dense, "bert.pooler.dense.bias": torch.zeros(width)}
+    weights |= {"classifier.weight": out, "classifier.bias": torch.zeros(1)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "vocab.txt").write_text("\n".join([*special, *words]) + "\n")
+    inner = tokenizers.implementations.BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=True)
+    inner.save(str(folder / "tokenizer.json"))
+    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
+    names |= {"mask_token": "[MASK]"}
+    settings = names | {"tokenizer_class": "BertTokenizer", "model_max_length": positions}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").write_text(json.dumps(names))
+    return folder
+
+
 def write_xlm_roberta(folder: Path, shape: str, words: list[str]) -> Path:
-    """An XLM-RoBERTa cross-encoder of the named shape, with a tokenizer of `words`."""
+    """An XLM-RoBERTa cross-encoder of the named shape."""
     width, num_layers, num_heads, mlp_width, vocabulary, positions = SHAPES[shape]
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -50,7 +96,7 @@ def write_xlm_roberta(folder: Path, shape: str, words: list[str]) -> Path:
     return folder
 
 
-def _weights(config: dict[str, object]) -> dict[str, torch.Tensor]:
+def _weights(config: dict[str, object], prefix: str = "roberta") -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     width, mlp = int(str(config["hidden_size"])), int(str(config["intermediate_size"]))
     weights: dict[str, torch.Tensor] = {}
@@ -68,10 +114,10 @@ def _weights(config: dict[str, object]) -> dict[str, torch.Tensor]:
         ("token_type", "type_vocab_size"),
     ):
         shape = (int(str(config[rows])), width)
-        weights[f"roberta.embeddings.{name}_embeddings.weight"] = torch.randn(shape, generator=generator) * 0.02
-    norm("roberta.embeddings.LayerNorm")
+        weights[f"{prefix}.embeddings.{name}_embeddings.weight"] = torch.randn(shape, generator=generator) * 0.02
+    norm(f"{prefix}.embeddings.LayerNorm")
     for index in range(int(str(config["num_hidden_layers"]))):
-        layer = f"roberta.encoder.layer.{index}"
+        layer = f"{prefix}.encoder.layer.{index}"
         for part in ("query", "key", "value"):
             linear(f"{layer}.attention.self.{part}", width, width)
         linear(f"{layer}.attention.output.dense", width, width)

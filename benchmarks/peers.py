@@ -1,84 +1,134 @@
-"""secondpass beside sentence-transformers' CrossEncoder and FlagEmbedding's FlagReranker.
+"""secondpass beside its peers: the same checkpoint, the same texts, taking turns on one machine.
 
-    pip install -e ".[bench]" FlagEmbedding
+    pip install -e ".[bench]"
     python benchmarks/peers.py --shape bge-reranker-base --passages 20 100
 
-One query, passages of mixed length (mean about 180 tokens, 30 to 480), the same random weights of the named shape
-for all. The rivals take turns in one process, so that a machine whose speed drifts is fair to them; the figure to
-trust is the ratio. Tokenisation is part of every time.
+One query, passages of mixed length (mean about 180 tokens, 30 to 480), random weights of the named shape. Each
+program runs in a process of its own, and they take turns, so that a machine whose speed drifts is fair to all; the
+figure to trust is the ratio. Tokenisation is part of every time. A program may have an environment of its own:
+
+    --python "infinity torch=/path/to/its/bin/python"
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import random
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
-import time
-import warnings
-from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-import torch
+from rivals import RIVALS
 
-from checkpoints import SHAPES, write_xlm_roberta
+from checkpoints import SHAPES, write_checkpoint
 
-Rival = Callable[[str, list[str]], list[float]]
+EXPORTED = re.compile("onnx|openvino")
+BASE = "sentence-transformers float32"
+QUERY = "which bridge is under the river in winter"
 WORDS = (
     "the of a to in is water river retrieval model score query passage system bridge winter light engine paper "
-    "market city number between under small large question answer result method history language network table"
+    "market city number between under small large question answer result method history language network table which"
 ).split()
 
 
-def passages(count: int, *, mean_tokens: int = 180, seed: int = 0) -> list[str]:
+def passages(count: int, *, mean_tokens: int = 180, longest: int = 480, seed: int = 0) -> list[str]:
     """Texts of log-normal length, one token a word."""
     generator = random.Random(seed)
     lengths = [int(generator.lognormvariate(-0.125, 0.5) * mean_tokens) for _ in range(count)]
-    return [" ".join(generator.choice(WORDS) for _ in range(min(max(length, 30), 480))) for length in lengths]
+    return [" ".join(generator.choice(WORDS) for _ in range(min(max(length, 30), longest))) for length in lengths]
 
 
-def rivals(folder: Path) -> dict[str, Rival]:
-    found: dict[str, Rival] = {}
-    from sentence_transformers import CrossEncoder
+@dataclass
+class Process:
+    """A rival in its process."""
 
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        model = CrossEncoder(str(folder), device="cpu", max_length=512, model_kwargs={"torch_dtype": dtype})
-        found[f"sentence-transformers {name}"] = lambda q, d, m=model: m.predict([(q, x) for x in d]).tolist()
-    try:
-        from FlagEmbedding import FlagReranker
-    except ImportError:
-        pass
-    else:
-        flag = FlagReranker(str(folder), use_fp16=False, devices="cpu")
-        found["FlagEmbedding float32"] = lambda q, d: flag.compute_score([(q, x) for x in d])
-    from secondpass import Reranker
+    name: str
+    process: subprocess.Popen[str]
+    load_seconds: float = 0.0
+    memory: int = 0
 
-    for name in ("float32", "bfloat16"):
-        ours = Reranker(folder, engine="torch", dtype=name)
-        found[f"secondpass {name}"] = lambda q, d, m=ours: m.score(q, d)
-    return found
+    @classmethod
+    def start(cls, name: str, python: str, folder: Path) -> Process | None:
+        """None where the program is not installed or cannot run the checkpoint; it says why on standard error."""
+        command = [python, str(Path(__file__).with_name("rivals.py")), name, str(folder)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+        )
+        found = cls(name, process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            print(f"{name}: does not run here, left out", file=sys.stderr)
+            return None
+        found.load_seconds = json.loads(line)["load_seconds"]
+        return found
+
+    def run(self, texts: list[str]) -> float:
+        """Seconds of one call."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"query": QUERY, "texts": texts}) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        if len(answer["scores"]) != len(texts):
+            raise ValueError(f"{self.name}: {len(answer['scores'])} scores for {len(texts)} texts")
+        self.memory = answer["memory"]
+        return float(answer["seconds"])
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
 
-def measure(found: dict[str, Rival], texts: list[str], runs: int) -> dict[str, float]:
-    """The median seconds of each rival over `runs` turns."""
-    query = "which bridge is under the river in winter"
-    times: dict[str, list[float]] = {name: [] for name in found}
+def start(name: str, pythons: dict[str, str], checkpoint: Path, *, is_shown: bool = True) -> Process | None:
+    rival = Process.start(name, pythons.get(name, sys.executable), checkpoint)
+    if rival is not None and not is_shown:
+        rival.stop()
+    return rival
+
+
+def environment() -> dict[str, str]:
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+    return {**os.environ, **quiet}
+
+
+def measure(found: list[Process], texts: list[str], runs: int) -> dict[str, list[float]]:
+    """The seconds of each rival over `runs` turns; a turn before them warms up."""
+    times: dict[str, list[float]] = {rival.name: [] for rival in found}
     for turn in range(runs + 1):
-        for name, rival in found.items():
-            started = time.perf_counter()
-            rival(query, texts)
-            if turn:  # the first turn warms up
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+        for rival in found:
+            seconds = rival.run(texts)
+            if turn:
+                times[rival.name].append(seconds)
+    return times
+
+
+def table(found: list[Process], count: int, times: dict[str, list[float]]) -> None:
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    base = medians.get(BASE, max(medians.values()))
+    for rival in found:
+        seconds, spread = medians[rival.name], times[rival.name]
+        between = f"{min(spread):.3f} to {max(spread):.3f}"
+        print(
+            f"| {count} | {rival.name} | {seconds:.3f} | {between} | {base / seconds:.1f} "
+            f"| {rival.memory / 2**20:.0f} | {rival.load_seconds:.1f} |",
+            flush=True,
+        )
 
 
 def versions() -> str:
-    names = ("secondpass", "torch", "sentence-transformers", "FlagEmbedding", "transformers")
+    names = ("secondpass", "torch", "openvino", "onnxruntime", "sentence-transformers", "FlagEmbedding", "FlashRank")
     found = []
-    for name in names:
+    for name in (*names, "fastembed", "transformers"):
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
@@ -86,24 +136,34 @@ def versions() -> str:
     return ", ".join(found)
 
 
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="bge-reranker-base")
     parser.add_argument("--passages", type=int, nargs="+", default=[20, 100])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=list(RIVALS), metavar="NAME")
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="a program's own Python")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    pythons = dict(each.split("=", 1) for each in options.python)
     with tempfile.TemporaryDirectory() as folder:
-        found = rivals(write_xlm_roberta(Path(folder), options.shape, WORDS))
-        print(f"{options.shape} shape, {torch.get_num_threads()} threads, {platform.machine()}, {versions()}\n")
-        print("| passages | program | seconds | times sentence-transformers' default |")
-        print("|---|---|---|---|")
+        checkpoint = write_checkpoint(Path(folder) / "checkpoint", options.shape, WORDS)
+        for name in [name for name in options.rivals if EXPORTED.search(name)]:
+            start(name, pythons, checkpoint, is_shown=False)  # writes its graph, so that loading is loading alone
+        found = [rival for name in options.rivals if (rival := start(name, pythons, checkpoint))]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        print(f"{options.shape} shape, {processor()}, {cores} cores, {versions()}\n")
+        print("| passages | program | seconds | between | times sentence-transformers | peak MB | load s |")
+        print("|---|---|---|---|---|---|---|")
         for count in options.passages:
-            medians = measure(found, passages(count), options.runs)
-            base = medians["sentence-transformers float32"]
-            for name, seconds in medians.items():
-                print(f"| {count} | {name} | {seconds:.2f} | {base / seconds:.1f} |", flush=True)
+            table(found, count, measure(found, passages(count), options.runs))
+        for rival in found:
+            rival.stop()
 
 
 if __name__ == "__main__":
