@@ -22,7 +22,7 @@ Rival = Callable[[str, list[str]], list[float]]
 def sentence_transformers(folder: Path, **options: Any) -> Rival:
     from sentence_transformers import CrossEncoder
 
-    model = CrossEncoder(str(folder), device="cpu", max_length=512, **options)
+    model = CrossEncoder(str(folder), device="cpu", **options)
     return lambda query, texts: model.predict([(query, text) for text in texts], show_progress_bar=False).tolist()
 
 
