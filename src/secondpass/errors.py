@@ -30,3 +30,19 @@ class MissingExtra(SecondpassError):
 
 class EngineError(SecondpassError):
     """The engine could not score: no memory, NaN weights, an unusable device."""
+
+
+class RemoteError(SecondpassError):
+    """A server could not be reached in time, refused, or gave an answer that is none; status is that of HTTP."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class DataError(SecondpassError):
+    """Queries, documents or judgements cannot be used; says in which file and line."""
+
+
+class TrainingError(SecondpassError):
+    """A training run cannot start, go on or be saved."""

@@ -64,8 +64,8 @@ class Hit:
 
     score is the raw logit, probability its activation in 0..1. index is the place in the input, rank the place
     in the ranking, from 0. span is the (start, end) range of characters that won, when the document was read in
-    windows. parts explains the figures, when asked for. A document that a deadline left unscored has is_scored
-    False, and NaN as score and probability.
+    windows. parts explains the figures, when asked for. A document that a deadline or a failed server left
+    unscored has is_scored False, and NaN as score and probability.
     """
 
     index: int
@@ -82,8 +82,7 @@ class Hit:
 class Ranking(Sequence[Hit]):
     """Hits, best first; equal scores keep their input order.
 
-    failure is None, or why a server that was asked to fail open scored nothing: the hits then keep the input order,
-    and their scores and probabilities are NaN.
+    failure is None, or why a server that was asked to fail open scored nothing: the hits then keep the input order.
     """
 
     query: str

@@ -1,0 +1,238 @@
+"""RemoteReranker: a query and candidates in, a ranking out, computed by a server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from secondpass.errors import RemoteError
+from secondpass.remote.forms import FORMS, Answer, Form, endpoint, read, request
+from secondpass.remote.transport import Patience, Transport, shown
+from secondpass.text.documents import as_documents, clean_query, text_of
+from secondpass.types import Document, DocumentLike, Hit, Ranking, Usage
+
+logger = logging.getLogger("secondpass")
+KEY_VARIABLE = "SECONDPASS_API_KEY"
+SHORTEST_SECRET = 6  # characters; shorter values of headers are not looked for in errors
+MAX_CONCURRENT = 4  # batches of one call under way at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A checked call."""
+
+    query: str
+    documents: list[Document]
+    texts: list[str]
+
+
+class RemoteReranker:
+    """Scores with a server over HTTP: `secondpass serve`, another that speaks its dialects, or a hosted API.
+
+    url: the server's base, as in "http://127.0.0.1:8787", or the whole address of its rerank route.
+    dialect: "secondpass", "cohere" (v2), "cohere-v1", "jina", "voyage", "tei", "vllm", "nim", "infinity", "llamacpp".
+    model: the name that the server knows it by; None: the server's own choice, where the dialect has one.
+    api_key: sent as a bearer token; None: that of the environment variable SECONDPASS_API_KEY, if there is one.
+    timeout_s limits one try, deadline_s a call with all its batches and retries (429, 502, 503, 504 and broken
+    connections, with growing pauses, never shorter than Retry-After says).
+    max_batch: documents in one request; None: the dialect's usual limit. Batches are joined in input order.
+    scores: "logit" or "probability", where a server's numbers are not what its dialect usually means.
+    ca_file: certificates to trust in place of the usual ones; TLS is always verified.
+    fail_open: when the server fails, `rank` keeps the input order, `Ranking.failure` says why, and no hit is scored
+    (NaN, is_scored False). `score` raises all the same, since a list of numbers could not say that it is none.
+
+    A score is a raw logit as everywhere. "secondpass", "tei", "nim", "infinity" and "llamacpp" send it; from the
+    probability of the others it is the log-odds, held within ±36.7. For models whose activation is not the plain
+    sigmoid only "secondpass" has both numbers right. usage.tokens and .truncated are 0 where a server does not say.
+    Safe to use from several threads and event loops. Raises RemoteError, and MissingExtra where httpx is missing.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        dialect: str = "secondpass",
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        deadline_s: float = 60.0,
+        retries: int = 3,
+        backoff_s: float = 0.25,
+        max_batch: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        scores: str | None = None,
+        ca_file: str | Path | None = None,
+        fail_open: bool = False,
+    ) -> None:
+        self._form = _form(dialect, scores, max_batch)
+        self._dialect, self._model, self._fails_open = dialect, model, fail_open
+        key = _key(os.environ.get(KEY_VARIABLE) if api_key is None else api_key)
+        sent = _headers(key, headers or {})
+        self._transport = Transport(
+            endpoint(url, self._form.path),
+            patience=Patience(timeout_s=timeout_s, deadline_s=deadline_s, retries=retries, backoff_s=backoff_s),
+            headers=sent,
+            secrets=[value for value in (key, *(headers or {}).values()) if value and len(value) >= SHORTEST_SECRET],
+            ca_file=ca_file,
+            says_deadline=self._form.takes_deadline,
+        )
+
+    def rank(
+        self,
+        query: str,
+        documents: Iterable[DocumentLike],
+        *,
+        top_n: int | None = None,
+        rank_fields: Sequence[str] | None = None,
+    ) -> Ranking:
+        """The documents, best first; equal scores keep their input order. No documents give an empty ranking."""
+        asked = _ask(query, documents, rank_fields, top_n)
+        return self._transport.run(self._rank(asked, top_n))
+
+    async def arank(
+        self,
+        query: str,
+        documents: Iterable[DocumentLike],
+        *,
+        top_n: int | None = None,
+        rank_fields: Sequence[str] | None = None,
+    ) -> Ranking:
+        """`rank` for asyncio; cancelling it drops the requests."""
+        asked = _ask(query, documents, rank_fields, top_n)
+        return await self._transport.arun(self._rank(asked, top_n))
+
+    def score(self, query: str, documents: Sequence[DocumentLike]) -> list[float]:
+        """Raw logits in input order."""
+        return self._transport.run(self._answer(_ask(query, documents))).scores
+
+    async def ascore(self, query: str, documents: Sequence[DocumentLike]) -> list[float]:
+        """`score` for asyncio."""
+        return (await self._transport.arun(self._answer(_ask(query, documents)))).scores
+
+    def close(self) -> None:
+        """Close the connections; a later call opens new ones. Also done when the object is forgotten."""
+        self._transport.close()
+
+    def __enter__(self) -> RemoteReranker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"RemoteReranker({shown(self._transport.address)!r}, dialect={self._dialect!r}, model={self._model!r})"
+
+    async def _rank(self, asked: _Asked, top_n: int | None) -> Ranking:
+        started = time.perf_counter()
+        try:
+            answer, failure = await self._answer(asked), None
+        except RemoteError as error:
+            if not self._fails_open:
+                raise
+            logger.warning("documents keep their order, the reranker failed: %s", error)
+            answer, failure = _unscored(len(asked.texts)), str(error)
+        numbers = list(zip(answer.scores, answer.probabilities, strict=True))
+        order = list(range(len(numbers)))
+        if failure is None:
+            # The probability decides where two logits were held at the same limit.
+            order.sort(key=lambda i: numbers[i], reverse=True)
+        usage = Usage(
+            rows=0 if failure else len(numbers),
+            unscored=len(numbers) if failure else 0,
+            tokens=answer.tokens,
+            truncated=answer.truncated,
+            seconds=time.perf_counter() - started,
+        )
+        hits = tuple(
+            Hit(
+                index=i,
+                document=asked.documents[i],
+                score=numbers[i][0],
+                probability=numbers[i][1],
+                rank=rank,
+                is_scored=failure is None,
+            )
+            for rank, i in enumerate(order[:top_n])
+        )
+        return Ranking(asked.query, hits, usage, failure)
+
+    async def _answer(self, asked: _Asked) -> Answer:
+        """One answer for all documents, whatever the number of requests."""
+        until = time.monotonic() + self._transport.patience.deadline_s
+        gate = asyncio.Semaphore(MAX_CONCURRENT)
+        size = self._form.max_batch
+        batches = [asked.texts[start : start + size] for start in range(0, len(asked.texts), size)]
+        tasks = [asyncio.ensure_future(self._batch(asked.query, texts, gate, until)) for texts in batches]
+        try:
+            answers = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return Answer(
+            scores=[score for answer in answers for score in answer.scores],
+            probabilities=[probability for answer in answers for probability in answer.probabilities],
+            tokens=sum(answer.tokens for answer in answers),
+            truncated=sum(answer.truncated for answer in answers),
+        )
+
+    async def _batch(self, query: str, texts: list[str], gate: asyncio.Semaphore, until: float) -> Answer:
+        async with gate:
+            body = await self._transport.post(request(self._form, query, texts, self._model), until)
+        try:
+            return read(self._form, body, len(texts))
+        except RemoteError as error:
+            raise RemoteError(f"{shown(self._transport.address)}: {error}") from None
+
+
+def _form(dialect: str, scores: str | None, max_batch: int | None) -> Form:
+    if dialect not in FORMS:
+        raise ValueError(f"dialect is {dialect!r}; there are {', '.join(FORMS)}")
+    if scores not in (None, "logit", "probability"):
+        raise ValueError(f"scores is {scores!r}; give 'logit' or 'probability', or None for the dialect's own")
+    if max_batch is not None and max_batch < 1:
+        raise ValueError(f"max_batch is {max_batch}; give 1 or more, or None for the dialect's limit")
+    form = FORMS[dialect]
+    if scores is not None and form.probability is None:
+        form = replace(form, gives=scores)
+    return form if max_batch is None else replace(form, max_batch=max_batch)
+
+
+def _key(key: str | None) -> str | None:
+    """The key without the line end that a file leaves on it; its text is never in an error."""
+    key = (key or "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise ValueError("api_key has characters that a header cannot carry; is it the right text?")
+    return key or None
+
+
+def _headers(key: str | None, more: Mapping[str, str]) -> dict[str, str]:
+    headers = {"content-type": "application/json", "accept": "application/json", "user-agent": "secondpass"}
+    if key is not None:
+        headers["authorization"] = f"Bearer {key}"
+    return headers | {name.lower(): value for name, value in more.items()}
+
+
+def _ask(
+    query: str,
+    documents: Iterable[DocumentLike],
+    rank_fields: Sequence[str] | None = None,
+    top_n: int | None = None,
+) -> _Asked:
+    if top_n is not None and top_n < 1:
+        raise ValueError(f"top_n is {top_n}; give 1 or more, or None for all")
+    kept = as_documents(documents)
+    texts = [text_of(document, rank_fields, index) for index, document in enumerate(kept)]
+    return _Asked(query=clean_query(query), documents=kept, texts=texts)
+
+
+def _unscored(count: int) -> Answer:
+    return Answer(scores=[math.nan] * count, probabilities=[math.nan] * count)

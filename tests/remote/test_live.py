@@ -1,0 +1,91 @@
+"""RemoteReranker and this project's server: local and remote rank alike, in every dialect."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from secondpass import RemoteReranker, Reranker
+from secondpass.errors import RemoteError
+from secondpass.remote.forms import FORMS
+from secondpass.server.settings import ModelSource
+from tests.server.live import serving
+
+QUERY = "How do I keep bread fresh?"
+TEXTS = [
+    "Fresh bread is sold every morning.",
+    "Slice the loaf and freeze it; a slice from the toaster tastes as on the first day.",
+    "",
+    "In a linen bag a loaf stays good for a week.",
+    "The price of bread rose.",
+    "In a linen bag a loaf stays good for a week.",
+    "面包应放在干燥的地方。",
+] * 2
+KEY = "a-key-of-the-test"
+MODEL = ModelSource(name="default", path="default", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with serving(keys=(KEY,), models=(MODEL,)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def local() -> Reranker:
+    return Reranker(dtype="float32")
+
+
+@pytest.mark.parametrize(("dialect", "size"), [*((name, None) for name in FORMS), ("secondpass", 5), ("nim", 1)])
+def test_local_and_remote_rank_alike(server: str, local: Reranker, dialect: str, size: int | None) -> None:
+    there = local.rank(QUERY, TEXTS)
+    with RemoteReranker(server, dialect=dialect, api_key=KEY, max_batch=size) as remote:
+        here = remote.rank(QUERY, TEXTS)
+        assert remote.score(QUERY, TEXTS) == pytest.approx(local.score(QUERY, TEXTS), abs=2e-3)
+    assert [hit.index for hit in here] == [hit.index for hit in there]
+    assert [hit.score for hit in here] == pytest.approx([hit.score for hit in there], abs=2e-3)
+    assert [hit.probability for hit in here] == pytest.approx([hit.probability for hit in there], abs=1e-3)
+    if dialect == "secondpass":
+        assert here.usage.tokens >= there.usage.tokens > 0  # one row for equal texts of one request
+
+
+@pytest.mark.parametrize("dialect", FORMS)
+def test_a_wrong_key_is_said_in_every_dialect(server: str, dialect: str) -> None:
+    with RemoteReranker(server, dialect=dialect, api_key="wrong-key-here") as remote:
+        with pytest.raises(RemoteError, match="401") as caught:
+            remote.score(QUERY, TEXTS)
+        assert caught.value.status == 401 and "wrong-key-here" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["/some/prefix", "/v1", "/"])
+def test_below_a_prefix(server: str, local: Reranker, base: str) -> None:
+    with RemoteReranker(server + base, dialect="nim", api_key=KEY) as remote:
+        assert remote.score(QUERY, TEXTS[:3]) == pytest.approx(local.score(QUERY, TEXTS[:3]), abs=2e-3)
+
+
+def test_many_tasks_at_once(server: str, local: Reranker) -> None:
+    async def all_of_them() -> list[list[float]]:
+        with RemoteReranker(server, api_key=KEY) as remote:
+            return await asyncio.gather(*(remote.ascore(QUERY, TEXTS[i:]) for i in range(8)))
+
+    expected = local.score(QUERY, TEXTS)
+    for i, scores in enumerate(asyncio.run(all_of_them())):
+        assert scores == pytest.approx(expected[i:], abs=2e-3)
+
+
+@pytest.mark.parametrize("dialect", FORMS)
+def test_no_dialect_fails_for_a_long_document(server: str, local: Reranker, dialect: str) -> None:
+    with RemoteReranker(server, dialect=dialect, api_key=KEY) as remote:
+        scores = remote.score(QUERY, ["short", "bread " * 700])
+    if not dialect.startswith("cohere"):  # which reads it in windows
+        assert scores == pytest.approx(local.score(QUERY, ["short", "bread " * 700]), abs=2e-3)
+
+
+def test_what_was_cut_is_counted(server: str, local: Reranker) -> None:
+    texts = ["short", "bread " * 2000]
+    with RemoteReranker(server, api_key=KEY) as remote:
+        usage = remote.rank(QUERY, texts).usage
+    there = local.rank(QUERY, texts).usage
+    assert (usage.tokens, usage.truncated) == (there.tokens, there.truncated) and usage.truncated == 1
