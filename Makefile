@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check test test-slow bench
+.PHONY: check test test-slow test-clients record-clients bench
 
 check:
 	$(PYTHON) -m ruff check .
@@ -15,3 +15,23 @@ test-slow:
 
 bench:
 	$(PYTHON) benchmarks/peers.py
+
+# The clients of other makers run in environments of their own, which are built once and kept.
+CLIENTS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/secondpass/clients
+TESTED = tests/server/clients
+
+$(CLIENTS)/%/ready: $(TESTED)/requirements-%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install -qq -r $<
+	touch $@
+
+test-clients: $(CLIENTS)/all/ready $(CLIENTS)/newest/ready $(CLIENTS)/infinity/ready
+	$(CLIENTS)/all/bin/python -m pip install -qq -e ".[serve]"
+	$(CLIENTS)/newest/bin/python -m pip install -qq -e ".[serve]"
+	SECONDPASS_INFINITY_PYTHON=$(CLIENTS)/infinity/bin/python \
+		$(CLIENTS)/all/bin/python -m pytest -W ignore -m clients $(TESTED)
+	SECONDPASS_RECORD= $(CLIENTS)/newest/bin/python -m pytest -W ignore -m clients $(addprefix $(TESTED)/test_,cohere.py vllm.py voyageai.py)
+
+# Writes tests/server/dialects/recorded anew.
+record-clients:
+	SECONDPASS_RECORD=1 $(MAKE) test-clients

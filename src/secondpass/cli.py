@@ -156,6 +156,47 @@ def models(json: Json = False, debug: Debug = False) -> None:
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A reranker: a folder or owner/name; default.")],
+    output: Annotated[str, typer.Option(metavar="FOLDER", help="Where the result goes.")],
+    format: Annotated[
+        str, typer.Option(help="openvino, onnx, or safetensors: an adapter merged into its base.")
+    ] = "openvino",
+    dtype: Annotated[
+        str | None, typer.Option(help="How matrices are stored: float32, bfloat16 or int8; else float32.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Pairs by which activations become int8 too (openvino).")
+    ] = None,
+    check: Annotated[str | None, typer.Option(metavar="FILE", help="Pairs to compare on; else some built in.")] = None,
+    revision: Revision = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FOLDER.")] = False,
+    json: Json = False,
+    local_files_only: Annotated[
+        bool, typer.Option("--local-files-only", "--offline", help="Never use the network.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model as a graph that runs without torch, and compare it with the original.
+
+    FILE has lines such as {"query": "...", "passage": "..."}, FlagEmbedding's {"query", "pos", "neg"}, or
+    query<TAB>passage.
+    """
+    from secondpass.command import export as command
+
+    options = command.Options(
+        format=format,
+        dtype=dtype,
+        calibration=calibration,
+        check=check,
+        revision=revision,
+        overwrite=force,
+        local_files_only=local_files_only,
+    )
+    command.run(model, output, options, is_json=json)
+
+
+@app.command()
 def pull(
     model: Annotated[str, typer.Argument(metavar="NAME[@REVISION]", help="A model of the hub.")],
     revision: Revision = None,
@@ -168,6 +209,320 @@ def pull(
     from secondpass.command import models as command
 
     command.pull(model, revision=revision, engine=engine)
+
+
+@app.command()
+def serve(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A folder, owner/name, or name=path.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; else 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; else 8787. 0: any free one.")] = None,
+    api_key_file: Annotated[str | None, typer.Option(help="File with keys, one a line.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--model", metavar="NAME=PATH", help="One more reranker; repeat it for more.")
+    ] = None,
+    embedders: Annotated[
+        list[str] | None, typer.Option("--embedder", metavar="NAME=PATH", help="An embedder, for /v1/embeddings.")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Settings in TOML.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes, each with the models; else 1.")] = None,
+    allowed_host: Annotated[list[str] | None, typer.Option(help="A name under which clients reach it.")] = None,
+    cors_origin: Annotated[list[str] | None, typer.Option(help="An origin whose pages may call.")] = None,
+    tls_certificate: Annotated[str | None, typer.Option(help="Certificate chain in PEM; with --tls-key.")] = None,
+    tls_key: Annotated[str | None, typer.Option(help="Private key in PEM.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen beyond this machine without a key.")
+    ] = None,
+    allow_model_changes: Annotated[
+        bool | None, typer.Option("--allow-model-changes", help="Load and unload over /admin/models.")
+    ] = None,
+    local_files_only: Annotated[
+        bool | None, typer.Option("--local-files-only", "--offline", help="Never use the network.")
+    ] = None,
+    log_texts: Annotated[bool | None, typer.Option("--log-texts", help="Log queries and documents.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of docs/serving.md.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Serve rerankers over HTTP, in the APIs that rerank clients already speak.
+
+    Starts on this machine alone, with the embedded model unless another is named. Settings come from the command
+    line, SECONDPASS_* in the environment, and --config, in this order.
+    """
+    from secondpass.command import serve as command
+
+    given = {
+        "host": host,
+        "port": port,
+        "api_key_file": api_key_file,
+        "workers": workers,
+        "allowed_hosts": tuple(allowed_host) if allowed_host else None,
+        "cors_origins": tuple(cors_origin) if cors_origin else None,
+        "tls_certificate": tls_certificate,
+        "tls_key": tls_key,
+        "insecure": insecure,
+        "allow_model_changes": allow_model_changes,
+        "local_files_only": local_files_only,
+        "log_texts": log_texts,
+    }
+    sources = command.Sources(model=model, models=models or [], embedders=embedders or [])
+    raise typer.Exit(command.serve(sources, config=config, given=given, more=set_ or []))
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A reranker or a plain encoder.")],
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA", help="FlagEmbedding's JSONL, in files or folders; BEIR folders.")
+    ],
+    output: Annotated[str, typer.Option(help="Folder of the result.")],
+    loss: Annotated[
+        str, typer.Option(help="ce, binary, margin_mse, kl, or a sum such as ce+kl or ce=0.4,kl=0.6.")
+    ] = "ce",
+    temperature: Annotated[float, typer.Option(help="Of kl.")] = 1.0,
+    teacher: Annotated[
+        str | None, typer.Option(help="Scores for kl and margin_mse: a reranker, or embedder:NAME; else the data's.")
+    ] = None,
+    negatives: Annotated[int, typer.Option(min=1, help="Negatives beside each positive.")] = 7,
+    epochs: Annotated[int, typer.Option(min=1, help="Times that every query is seen.")] = 1,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Queries per step, over all processes.")] = 16,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-5,
+    schedule: Annotated[str, typer.Option(help="linear, cosine or constant.")] = "linear",
+    warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.1,
+    weight_decay: float = 0.01,
+    clip: Annotated[float, typer.Option(help="Highest norm of the gradient.")] = 1.0,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a pair; else 512.")] = None,
+    lora: Annotated[int | None, typer.Option(metavar="RANK", min=1, help="Train low-rank updates only.")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Else twice the rank.")] = None,
+    lora_targets: Annotated[str, typer.Option(help="attention or all.")] = "all",
+    adapter: Annotated[bool, typer.Option("--adapter", help="Save the updates in PEFT's layout too.")] = False,
+    freeze_words: Annotated[bool, typer.Option("--freeze-words", help="Leave the word embeddings.")] = False,
+    checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
+    ] = False,
+    token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens in one forward pass.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16, with float32 weights.")] = "auto",
+    seed: int = 1,
+    eval_: Annotated[str | None, typer.Option("--eval", metavar="DATA", help="A set to measure on.")] = None,
+    eval_split: Annotated[str | None, typer.Option(help="Its split; else dev, if there is one.")] = None,
+    eval_depth: Annotated[int, typer.Option(min=1, help="BM25 candidates to rerank.")] = 30,
+    eval_queries: Annotated[int | None, typer.Option(min=1, help="Only so many queries, drawn once.")] = None,
+    eval_every: Annotated[int | None, typer.Option(min=1, help="Steps; else at the end of an epoch.")] = None,
+    measure: Annotated[str, typer.Option(help="nDCG@10 or MRR@10: by which the best is kept.")] = "nDCG@10",
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between lines.")] = 10,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write events into OUTPUT/training.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in OUTPUT was stopped.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that are wrong.")] = False,
+    search: Annotated[str, typer.Option(help="For negatives of BEIR folders: bm25 or embedder:NAME.")] = "bm25",
+    split: Annotated[str | None, typer.Option(help="Judgements of BEIR folders; else train.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a reranker: data is checked first, the result is an ordinary Hugging Face folder.
+
+    Ctrl-C saves, and --resume goes on. Several processes: accelerate launch -m secondpass train ...
+    """
+    from secondpass.command import mine as mining
+    from secondpass.command import train as command
+    from secondpass.command.errors import WrongUse
+    from secondpass.training.mining import MiningSettings
+    from secondpass.training.settings import LoraSettings, TrainingSettings, parse_losses
+
+    try:
+        updates = None
+        if lora is not None:
+            alpha = lora_alpha or 2.0 * lora
+            updates = LoraSettings(rank=lora, alpha=alpha, targets=lora_targets, saves_adapter=adapter)
+        settings = TrainingSettings(
+            losses=parse_losses(loss),
+            temperature=temperature,
+            num_negatives=negatives,
+            batch=batch,
+            epochs=epochs,
+            max_steps=max_steps,
+            learning_rate=lr,
+            schedule=schedule,
+            warmup=warmup,
+            weight_decay=weight_decay,
+            max_gradient_norm=clip,
+            max_length=max_length,
+            token_budget=token_budget,
+            device=device,
+            dtype=dtype,
+            has_gradient_checkpointing=checkpointing,
+            has_frozen_words=freeze_words,
+            lora=updates,
+            seed=seed,
+            measure=measure,
+            eval_every=eval_every,
+            save_every=save_every,
+            log_every=log_every,
+            has_tensorboard=tensorboard,
+        )
+    except ValueError as error:
+        raise WrongUse(str(error)) from error
+    sources = command.Sources(
+        teacher=teacher,
+        mining=mining.Source(search=search, split=split),
+        mining_settings=MiningSettings(num_negatives=max(15, negatives)),
+        is_skipping=skip_bad,
+        dev=eval_,
+        dev_split=eval_split,
+        dev_depth=eval_depth,
+        dev_queries=eval_queries,
+    )
+    command.train(model, data, output, settings=settings, sources=sources, is_resumed=resume, is_json=json)
+
+
+@app.command()
+def mine(
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA", help="BEIR folders, or JSONL files with queries and positives.")
+    ],
+    output: Annotated[str, typer.Option(help="File to write, .jsonl or .jsonl.gz.")],
+    search: Annotated[str, typer.Option(help="bm25, or embedder:NAME.")] = "bm25",
+    judge: Annotated[
+        str | None, typer.Option(help="A reranker (or embedder:NAME) whose scores filter and are kept.")
+    ] = None,
+    negatives: Annotated[int, typer.Option(min=1, help="Per query.")] = 15,
+    first: Annotated[int, typer.Option(min=0, help="Ranks to leave out at the top.")] = 0,
+    depth: Annotated[int, typer.Option(min=1, help="Ranks to look at.")] = 100,
+    margin: Annotated[
+        float | None, typer.Option(help="A negative scores so much below the lowest positive, at least.")
+    ] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="A negative scores this share of the lowest positive, at most.")
+    ] = None,
+    spread: Annotated[bool, typer.Option("--spread", help="Evenly from all ranks, not the first ones.")] = False,
+    split: Annotated[str | None, typer.Option(help="Judgements of BEIR folders; else train.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Find hard negatives for training. Interrupted, it goes on where it stopped when it is called again."""
+    from secondpass.command import mine as command
+    from secondpass.command.errors import WrongUse
+    from secondpass.training.mining import MiningSettings
+
+    try:
+        settings = MiningSettings(
+            num_negatives=negatives, first=first, depth=depth, margin=margin, ratio=ratio, is_spread=spread
+        )
+    except ValueError as error:
+        raise WrongUse(str(error)) from error
+    command.mine(data, output, source=command.Source(search=search, judge=judge, split=split), settings=settings)
+
+
+@app.command("eval")
+def evaluate(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA", help="BEIR, MIRACL or MS MARCO folders, reranking sets, ir-datasets:NAME, mteb:NAME."
+        ),
+    ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="default, a folder, owner/name, embedder:NAME or colbert:NAME; repeat it to compare."),
+    ] = None,
+    first_stage: Annotated[str, typer.Option(help="bm25, run:FILE (a path, or in the set), embedder:NAME.")] = "bm25",
+    depth: Annotated[str, typer.Option(help="How many candidates to rerank, as in 20,50,100.")] = "100",
+    measures: Annotated[
+        str, typer.Option(help="nDCG@k, MRR@k, recall@k, MAP, precision@k, hit_rate@k; the first decides.")
+    ] = "nDCG@10,MRR@10,recall@10,MAP,hit_rate@1",
+    queries: Annotated[int | None, typer.Option(min=1, help="Only so many queries of each set, drawn once.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Else the first there is of test, dev, validation, train.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of draws.")] = 0,
+    examples: Annotated[int, typer.Option(min=0, help="Queries to show that a model hurts most.")] = 3,
+    json: Json = False,
+    markdown: Annotated[str | None, typer.Option(metavar="FILE", help="Write the tables there too.")] = None,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a report with plots.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Keep scores there, to go on or run again.")
+    ] = None,
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Measure time per query.")] = True,
+    engine: Engine = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a pair; else the model's.")] = None,
+    local_files_only: Annotated[
+        bool, typer.Option("--local-files-only", "--offline", help="Never use the network.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure whether a reranker helps: with and without it, on your data, and at what cost.
+
+    Prints verdicts and tables in Markdown. Interrupted, a run with --cache goes on where it was.
+    """
+    from secondpass.command import eval as command
+    from secondpass.command.sets import Loading, Sets
+
+    loading = Loading(
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        max_length=max_length,
+        local_files_only=local_files_only,
+        cache=cache,
+    )
+    sets = Sets(sources=data, first_stage=first_stage, split=split, num_queries=queries, seed=seed, loading=loading)
+    settings = command.Settings(models=model or ["default"], depths=depth, measures=measures, is_timed=latency)
+    command.evaluate(sets, settings, command.Output(is_json=json, markdown=markdown, html=html, examples=examples))
+
+
+@app.command()
+def calibrate(
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA", help='Sets as for eval, or lines with "query", "text", "label".')
+    ],
+    model: Model = "default",
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Else calibration.json in the model's folder.")
+    ] = None,
+    precision: Annotated[float | None, typer.Option(help="Find the threshold for it, as 0.9.")] = None,
+    first_stage: Annotated[str, typer.Option(help="bm25, run:FILE (a path, or in the set), embedder:NAME.")] = "bm25",
+    depth: Annotated[int, typer.Option(min=1, help="Candidates of each query.")] = 30,
+    queries: Annotated[int | None, typer.Option(min=1, help="Only so many queries of each set, drawn once.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Else the first there is of test, dev, validation, train.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of draws.")] = 0,
+    cache: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Keep scores there, to go on or run again.")
+    ] = None,
+    revision: Revision = None,
+    engine: Engine = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a pair; else the model's.")] = None,
+    local_files_only: Annotated[
+        bool, typer.Option("--local-files-only", "--offline", help="Never use the network.")
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fit probabilities to labelled pairs, and a threshold for a wanted precision.
+
+    Says how far they hold on pairs that were held out. Reranker(..., calibration=FILE) uses them.
+    """
+    from secondpass.command import calibrate as command
+    from secondpass.command.sets import Loading, Sets
+
+    loading = Loading(
+        revision=revision,
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        max_length=max_length,
+        local_files_only=local_files_only,
+        cache=cache,
+    )
+    sets = Sets(sources=data, first_stage=first_stage, split=split, num_queries=queries, seed=seed, loading=loading)
+    settings = command.Settings(model=model, depth=depth, precision=precision, output=output, is_json=json)
+    command.calibrate(sets, settings)
 
 
 def main() -> None:

@@ -146,6 +146,15 @@ class Embedder:
         """Dense vectors (N, C) of the texts, as a "query" or as a "document", with the model's prompt for it."""
         return self._embed(texts, kind, ("dense",)).dense
 
+    def rows(self, texts: Iterable[DocumentLike], *, kind: str = "document") -> list[Row]:
+        """What `encode` reads of the texts, as token ids, for callers that join the rows of several calls."""
+        _check_choice("kind", kind, KINDS)
+        return self._rows(_texts(texts), kind)
+
+    def encode_rows(self, rows: Sequence[Row]) -> Vectors:
+        """Dense vectors (N, C) of `rows`."""
+        return self._finished(self._encoder.run(rows, ["pooled"])["pooled"] if rows else _NONE)
+
     def sparse(self, texts: Iterable[DocumentLike], *, kind: str = "document") -> list[dict[int, float]]:
         """Weights above 0 by token id, as BGE-M3 has them. Raises ValueError for a model that has none."""
         return self._embed(texts, kind, ("sparse",)).sparse

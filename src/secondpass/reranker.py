@@ -16,6 +16,7 @@ from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secondpass.calibration import Calibration, as_calibration
 from secondpass.checkpoint.files import open_checkpoint
 from secondpass.checkpoint.sentence import named_length
 from secondpass.deadline import Deadline, Pace, score_within, work_of
@@ -73,6 +74,7 @@ class Reranker:
     truncation: None (the family's rule), "longest_first" or "only_second" (FlagEmbedding's).
     long_documents: "truncate" (exactly the reference's rule) or "chunk" (overlapping windows, the best one wins).
     score_cache: a file in which scores are kept, so that a second run over the same pairs computes only what is new.
+    calibration: a Calibration, or the file of one: `probability` is then its fitted map; scores stay raw logits.
     Safe to use from several threads. Raises CheckpointError, DownloadError, UnknownModel or MissingExtra.
     """
 
@@ -95,9 +97,11 @@ class Reranker:
         compress_ratio: int | None = None,
         compress_layers: Sequence[int] | None = None,
         score_cache: str | Path | None = None,
+        calibration: Calibration | str | Path | None = None,
     ) -> None:
         if long_documents not in LONG_DOCUMENTS:
             raise ValueError(f"long_documents is {long_documents!r}; give {' or '.join(map(repr, LONG_DOCUMENTS))}")
+        self._calibration = as_calibration(calibration)
         self._checkpoint = open_checkpoint(
             model, revision=revision, local_files_only=local_files_only, graph=engine == "openvino"
         )
@@ -301,7 +305,9 @@ class Reranker:
         return self._engine
 
     def probability(self, score: float) -> float:
-        """A raw logit as a probability in 0..1, by the family's activation."""
+        """A raw logit as a probability in 0..1, by the calibration that was given, else by the family's activation."""
+        if self._calibration is not None:
+            return self._calibration.probability(score)
         x = score - self._reader.recipe.midpoint
         return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 

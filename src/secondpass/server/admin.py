@@ -1,0 +1,70 @@
+"""Admin: models loaded and unloaded while the server runs, where the settings allow it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from secondpass.errors import SecondpassError
+from secondpass.server.dialects.refusals import failure
+from secondpass.server.exchange import Fault, Refusal
+from secondpass.server.limits import Disconnected, parse_json, read_body
+from secondpass.server.service import Service
+from secondpass.server.settings import ModelSource, Settings, SettingsError, model_of
+
+
+def admin_routes(service: Service, settings: Settings) -> list[BaseRoute]:
+    """GET and POST /admin/models, DELETE /admin/models/NAME."""
+
+    async def models(request: Request) -> Response:
+        if request.method != "POST":
+            return JSONResponse({"models": [asdict(card) for card in service.models()]})
+        raw = await read_body(
+            request.receive, request.headers, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+        )
+        card = await service.load(_source(parse_json(raw, max_depth=settings.max_depth)))
+        return JSONResponse(asdict(card), 201)
+
+    async def unload(request: Request) -> Response:
+        name = request.path_params["name"]
+        await service.unload(name)
+        return JSONResponse({"unloaded": name})
+
+    return [
+        Route("/admin/models", _refusing(models), methods=["GET", "POST"]),
+        Route("/admin/models/{name:path}", _refusing(unload), methods=["DELETE"]),
+    ]
+
+
+def _source(body: Any) -> ModelSource:
+    """The model that is asked for. Raises Refusal."""
+    if not isinstance(body, dict) or not isinstance(body.get("name"), str) or not body["name"]:
+        raise Refusal(Fault.malformed, "the body needs a name and a path", parameter="name")
+    options = {key: value for key, value in body.items() if key != "name"}
+    try:
+        return model_of(body["name"], options, "body")
+    except SettingsError as error:
+        raise Refusal(Fault.malformed, str(error)) from error
+
+
+def _refusing(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint, with refusals as answers."""
+
+    async def answered(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except Refusal as refusal:
+            found = refusal
+        except (SecondpassError, ValueError) as error:
+            found = Refusal(Fault.invalid, f"the model cannot be loaded: {error}", parameter="path")
+        except Disconnected:
+            return Response(status_code=499)
+        reply = failure(found, request.state.request_id)
+        return JSONResponse(reply.body, reply.status, headers=dict(reply.headers))
+
+    return answered

@@ -1,0 +1,198 @@
+"""Api: HTTP requests to calls and back, in whatever dialect they are written. An ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from secondpass.server import dialects, telemetry
+from secondpass.server.dialects import Dialect, Reply, Route
+from secondpass.server.exchange import EmbedCall, Fault, Ranked, Refusal, RerankCall, ScoreCall, Vectors
+from secondpass.server.limits import Disconnected, Receive, deadline_of, parse_json, read_body
+from secondpass.server.metrics import Metrics
+from secondpass.server.service import CallContext, Service
+from secondpass.server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+UNREAD = "unread"  # the route of a request that was refused before its body was read
+
+
+@dataclass(kw_only=True, slots=True)
+class Exchange:
+    """What is known of one request so far; what is logged of it."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    request_id: str
+    started: float
+    dialect: Dialect
+    route: Route | None = None
+    call: RerankCall | ScoreCall | EmbedCall | None = None
+    answer: Ranked | Vectors | None = None
+    refusal: Refusal | None = None
+
+
+class Api:
+    """Every address of every dialect."""
+
+    def __init__(self, service: Service, settings: Settings, metrics: Metrics) -> None:
+        self.service, self.settings, self.metrics = service, settings, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = begin(scope)
+        try:
+            with telemetry.span("secondpass.request", exchange.headers) as span:
+                reply = await self._reply(exchange, receive)
+                telemetry.describe(span, facts(exchange, reply))
+        except Disconnected:
+            return
+        await self.finish(exchange, reply, send)
+
+    async def finish(self, exchange: Exchange, reply: Reply, send: Send) -> None:
+        """Count, log and send."""
+        self._count(exchange, reply)
+        log.info("request", extra=facts(exchange, reply) | self._texts(exchange))
+        is_cut_off = exchange.refusal is not None and exchange.refusal.fault in (Fault.malformed, Fault.too_large)
+        await send_reply(send, reply, exchange.request_id, closes=is_cut_off and exchange.call is None)
+
+    async def _reply(self, exchange: Exchange, receive: Receive) -> Reply:
+        try:
+            return await self._answered(exchange, receive)
+        except Refusal as refusal:
+            exchange.refusal = refusal
+        except Disconnected:
+            raise
+        except Exception:  # a bug: the client gets a clean answer, the log the trace
+            log.exception("a request failed", extra={"request_id": exchange.request_id})
+            exchange.refusal = Refusal(Fault.internal, f"internal error; the log has it under {exchange.request_id}")
+        return exchange.dialect.refuse(exchange.refusal, exchange.request_id)
+
+    async def _answered(self, exchange: Exchange, receive: Receive) -> Reply:
+        settings = self.settings
+        deadline = deadline_of(exchange.headers, settings.timeout_s)
+        body: Any = {}
+        if exchange.method == "POST":
+            raw = await read_body(
+                receive, exchange.headers, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+            )
+            body = parse_json(raw, max_depth=settings.max_depth)
+        exchange.dialect, route = dialects.choose(exchange.path, body, exchange.headers, exchange.method)
+        exchange.route = route
+        if route.parse is None:
+            return route.write(self.service.card(), None, {})
+        exchange.call = route.parse(body, exchange.headers)
+        context = CallContext(request_id=exchange.request_id, deadline=deadline, dialect=exchange.dialect.name)
+        exchange.answer = await connected(self._called(exchange.call, context), receive)
+        self.metrics.call(exchange.answer.timing, exchange.answer.cost)
+        return route.write(exchange.answer, exchange.call, body)
+
+    async def _called(self, call: RerankCall | ScoreCall | EmbedCall, context: CallContext) -> Ranked | Vectors:
+        if isinstance(call, RerankCall):
+            return await self.service.rerank(call, context)
+        if isinstance(call, ScoreCall):
+            return await self.service.score(call, context)
+        return await self.service.embed(call, context)
+
+    def _count(self, exchange: Exchange, reply: Reply) -> None:
+        dialect = exchange.dialect.name
+        route = exchange.route.documented if exchange.route else UNREAD
+        kind = exchange.route.kind if exchange.route else UNREAD
+        self.metrics.requests.labels(dialect, route, str(reply.status)).inc()
+        self.metrics.seconds.labels(dialect, kind).observe(time.perf_counter() - exchange.started)
+        if exchange.refusal is not None:
+            self.metrics.errors.labels(dialect, exchange.refusal.fault.value).inc()
+
+    def _texts(self, exchange: Exchange) -> dict[str, Any]:
+        """The call itself, where the log is to have it."""
+        return {"call": asdict(exchange.call)} if self.settings.log_texts and exchange.call is not None else {}
+
+
+async def connected(work: Awaitable[Any], receive: Receive) -> Any:
+    """The result of work, which is cancelled when the client goes away; raises Disconnected then."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise Disconnected
+    finally:
+        watching.cancel()
+        working.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def begin(scope: Scope) -> Exchange:
+    """What the head of a request says. The usual dialect of its path is that of refusals until the body is read."""
+    state = scope["state"]
+    candidates = dialects.find(scope["path"], scope["method"]) or dialects.find(scope["path"])
+    return Exchange(
+        method=scope["method"],
+        path=scope["path"],
+        headers=state["headers"],
+        request_id=state["request_id"],
+        started=state["started"],
+        dialect=candidates[-1].dialect if candidates else dialects.DIALECTS[-1],
+    )
+
+
+def facts(exchange: Exchange, reply: Reply) -> dict[str, str | int | float]:
+    """What is said of a request in logs and spans: figures and names, no text."""
+    found: dict[str, str | int | float] = {
+        "request_id": exchange.request_id,
+        "method": exchange.method,
+        "path": exchange.path[:200],
+        "dialect": exchange.dialect.name,
+        "status": reply.status,
+        "ms": round(1000 * (time.perf_counter() - exchange.started), 2),
+    }
+    if exchange.answer is not None:
+        timing, cost = exchange.answer.timing, exchange.answer.cost
+        found |= {"model": exchange.answer.model, "rows": cost.rows, "tokens": cost.tokens, "cut": cost.truncated}
+        found |= {
+            "tokenize_ms": round(1000 * timing.tokenize, 2),
+            "queue_ms": round(1000 * timing.queue, 2),
+            "compute_ms": round(1000 * timing.compute, 2),
+        }
+    if exchange.refusal is not None:
+        found |= {"fault": exchange.refusal.fault.value}
+    return found
+
+
+async def send_reply(send: Send, reply: Reply, request_id: str, *, closes: bool = False) -> None:
+    """Send a reply as JSON; None is an empty body."""
+    body = b"" if reply.body is None else encoded(reply.body)
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "x-request-id": request_id,
+        "x-content-type-options": "nosniff",
+        **{name.lower(): value for name, value in reply.headers.items()},
+    }
+    if closes:
+        headers["connection"] = "close"  # what is left of the body is not read
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": reply.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+def encoded(value: Any) -> bytes:
+    """JSON in UTF-8; lone surrogates, which UTF-8 has not, stay the escapes that they came as."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()

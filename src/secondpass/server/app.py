@@ -1,0 +1,96 @@
+"""The web application: the dialects' addresses, the page, health, metrics, the reference, models at run time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+
+from secondpass.server.admin import admin_routes
+from secondpass.server.api import Api
+from secondpass.server.gate import Gate
+from secondpass.server.guard import Guard, read_keys
+from secondpass.server.metrics import CONTENT_TYPE, Metrics
+from secondpass.server.openapi import describe, reference
+from secondpass.server.page import HEADERS, asset
+from secondpass.server.service import Service
+from secondpass.server.settings import PREFIX, Settings
+
+
+def create_app(service: Service, settings: Settings | None = None, keys: tuple[str, ...] | None = None) -> Starlette:
+    """The application over a service, which it starts and closes. keys None: of the key file and environment."""
+    settings = settings or service.settings
+    keys = read_keys(settings, os.environ.get(PREFIX + "API_KEYS")) if keys is None else keys
+    metrics = Metrics()
+    service.on_batch = metrics.batch
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        service.close()
+
+    api = Api(service, settings, metrics)
+    description = describe(has_keys=bool(keys), has_admin=settings.allow_model_changes)
+    routes = _own_routes(service, metrics)
+    if settings.page:
+        routes += [*_page_routes(), *_reference_routes(description)]
+    if settings.allow_model_changes:
+        routes += admin_routes(service, settings)
+    gate = Middleware(Gate, api=api, guard=Guard(settings, keys), settings=settings)
+    app = Starlette(routes=[*routes, Mount("", app=api)], lifespan=lifespan, middleware=[gate])
+    app.state.service, app.state.metrics = service, metrics
+    return app
+
+
+def _own_routes(service: Service, metrics: Metrics) -> list[BaseRoute]:
+    async def health(request: Request) -> Response:
+        found = service.health()
+        status = "ok" if found.is_alive and found.is_ready else "starting" if found.is_alive else "stalled"
+        return JSONResponse({"status": status, **asdict(found)}, 200 if found.is_alive else 503)
+
+    async def ready(request: Request) -> Response:
+        found = service.health()
+        return JSONResponse({"ready": found.is_ready}, 200 if found.is_ready else 503)
+
+    async def measured(request: Request) -> Response:
+        metrics.state(service.loads())
+        return Response(metrics.page(), headers={"content-type": CONTENT_TYPE})
+
+    return [Route("/health", health), Route("/ready", ready), Route("/metrics", measured)]
+
+
+def _reference_routes(description: dict[str, Any]) -> list[BaseRoute]:
+    page = reference(description)
+
+    async def docs(request: Request) -> Response:
+        return Response(page, media_type="text/html", headers=dict(HEADERS))
+
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(description)
+
+    return [Route("/docs", docs), Route("/openapi.json", openapi)]
+
+
+def _page_routes() -> list[BaseRoute]:
+    async def send_asset(request: Request) -> Response:
+        seen = request.scope["raw_path"].decode("latin-1")
+        if "name" not in request.path_params and not seen.endswith("/"):  # the page's own addresses are relative
+            return RedirectResponse(f"{seen.rpartition('/')[2]}/", 308)
+        found = asset(request.path_params.get("name", ""))
+        if found is None:
+            return JSONResponse({"message": "no such file"}, 404)
+        headers = {**HEADERS, "ETag": found.etag}
+        if request.headers.get("if-none-match") == found.etag:
+            return Response(status_code=304, headers=headers)
+        return Response(found.body, media_type=found.media_type, headers=headers)
+
+    return [Route("/", send_asset), Route("/page/{name}", send_asset)]

@@ -1,0 +1,66 @@
+"""What a dialect is: routes as data, pure functions between JSON bodies and calls; no web framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel
+
+from secondpass.server.exchange import EmbedCall, Ranked, Refusal, RerankCall, ScoreCall, ServerCard, Vectors
+
+Body: TypeAlias = Mapping[str, Any]
+Headers: TypeAlias = Mapping[str, str]  # names in lower case
+Call: TypeAlias = RerankCall | ScoreCall | EmbedCall
+Answer: TypeAlias = Ranked | Vectors | ServerCard
+Kind: TypeAlias = Literal["rerank", "score", "embed", "info", "models", "health"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """One HTTP answer. body is a JSON value; None is an empty body."""
+
+    body: Any
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One address of a dialect.
+
+    path is the tail that is matched, without "/v1", which may always stand before it; "{model}" in it is one or
+    more segments, which parse finds in the body as `model` where the body has none. documented is the full path as
+    the dialect's own documentation has it.
+    parse reads a body, or raises Refusal. It is None for kinds that are asked with GET and no body: info, models
+    and health, whose answer is a ServerCard.
+    write takes the answer, the call and the body that it was read from (None and {} with GET), or raises Refusal.
+    """
+
+    path: str
+    documented: str
+    kind: Kind
+    write: Callable[[Any, Any, Body], Reply]
+    response_model: type[BaseModel] | None
+    parse: Callable[[Any, Headers], Call] | None = None
+    request_model: type[BaseModel] | None = None
+
+    @property
+    def method(self) -> str:
+        return "GET" if self.parse is None else "POST"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How one family of clients writes calls and reads answers.
+
+    claims says whether a body on a path that several dialects share is surely of this one. refuse writes a refusal
+    as these clients read it.
+    """
+
+    name: str
+    title: str
+    routes: tuple[Route, ...]
+    claims: Callable[[Body, Headers], bool]
+    refuse: Callable[[Refusal, str], Reply]

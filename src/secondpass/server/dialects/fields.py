@@ -1,0 +1,86 @@
+"""Reading the fields of a JSON body: pydantic models that refuse in one plain sentence which names the field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from secondpass.server.exchange import Fault, Refusal
+
+_KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
+_LARGEST = 2**31 - 1
+# what pydantic says of a value that has the right type and is out of range
+_RANGES = ("greater_than", "less_than", "literal_error", "too_short", "too_long")
+
+
+def kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    return _KINDS.get(type(value), "an object")
+
+
+def _integral(value: object) -> object:
+    """3.0 is an integer in JSON; one beyond the largest that anything here counts to means that."""
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value
+    return min(whole, _LARGEST) if isinstance(whole, int) and not isinstance(whole, bool) else whole
+
+
+_TEXT_OR_OBJECT = {"anyOf": [{"type": "string"}, {"type": "object"}]}
+
+Whole = Annotated[int, BeforeValidator(_integral)]
+Count = Annotated[Whole, Field(ge=0)]
+Positive = Annotated[Whole, Field(ge=1)]
+# Checked one by one in documents.py, which says what is wrong with which
+Documents = Annotated[list[Any], WithJsonSchema({"type": "array", "items": _TEXT_OR_OBJECT, "minItems": 1})]
+Texts = Annotated[list[Any], WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 1})]
+AnyTexts = Annotated[
+    Any,
+    WithJsonSchema(
+        {"anyOf": [*_TEXT_OR_OBJECT["anyOf"], {"type": "array", "items": _TEXT_OR_OBJECT, "minItems": 1}]}
+    ),
+]
+TextOrObject = Annotated[Any, WithJsonSchema(_TEXT_OR_OBJECT)]
+
+
+class Request(BaseModel):
+    """A request body: no value is converted to another type, fields that are not known are let through."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Response(BaseModel):
+    """A response body; exact, so that what is documented is what is written."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+
+R = TypeVar("R", bound=Request)
+
+
+def read(model: type[R], body: object) -> R:
+    """The body as a request of this model. Raises Refusal: malformed for wrong types, invalid for values."""
+    if not isinstance(body, dict):
+        raise Refusal(Fault.malformed, f"the body is {kind(body)}; a JSON object is needed")
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False, include_context=False)[0]) from None
+
+
+def _refusal(error: Mapping[str, Any]) -> Refusal:
+    """pydantic's first complaint in words; numbers are quoted, texts never are."""
+    name, given = field_name(error["loc"]), error["input"]
+    if error["type"] == "missing":
+        return Refusal(Fault.malformed, f"{name} is missing", parameter=name)
+    is_range = error["type"].startswith(_RANGES)
+    seen = str(given)[:40] if is_range and isinstance(given, int | float) else kind(given)
+    wanted = error["msg"].removeprefix("Input should be ")
+    fault = Fault.invalid if is_range else Fault.malformed
+    return Refusal(fault, f"{name} is {seen}; it should be {wanted}", parameter=name)
+
+
+def field_name(place: Sequence[int | str]) -> str:
+    """documents[3].text of ("documents", 3, "text")."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in place)
+    return "".join(parts).removeprefix(".")

@@ -1,0 +1,175 @@
+"""This project's own form, for the page and RemoteReranker: logit and probability, and what was read and cut."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Route
+from secondpass.server.dialects.documents import read_documents
+from secondpass.server.dialects.fields import Count, Documents, Request, Response, read
+from secondpass.server.dialects.refusals import headers_of, status_of
+from secondpass.server.exchange import Budgets, Fault, Ranked, Refusal, RerankCall, ServerCard
+
+
+class NativeRequest(Request):
+    """documents are strings or objects with `text`. top_n 0 or null is all. "chunk" reads long ones in windows."""
+
+    query: str
+    documents: Documents
+    model: str | None = None
+    top_n: Count | None = None
+    instruction: str | None = None
+    long_documents: Literal["truncate", "chunk"] | None = None
+
+
+class NativeResult(Response):
+    """One ranked document: score is the raw logit; tokens of all that was read of it, with the query's."""
+
+    index: int
+    score: float
+    probability: float
+    tokens: int
+    truncated: bool
+
+
+class NativeUsage(Response):
+    """Tokens and rows that were read, and how many documents were cut."""
+
+    tokens: int
+    rows: int
+    truncated: int
+
+
+class NativeTiming(Response):
+    """Seconds: in all, in tokenisation, waiting for a batch, in the model."""
+
+    total: float
+    tokenize: float
+    queue: float
+    compute: float
+
+
+class NativeResponse(Response):
+    """Results, best first; equal scores keep their input order."""
+
+    id: str
+    model: str
+    results: list[NativeResult]
+    usage: NativeUsage
+    timing: NativeTiming
+
+
+class NativeModel(Response):
+    """A model that is served."""
+
+    name: str
+    revision: str | None
+    family: str
+    engine: str
+    device: str
+    dtype: str
+    max_length: int
+    is_reranker: bool
+    is_embedder: bool
+
+
+class NativeModels(Response):
+    """Models, that of calls without a name first; the most documents of one call."""
+
+    version: str
+    models: list[NativeModel]
+    max_documents: int | None
+
+
+class NativeFailure(Response):
+    """type is one of a fixed set of words; parameter names the field at fault."""
+
+    type: str
+    message: str
+    parameter: str | None
+
+
+def parse(body: Any, headers: Headers) -> RerankCall:
+    asked = read(NativeRequest, body)
+    return RerankCall(
+        query=asked.query,
+        documents=read_documents(asked.documents),
+        model=asked.model,
+        top_n=asked.top_n or None,
+        budgets=Budgets(in_windows=None if asked.long_documents is None else asked.long_documents == "chunk"),
+        instruction=asked.instruction,
+    )
+
+
+def write(ranked: Ranked, call: RerankCall, body: Body) -> Reply:
+    cost, timing = ranked.cost, ranked.timing
+    answer = NativeResponse(
+        id=ranked.id,
+        model=ranked.model,
+        results=[
+            NativeResult(
+                index=item.index,
+                score=item.logit,
+                probability=item.probability,
+                tokens=item.tokens,
+                truncated=item.is_cut,
+            )
+            for item in ranked.items
+        ],
+        usage=NativeUsage(tokens=cost.tokens, rows=cost.rows, truncated=cost.truncated),
+        timing=NativeTiming(total=timing.total, tokenize=timing.tokenize, queue=timing.queue, compute=timing.compute),
+    )
+    return Reply(body=answer.model_dump())
+
+
+def write_models(card: ServerCard, call: None, body: Body) -> Reply:
+    models = [
+        NativeModel(
+            name=model.name,
+            revision=model.revision,
+            family=model.family,
+            engine=model.engine,
+            device=model.device,
+            dtype=model.dtype,
+            max_length=model.max_length,
+            is_reranker=model.is_reranker,
+            is_embedder=model.is_embedder,
+        )
+        for model in card.models
+    ]
+    return Reply(
+        body=NativeModels(version=card.version, models=models, max_documents=card.max_documents).model_dump()
+    )
+
+
+def refuse(refusal: Refusal, request_id: str) -> Reply:
+    error = NativeFailure(type=refusal.fault.value, message=refusal.message, parameter=refusal.parameter)
+    status = 413 if refusal.fault is Fault.too_large else status_of(refusal)
+    body = {"id": request_id, "error": error.model_dump()}
+    return Reply(status=status, body=body, headers=headers_of(refusal))
+
+
+NATIVE = Dialect(
+    name="secondpass",
+    title="secondpass",
+    routes=(
+        Route(
+            path="/api/rank",
+            documented="/api/rank",
+            kind="rerank",
+            parse=parse,
+            write=write,
+            request_model=NativeRequest,
+            response_model=NativeResponse,
+        ),
+        Route(
+            path="/api/models",
+            documented="/api/models",
+            kind="models",
+            write=write_models,
+            response_model=NativeModels,
+        ),
+    ),
+    claims=lambda body, headers: False,  # no other dialect has its addresses
+    refuse=refuse,
+)

@@ -1,0 +1,168 @@
+"""What dialects and the service say to each other: calls in, answers or failures out; no HTTP, no dialect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budgets:
+    """How texts are shortened for one call; None: as the model was loaded.
+
+    max_query_tokens and max_document_tokens cut each text before the pair is written. may_truncate False refuses
+    what does not fit in place of cutting it. in_windows True reads a long document in windows, of which the best
+    wins; only the first max_windows of them, None for all. keep_end True cuts from the beginning.
+    """
+
+    max_length: int | None = None
+    max_query_tokens: int | None = None
+    max_document_tokens: int | None = None
+    may_truncate: bool = True
+    in_windows: bool | None = None
+    max_windows: int | None = None
+    keep_end: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RerankCall:
+    """Rank documents for a query. model is what the client wrote, None for the server's first; top_n None: all."""
+
+    query: str
+    documents: tuple[str, ...]
+    model: str | None = None
+    top_n: int | None = None
+    budgets: Budgets = Budgets()
+    instruction: str | None = None
+    priority: int = 0  # lower is earlier
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreCall:
+    """Score (query, document) pairs, in order."""
+
+    pairs: tuple[tuple[str, str], ...]
+    model: str | None = None
+    budgets: Budgets = Budgets()
+    instruction: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedCall:
+    """Vectors of texts, as queries or as documents."""
+
+    texts: tuple[str, ...]
+    model: str | None = None
+    is_query: bool = False
+    budgets: Budgets = Budgets()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """Seconds of one call: in all, in tokenisation, waiting for a batch, in the engine."""
+
+    total: float = 0.0
+    tokenize: float = 0.0
+    queue: float = 0.0
+    compute: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What one call read: tokens in all and of the queries, rows that were cut, rows (windows) read, characters."""
+
+    tokens: int = 0
+    query_tokens: int = 0
+    truncated: int = 0
+    rows: int = 0
+    characters: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One scored document: its place in the call, raw logit, probability, and whether some of it was cut."""
+
+    index: int
+    logit: float
+    probability: float
+    tokens: int = 0
+    is_cut: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranked:
+    """Items best first, cut to top_n; equal scores keep their input order. model is the name that served."""
+
+    id: str
+    model: str
+    items: tuple[Item, ...]
+    cost: Cost = Cost()
+    timing: Timing = Timing()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vectors:
+    """One unit vector per text, in order."""
+
+    id: str
+    model: str
+    vectors: tuple[tuple[float, ...], ...]
+    cost: Cost = Cost()
+    timing: Timing = Timing()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """What the server says of one loaded model."""
+
+    name: str
+    revision: str | None
+    family: str
+    dtype: str
+    device: str
+    engine: str
+    max_length: int
+    is_reranker: bool = True
+    is_embedder: bool = False
+    created: int = 0  # seconds since the epoch when it was loaded
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerCard:
+    """What the server says of itself: its models, the one that serves a call without a model first, and limits."""
+
+    models: tuple[ModelCard, ...]
+    version: str
+    is_ready: bool = True
+    max_documents: int | None = None  # of one call
+    max_batch_tokens: int | None = None
+    max_concurrent_requests: int | None = None
+
+
+class Fault(str, Enum):
+    """Why a call was refused or failed; each dialect has its own status and body for them."""
+
+    malformed = "malformed"  # not JSON, not UTF-8, wrong types: the body cannot be read as this dialect
+    invalid = "invalid"  # read, but a value is out of its range: no documents, top_n below 0, a NaN
+    too_large = "too_large"  # body, number of documents or tokens over the server's limit
+    unauthorized = "unauthorized"
+    forbidden = "forbidden"  # Host or Origin not allowed
+    unknown_model = "unknown_model"
+    unsupported = "unsupported"  # the model cannot do this: embeddings from a reranker, images
+    not_found = "not_found"  # no such route
+    overloaded = "overloaded"  # the queue is full; retry_after is set
+    deadline = "deadline"  # not done within the caller's or the server's deadline
+    unavailable = "unavailable"  # starting, stopping, or the engine is being restarted
+    cancelled = "cancelled"  # the client went away
+    internal = "internal"
+
+
+class Refusal(Exception):
+    """A call that was refused or failed, in words for the caller; never carries document text."""
+
+    def __init__(
+        self, fault: Fault, message: str, *, parameter: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.fault, self.message, self.parameter, self.retry_after = fault, message, parameter, retry_after

@@ -1,0 +1,130 @@
+"""Guard: who may call. Keys, and the Host and Origin headers by which a web page could reach a local server."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from secondpass.server.exchange import Fault, Refusal
+from secondpass.server.settings import Settings, SettingsError, is_loopback
+
+Headers = Mapping[str, str]  # names in lower case
+# Where clients put their key, beside `Authorization: Bearer`.
+KEY_HEADERS = ("x-api-key", "api-key")
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def read_keys(settings: Settings, listed: str | None) -> tuple[str, ...]:
+    """Keys of the file, one a line, and of `listed`, by commas. Raises SettingsError for a file without any."""
+    keys = [key.strip() for key in (listed or "").split(",") if key.strip()]
+    if settings.api_key_file is not None:
+        file = Path(settings.api_key_file)
+        try:
+            lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{file}: the keys cannot be read: {error}") from error
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise SettingsError(f"{file}: no key in it; write one on a line of its own")
+        keys += found
+    return tuple(dict.fromkeys(keys))
+
+
+def check_exposure(settings: Settings, keys: Iterable[str]) -> None:
+    """Raises SettingsError where anyone on a network could use the server, or change its models, without a key."""
+    if any(keys):
+        return
+    if not settings.is_loopback and not settings.insecure:
+        raise SettingsError(
+            f"host {settings.host} is reached from other machines and there is no key; give --api-key-file, "
+            "set SECONDPASS_API_KEYS, or say --insecure"
+        )
+    if settings.allow_model_changes:
+        raise SettingsError("allow_model_changes needs a key; give --api-key-file or set SECONDPASS_API_KEYS")
+
+
+class Guard:
+    """Checks one request by its headers."""
+
+    def __init__(self, settings: Settings, keys: Iterable[str] = ()) -> None:
+        # Of one length, so that the comparison says nothing about a key's length either.
+        self._keys = [_digest(key) for key in keys]
+        self._origins = {origin.rstrip("/").lower() for origin in settings.cors_origins}
+        named = {host.lower() for host in settings.allowed_hosts}
+        self._hosts = named or (set(LOOPBACK_NAMES) if settings.is_loopback else {"*"})
+
+    def check_place(self, headers: Headers, scheme: str) -> None:
+        """Raises Refusal for a Host that is not this server's, and for pages of other origins."""
+        host = headers.get("host", "")
+        name = _host_name(host)
+        if "*" not in self._hosts and name not in self._hosts and not self._is_local(name):
+            raise Refusal(
+                Fault.forbidden,
+                f"Host {host[:100]!r} is not served here; add it with --allowed-host",
+                parameter="host",
+            )
+        origin = headers.get("origin")
+        if origin is not None and not self._is_own(origin, host, scheme) and not self.allows_origin(origin):
+            raise Refusal(
+                Fault.forbidden, f"pages of {origin[:100]!r} may not call; allow them with --cors-origin",
+                parameter="origin",
+            )  # fmt: skip
+
+    def check_key(self, headers: Headers) -> None:
+        """Raises Refusal where there are keys and none of them is given."""
+        if not self._keys:
+            return
+        given = _given_key(headers)
+        if given is None:
+            raise Refusal(Fault.unauthorized, "no API key; send it as Authorization: Bearer KEY")
+        digest = _digest(given)
+        # All are compared, so that the time does not say which.
+        if not any([hmac.compare_digest(digest, key) for key in self._keys]):
+            raise Refusal(Fault.unauthorized, "the API key is not valid")
+
+    def allows_origin(self, origin: str) -> bool:
+        return origin.rstrip("/").lower() in self._origins
+
+    def cors_headers(self, headers: Headers) -> dict[str, str]:
+        """What lets a page of an allowed origin read the answer."""
+        origin = headers.get("origin")
+        if origin is None or not self.allows_origin(origin):
+            return {}
+        asked = headers.get("access-control-request-headers", "authorization, content-type")
+        return {
+            "access-control-allow-origin": origin,
+            "access-control-allow-methods": "GET, POST",
+            "access-control-allow-headers": asked,
+            "access-control-expose-headers": "x-request-id, retry-after",
+            "vary": "Origin",
+        }
+
+    def _is_local(self, name: str) -> bool:
+        """Another spelling of loopback, which no name server can point elsewhere."""
+        return self._hosts >= set(LOOPBACK_NAMES) and is_loopback(name)
+
+    @staticmethod
+    def _is_own(origin: str, host: str, scheme: str) -> bool:
+        parts = urlsplit(origin)
+        return parts.scheme == scheme and parts.netloc.lower() == host.lower()
+
+
+def _given_key(headers: Headers) -> str | None:
+    kind, _, key = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer" and key.strip():
+        return key.strip()
+    return next((headers[name].strip() for name in KEY_HEADERS if headers.get(name)), None)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _host_name(host: str) -> str:
+    """The name of `name:port` or `[address]:port`, in lower case."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()

@@ -1,0 +1,279 @@
+"""Settings of a server: defaults, then a TOML file, then SECONDPASS_* of the environment, then the command line.
+
+Every key is the name of a field; a key that is not one is an error, in each of the three places.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from secondpass.errors import SecondpassError
+
+PREFIX = "SECONDPASS_"
+# Of the environment, but no settings: where the config file is, keys themselves, and what other parts read.
+NOT_SETTINGS = ("CONFIG", "API_KEYS", "API_KEY", "CACHE", "HOME")
+
+
+class SettingsError(SecondpassError):
+    """A setting is unknown or has no such value; says where it came from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """One model to serve: name is what clients write, path what Reranker or Embedder opens."""
+
+    name: str
+    path: str
+    kind: str = "reranker"  # or "embedder"
+    revision: str | None = None
+    engine: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    max_length: int | None = None
+    long_documents: str = "truncate"
+    instruction: str | None = None
+    token_budget: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a server is told. Times are in seconds; limits are of one request unless they name the queue."""
+
+    host: str = "127.0.0.1"
+    port: int = 8787
+    root_path: str = ""  # prefix that a proxy in front leaves in the path
+    workers: int = 1
+    models: tuple[ModelSource, ...] = (ModelSource(name="default", path="default"),)
+    aliases: Mapping[str, str] = field(default_factory=dict)  # a name that clients write -> a served name
+    strict_models: bool = False  # refuse unknown names even where one model is served
+    allow_model_changes: bool = False  # load and unload over /admin/models
+    local_files_only: bool = False
+
+    api_key_file: str | None = None  # one key a line; SECONDPASS_API_KEYS has them by commas
+    insecure: bool = False  # serve beyond loopback without a key
+    public_metrics: bool = False  # /metrics without a key
+    allowed_hosts: tuple[str, ...] = ()  # values of Host; none: loopback names on loopback, else any
+    cors_origins: tuple[str, ...] = ()  # origins whose pages may call; none: only the server's own page
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+
+    max_body_bytes: int = 8 << 20
+    max_depth: int = 32  # of nested JSON
+    max_documents: int = 10_000
+    max_document_characters: int = 1_000_000
+    max_request_tokens: int = 1_000_000
+    max_queue_requests: int = 512
+    max_queue_tokens: int = 1_000_000
+    max_connections: int = 2048
+    batch_tokens: int | None = None  # None: as many as the engine computes in about 0.2 s
+    timeout_s: float = 60.0  # a caller may ask for less
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 20.0
+    send_timeout_s: float = 20.0
+    keep_alive_s: float = 65.0
+    grace_s: float = 30.0  # to finish what was accepted, when told to stop
+    stall_s: float = 300.0  # a batch that takes longer makes /health fail
+    tokenize_threads: int | None = None
+
+    page: bool = True  # the page at / and the reference at /docs
+    log_format: str = "auto"  # json, text, or auto: text on a terminal
+    log_level: str = "info"
+    log_texts: bool = False  # queries and documents in the log
+
+    def __post_init__(self) -> None:
+        _check_choice("log_format", self.log_format, ("auto", "json", "text"))
+        _check_choice("log_level", self.log_level, ("debug", "info", "warning", "error"))
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingsError(f"{name} is {value}; give more than 0")
+        if not 0 <= self.port <= 65535:
+            raise SettingsError(f"port is {self.port}; give 0 (any free one) to 65535")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise SettingsError("tls_certificate and tls_key are given together or not at all")
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise SettingsError(f"models has a name twice: {', '.join(names)}")
+        for alias, name in self.aliases.items():
+            if name not in names and not self.allow_model_changes:
+                raise SettingsError(f"aliases.{alias} is {name!r}; there are {', '.join(names)}")
+
+    @property
+    def is_loopback(self) -> bool:
+        return is_loopback(self.host)
+
+
+POSITIVE = tuple(
+    each.name
+    for each in fields(Settings)
+    if each.name.startswith(("max_", "workers", "batch_tokens", "tokenize_threads")) or each.name.endswith("_s")
+)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(
+    given: Mapping[str, Any], environment: Mapping[str, str], file: str | Path | None = None
+) -> Settings:
+    """Settings by precedence: `given` (without None), the environment, the file, the defaults.
+
+    Raises SettingsError for an unknown key, or a value that does not fit.
+    """
+    file = file or environment.get(PREFIX + "CONFIG")
+    values = {} if file is None else _from_file(Path(file))
+    values |= _from_environment(environment)
+    values |= {name: value for name, value in given.items() if value is not None}
+    return replace(Settings(), **values)
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Settings of `name=value`, with values as in the environment. Raises SettingsError."""
+    types = get_type_hints(Settings)
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator or name not in types:
+            raise SettingsError(f"{pair!r} is not a setting; give NAME=VALUE with one of {', '.join(types)}")
+        values[name] = _parsed(text, name, types[name], name)
+    return values
+
+
+def model_source(text: str) -> ModelSource:
+    """Of `name=path`, or of a path alone, which is then the name; `path@revision` pins a model of the hub."""
+    name, separator, path = text.partition("=")
+    path = path if separator else text
+    if not name or not path:
+        raise SettingsError(f"model is {text!r}; give a path, or name=path")
+    revision = None
+    if "@" in path and not Path(path).exists():
+        path, _, revision = path.rpartition("@")
+    return ModelSource(name=name if separator else path, path=path, revision=revision)
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            table = _read_toml(stream.read().decode())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{file}: cannot be read as TOML: {error}") from error
+    types = get_type_hints(Settings)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in types:
+            raise SettingsError(f"{file}: {key} is not a setting; there are {', '.join(types)}")
+        values[key] = _models_of(value, file) if key == "models" else _checked(value, types[key], f"{file}: {key}")
+    return values
+
+
+def _models_of(table: Any, file: Path) -> tuple[ModelSource, ...]:
+    """Of [models]: name = "path", or [models.name] with path and options."""
+    if not isinstance(table, dict) or not table:
+        raise SettingsError(f"{file}: models is a table of name = path")
+    return tuple(
+        replace(model_source(entry), name=name)
+        if isinstance(entry, str)
+        else model_of(name, entry, f"{file}: models.{name}")
+        for name, entry in table.items()
+    )
+
+
+def model_of(name: str, entry: Any, where: str) -> ModelSource:
+    """A model of a table of its options. Raises SettingsError, which begins with `where`."""
+    types = get_type_hints(ModelSource)
+    if not isinstance(entry, dict) or "path" not in entry:
+        raise SettingsError(f"{where} needs a path")
+    unknown = [key for key in entry if key not in types or key == "name"]
+    if unknown:
+        raise SettingsError(f"{where}.{unknown[0]} is not a setting of a model; there are {', '.join(types)}")
+    return ModelSource(
+        name=name, **{key: _checked(value, types[key], f"{where}.{key}") for key, value in entry.items()}
+    )
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    """A value of TOML as a field of this type."""
+    if get_origin(kind) is tuple:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+    elif get_origin(kind) is Mapping or getattr(get_origin(kind), "__name__", "") == "Mapping":
+        if isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
+            return value
+    else:
+        plain = _plain(kind)
+        if plain is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
+            return value
+    raise SettingsError(f"{where} is {value!r}, which is not {_words(kind)}")
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    types = get_type_hints(Settings)
+    values: dict[str, Any] = {}
+    for variable, text in environment.items():
+        name = variable.removeprefix(PREFIX)
+        if name == variable or name in NOT_SETTINGS:
+            continue
+        if name.lower() not in types:
+            raise SettingsError(f"{variable} is not a setting; secondpass serve --help lists them")
+        values[name.lower()] = _parsed(text, name.lower(), types[name.lower()], variable)
+    return values
+
+
+def _parsed(text: str, name: str, kind: Any, where: str) -> Any:
+    """A value of the environment as a field of this type; several by commas."""
+    parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    if name == "models":
+        return tuple(map(model_source, parts))
+    if get_origin(kind) is tuple:
+        return parts
+    if name == "aliases":
+        return {alias: target for alias, _, target in (part.partition("=") for part in parts)}
+    plain = _plain(kind)
+    if plain is bool:
+        if text.lower() in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+            return text.lower() in ("1", "true", "yes", "on")
+    else:
+        try:
+            return plain(text)
+        except ValueError:
+            pass
+    raise SettingsError(f"{where} is {text!r}, which is not {_words(kind)}")
+
+
+def _plain(kind: Any) -> Any:
+    """The type itself of `X` or of `X | None`."""
+    if get_origin(kind) in (Union, UnionType):
+        return next(each for each in get_args(kind) if each is not type(None))
+    return kind
+
+
+def _words(kind: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return names.get(_plain(kind), "a list of texts" if get_origin(kind) is tuple else "a table of texts")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SettingsError(f"{name} is {value!r}; give {', '.join(choices)}")
+
+
+def _read_toml(text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)

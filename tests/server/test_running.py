@@ -1,0 +1,297 @@
+"""The command `secondpass serve` as a process: how it starts, how it stops, and what it does to bad connections."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.checkpoints import tiny_bert
+
+BODY = {"query": "where is the bridge", "documents": ["a river", "the old bridge in the city"]}
+LONG = {"query": "a", "documents": [f"{place} " + "word " * 200 for place in range(60)]}
+
+
+@dataclass(frozen=True)
+class Process:
+    """A server process. Its log is a file: a pipe that nobody reads would hold it up."""
+
+    running: subprocess.Popen[str]
+    log: IO[str]
+
+    @property
+    def pid(self) -> int:
+        return self.running.pid
+
+    def line(self) -> str:
+        assert self.running.stdout is not None
+        return self.running.stdout.readline()
+
+    def stopped(self, number: int | None = signal.SIGTERM) -> tuple[int, str]:
+        """The exit code after a signal, or by itself, and what was logged."""
+        if number is not None:
+            self.running.send_signal(number)
+        code = self.running.wait(timeout=60)
+        self.log.seek(0)
+        return code, self.log.read()
+
+
+@contextmanager
+def process(*arguments: str, **environment: str) -> Iterator[Process]:
+    command = [sys.executable, "-m", "secondpass", "serve", "--port", "0", *arguments]
+    with TemporaryFile("w+") as log:
+        running = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **environment}
+        )
+        try:
+            yield Process(running, log)
+        finally:
+            running.kill()
+            running.communicate()
+
+
+@contextmanager
+def served(*arguments: str, **environment: str) -> Iterator[tuple[str, Process]]:
+    """A running server: its address, and its process."""
+    with process(*arguments, **environment) as found:
+        first = found.line()
+        assert first.startswith("secondpass serves at http"), found.stopped(None)
+        yield first.split()[-1], found
+
+
+def failed(*arguments: str, **environment: str) -> tuple[int, str]:
+    with process(*arguments, **environment) as found:
+        return found.stopped(None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.mark.slow
+def test_it_says_where_it_is_and_how_to_try_it_and_stops_with_0() -> None:
+    with served() as (url, found):
+        line = found.line()
+        assert line.startswith("try: curl http://127.0.0.1:")
+        shown = subprocess.run(["bash", "-c", line.removeprefix("try: ")], capture_output=True, check=True)
+        assert json.loads(shown.stdout)["results"][0]["index"] == 0
+        code, log = found.stopped(signal.SIGINT)
+    assert code == 0
+    assert [json.loads(line)["status"] for line in log.splitlines()] == [200]
+    assert urlsplit(url).hostname == "127.0.0.1"
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_what_was_accepted_and_takes_no_more() -> None:
+    with served() as (url, found), ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(httpx.post, f"{url}/v1/rerank", json=LONG, timeout=60) for _ in range(6)]
+        while "secondpass_queue_requests" in httpx.get(f"{url}/metrics").text:
+            queued = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if "queue_requests{" in line]
+            if float(queued[0].split()[-1]) >= 4:
+                break
+        code, _ = found.stopped()
+        assert [future.result().status_code for future in waiting] == [200] * 6
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health")
+    assert code == 0
+
+
+@pytest.mark.slow
+def test_what_does_not_finish_in_time_is_given_up() -> None:
+    many = {"query": "a", "documents": LONG["documents"] * 40}
+    many["documents"] = [f"{place} {text}" for place, text in enumerate(many["documents"])]
+    with served("--set", "grace_s=1") as (url, found), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(httpx.post, f"{url}/v1/rerank", json=many, timeout=60)
+        while 'queue_requests{model="default"} 1' not in httpx.get(f"{url}/metrics").text:
+            assert not waiting.done()
+        started = time.monotonic()
+        code, _ = found.stopped()
+        assert time.monotonic() - started < 20
+        assert waiting.exception() is not None or waiting.result().status_code >= 500
+    assert code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["/nowhere/at/all"], 1, "cannot start"),
+        (["--host", "0.0.0.0"], 2, "there is no key"),
+        (["--set", "prot=1"], 2, "is not a setting"),
+        (["--config", "/nowhere.toml"], 2, "cannot be read as TOML"),
+        (["--host", "192.0.2.1", "--insecure"], 1, "cannot listen on 192.0.2.1"),
+    ],
+)
+def test_what_cannot_start_says_why(arguments: list[str], code: int, words: str) -> None:
+    found, log = failed(*arguments)
+    assert found == code
+    assert words in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_settings_come_from_everywhere(folder: Path, tmp_path: Path) -> None:
+    config, keys = tmp_path / "serve.toml", tmp_path / "keys"
+    config.write_text(f'timeout_s = 7\npage = false\n[models]\ntiny = "{folder}"\n')
+    keys.write_text("from-file\n")
+    given = ("--config", str(config), "--api-key-file", str(keys))
+    with served(*given, SECONDPASS_API_KEYS="from-environment", SECONDPASS_PAGE="true") as (url, _):
+        for key in ("from-file", "from-environment"):
+            answer = httpx.post(f"{url}/v2/rerank", json=BODY, headers={"Authorization": f"Bearer {key}"})
+            assert answer.json()["model"] == "tiny"
+        assert httpx.post(f"{url}/v2/rerank", json=BODY).status_code == 401
+        assert httpx.get(url).status_code == 200
+
+
+@pytest.mark.slow
+def test_workers_share_the_address_and_are_replaced(folder: Path) -> None:
+    with served(f"tiny={folder}", "--workers", "2") as (url, found):
+        with httpx.Client(base_url=url) as client:
+            for _ in range(10):
+                assert client.post("/v2/rerank", json=BODY, headers={"Connection": "close"}).status_code == 200
+            total = [
+                line
+                for line in client.get("/metrics").text.splitlines()
+                if line.startswith("secondpass_requests_total{")
+            ]
+            assert sum(float(line.split()[-1]) for line in total) == 10  # of both together
+        workers = children(found.pid)
+        assert len(workers) >= 2
+        victim = workers[-1]
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: victim not in children(found.pid) and len(children(found.pid)) == len(workers))
+        for _ in range(10):
+            assert httpx.post(f"{url}/v2/rerank", json=BODY, timeout=60).status_code == 200
+        code, log = found.stopped()
+    assert code == 0
+    assert "a worker ended; it is started anew" in log
+    assert not [pid for pid in workers if Path(f"/proc/{pid}/cmdline").exists()]
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_parent(folder: Path) -> None:
+    with served(f"tiny={folder}", "--workers", "2") as (_, found):
+        workers = children(found.pid)
+        found.stopped(signal.SIGKILL)
+        until(lambda: not [pid for pid in workers if is_running(pid)])
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_start_end_the_server() -> None:
+    code, log = failed("/nowhere/at/all", "--workers", "2")
+    assert code == 1
+    assert "cannot start" in log
+
+
+@pytest.mark.slow
+def test_tls(folder: Path, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, "-keyout", str(key),
+         "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    import ssl
+
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    with served(f"tiny={folder}", "--tls-certificate", str(certificate), "--tls-key", str(key)) as (url, found):
+        assert url.startswith("https://")
+        assert httpx.post(f"{url}/v2/rerank", json=BODY, verify=trusted).status_code == 200
+        assert found.stopped()[0] == 0
+
+
+def connect(url: str) -> socket.socket:
+    parts = urlsplit(url)
+    return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=30)
+
+
+@pytest.mark.slow
+def test_connections_that_do_not_move_are_closed(folder: Path) -> None:
+    settings = ["--set", "header_timeout_s=0.5", "--set", "send_timeout_s=0.5", "--set", "body_timeout_s=0.5"]
+    with served("--set", f"models=tiny={folder}", *settings) as (url, found):
+        silent, half_head, half_body, slow = (connect(url) for _ in range(4))
+        half_head.sendall(b"POST /v1/rerank HTTP/1.1\r\nHost: local")
+        half_body.sendall(b'POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"query"')
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = json.dumps({"query": "a", "documents": ["b" * 900_000] * 8, "return_documents": True}).encode()
+        slow.sendall(b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
+        threading.Thread(target=slow.sendall, args=(body,), daemon=True).start()
+        assert read_all(silent) == b""
+        assert read_all(half_head) == b""
+        assert read_all(half_body).startswith(b"HTTP/1.1 400")
+        until(lambda: num_connections(found.pid, url) == 0)  # nothing of the slow reader's answer is kept
+        assert httpx.post(f"{url}/v2/rerank", json=BODY).json()["model"] == "tiny"
+        slow.close()
+        assert found.stopped()[0] == 0
+
+
+@pytest.mark.slow
+def test_a_full_queue_refuses_in_the_form_of_each_dialect() -> None:
+    with served("--set", "max_queue_requests=2") as (url, _), ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: httpx.post(f"{url}/v2/rerank", json=LONG, timeout=120), range(16)))
+        fine = [answer for answer in answers if answer.status_code == 200]
+        full = [answer for answer in answers if answer.status_code == 429]
+        assert len(fine) >= 2
+        assert len(fine) + len(full) == 16
+        assert full, "nothing was refused"
+        for answer in full:
+            assert int(answer.headers["retry-after"]) >= 1
+            assert "requests with" in answer.json()["message"]
+        assert httpx.post(f"{url}/v2/rerank", json=BODY, timeout=60).status_code == 200
+
+
+def read_all(connection: socket.socket) -> bytes:
+    found = b""
+    with connection:
+        try:
+            while piece := connection.recv(65536):
+                found += piece
+        except ConnectionResetError:
+            pass
+    return found
+
+
+def num_connections(pid: int, url: str) -> int:
+    """Established connections of the server, as the system lists them."""
+    port = f"{urlsplit(url).port:04X}"
+    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return sum(line[1].endswith(f":{port}") and line[3] == "01" for line in lines)
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes; what multiprocessing needs beside them is not counted."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(is_true: object, seconds: float = 60) -> None:
+    """Wait for what another process does and tells nobody."""
+    end = time.monotonic() + seconds
+    while not is_true():  # type: ignore[operator]
+        assert time.monotonic() < end
+        threading.Event().wait(0.05)

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secondpass.server.settings import (
+    ModelSource,
+    Settings,
+    SettingsError,
+    load_settings,
+    model_source,
+    parse_settings,
+)
+
+FILE = """
+port = 1111
+timeout_s = 5
+cors_origins = ["https://app.example"]
+local_files_only = true
+
+[models]
+small = "path/to/small"
+pinned = "owner/name@v2"
+
+[models.large]
+path = "path/to/large"
+dtype = "bfloat16"
+max_length = 1024
+
+[aliases]
+"rerank-v3.5" = "large"
+"""
+
+
+def test_the_command_line_comes_before_the_environment_before_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(FILE)
+    found = load_settings({"host": "::1", "port": None}, {"SECONDPASS_PORT": "2222", "SECONDPASS_HOST": "x"}, file)
+    assert (found.host, found.port, found.timeout_s, found.keep_alive_s) == (
+        "::1",
+        2222,
+        5.0,
+        Settings().keep_alive_s,
+    )
+    assert found.cors_origins == ("https://app.example",)
+    assert found.models == (
+        ModelSource(name="small", path="path/to/small"),
+        ModelSource(name="pinned", path="owner/name", revision="v2"),
+        ModelSource(name="large", path="path/to/large", dtype="bfloat16", max_length=1024),
+    )
+    assert found.aliases == {"rerank-v3.5": "large"}
+
+
+def test_the_environment_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "serve.toml").write_text("port = 1111")
+    assert load_settings({}, {"SECONDPASS_CONFIG": str(tmp_path / "serve.toml"), "HOME": "/"}).port == 1111
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 1", "prot is not a setting; there are host, port"),
+        ("port = '1'", "port is '1', which is not a whole number"),
+        ("port = true", "not a whole number"),
+        ("insecure = 1", "not true or false"),
+        ("allowed_hosts = 'x'", "not a list of texts"),
+        ("aliases = {a = 1}", "not a table of texts"),
+        ("port = ", "cannot be read as TOML"),
+        ("models = []", "models is a table"),
+        ("[models.a]\nfile = 'x'", "models.a needs a path"),
+        ("[models.a]\npath = 'x'\nlength = 3", "models.a.length is not a setting of a model"),
+        ("[models.a]\npath = 'x'\nmax_length = 'x'", "models.a.max_length is 'x', which is not a whole number"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "serve.toml").write_text(text)
+    with pytest.raises(SettingsError, match=words):
+        load_settings({}, {}, tmp_path / "serve.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("PORT", "0", 0),
+        ("TIMEOUT_S", "1.5", 1.5),
+        ("INSECURE", "yes", True),
+        ("PAGE", "0", False),
+        ("ALLOWED_HOSTS", "a, b,", ("a", "b")),
+        ("BATCH_TOKENS", "100", 100),
+        ("API_KEY_FILE", "keys", "keys"),
+        ("ALIASES", "a=default", {"a": "default"}),
+        ("MODELS", "a=x,y", (ModelSource(name="a", path="x"), ModelSource(name="y", path="y"))),
+    ],
+)
+def test_the_environment_is_read_by_the_type_of_the_setting(name: str, text: str, value: Any) -> None:
+    assert getattr(load_settings({}, {f"SECONDPASS_{name}": text}), name.lower()) == value
+    assert parse_settings([f"{name.lower()}={text}"]) == {name.lower(): value}
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"SECONDPASS_PROT": "1"}, "SECONDPASS_PROT is not a setting"),
+        ({"SECONDPASS_PORT": "x"}, "SECONDPASS_PORT is 'x', which is not a whole number"),
+        ({"SECONDPASS_INSECURE": "maybe"}, "not true or false"),
+        ({"SECONDPASS_PORT": "70000"}, "port is 70000"),
+        ({"SECONDPASS_WORKERS": "0"}, "workers is 0; give more than 0"),
+        ({"SECONDPASS_TIMEOUT_S": "nan"}, "timeout_s is nan"),
+        ({"SECONDPASS_LOG_FORMAT": "xml"}, "log_format is 'xml'; give auto, json, text"),
+        ({"SECONDPASS_TLS_KEY": "key.pem"}, "together"),
+        ({"SECONDPASS_MODELS": "a=x,a=y"}, "a name twice"),
+        ({"SECONDPASS_ALIASES": "a=b"}, "aliases.a is 'b'; there are default"),
+    ],
+)
+def test_a_wrong_environment_is_refused(environment: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        load_settings({}, environment)
+
+
+@pytest.mark.parametrize("pair", ["port", "prot=1", "=1"])
+def test_a_wrong_pair_is_refused(pair: str) -> None:
+    with pytest.raises(SettingsError, match="is not a setting; give NAME=VALUE"):
+        parse_settings([pair])
+
+
+def test_a_model_is_named_by_its_path_unless_it_has_a_name() -> None:
+    assert model_source("owner/name@main") == ModelSource(name="owner/name", path="owner/name", revision="main")
+    assert model_source("m=owner/name") == ModelSource(name="m", path="owner/name")
+    for text in ("", "=x", "x="):
+        with pytest.raises(SettingsError, match="give a path, or name=path"):
+            model_source(text)
