@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "secondpass"
 # Each layer may import itself and the ones before it.
 LAYERS = (
     ("errors", "types"),
-    ("packed", "text"),
+    ("packed", "text", "calibration"),
     ("models",),
     ("checkpoint",),
     ("engine",),

@@ -305,7 +305,7 @@ class Reranker:
         return self._engine
 
     def probability(self, score: float) -> float:
-        """A raw logit as a probability in 0..1, by the calibration that was given, else by the family's activation."""
+        """A raw logit as a probability in 0..1, by the given calibration, else by the family's activation."""
         if self._calibration is not None:
             return self._calibration.probability(score)
         x = score - self._reader.recipe.midpoint

@@ -1,0 +1,50 @@
+"""Evaluation: does a reranker help, on which data, and at what cost?
+
+>>> from secondpass import Reranker
+>>> from secondpass.evaluation import evaluate, load_dataset
+>>> result = evaluate(Reranker(), load_dataset("path/to/beir/scifact"), depths=[20, 100])
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Dataset": "data",
+    "Evaluation": "evaluation",
+    "Report": "comparison",
+    "bm25_run": "first_stage",
+    "compare": "comparison",
+    "evaluate": "evaluation",
+    "fit_calibration": "calibrate",
+    "load_dataset": "data",
+    "read_run": "trec",
+    "vector_run": "first_stage",
+}
+__all__ = [
+    "Dataset",
+    "Evaluation",
+    "Report",
+    "bm25_run",
+    "compare",
+    "evaluate",
+    "fit_calibration",
+    "load_dataset",
+    "read_run",
+    "vector_run",
+]
+
+if TYPE_CHECKING:
+    from secondpass.evaluation.calibrate import fit_calibration
+    from secondpass.evaluation.comparison import Report, compare
+    from secondpass.evaluation.data import Dataset, load_dataset
+    from secondpass.evaluation.evaluation import Evaluation, evaluate
+    from secondpass.evaluation.first_stage import bm25_run, vector_run
+    from secondpass.evaluation.trec import read_run
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'secondpass.evaluation' has no attribute {name!r}")
+    return getattr(import_module(f"secondpass.evaluation.{_HOME[name]}"), name)

@@ -1,0 +1,1 @@
+"""The first stage: finds the candidates that a reranker then reads."""
