@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Calibration": "calibration",
     "Cascade": "cascade",
     "ColBERT": "colbert",
     "Document": "types",
@@ -27,6 +28,7 @@ _HOME = {
     "TokenVectors": "colbert",
 }
 __all__ = [
+    "Calibration",
     "Cascade",
     "ColBERT",
     "Document",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from secondpass.calibration import Calibration
     from secondpass.cascade import Cascade
     from secondpass.colbert import ColBERT, TokenVectors
     from secondpass.embedder import Embedder

@@ -113,6 +113,9 @@ def rank(
     engine: Engine = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    calibration: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What `secondpass calibrate` fitted, for the probabilities.")
+    ] = None,
     local_files_only: Annotated[
         bool, typer.Option("--local-files-only", "--offline", help="Never use the network.")
     ] = False,
@@ -136,6 +139,7 @@ def rank(
         max_length=max_length,
         long_documents=long.value,
         local_files_only=local_files_only,
+        calibration=calibration,
     )
     command.rank(
         query,

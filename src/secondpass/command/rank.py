@@ -29,6 +29,7 @@ class Options:
     max_length: int | None
     long_documents: str
     local_files_only: bool
+    calibration: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,7 @@ def open_reranker(options: Options) -> Reranker:
         dtype=options.dtype,
         max_length=options.max_length,
         long_documents=options.long_documents,
+        calibration=options.calibration,
         local_files_only=options.local_files_only,
     )
 
