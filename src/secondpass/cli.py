@@ -172,7 +172,7 @@ def export(
     calibration: Annotated[
         str | None, typer.Option(metavar="FILE", help="Pairs by which activations become int8 too (openvino).")
     ] = None,
-    check: Annotated[str | None, typer.Option(metavar="FILE", help="Pairs to compare on; else some built in.")] = None,
+    check: Annotated[str | None, typer.Option(metavar="FILE", help="Pairs to compare on; else built in.")] = None,
     revision: Revision = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FOLDER.")] = False,
     json: Json = False,

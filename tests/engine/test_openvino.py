@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from secondpass import Reranker
-from secondpass.checkpoint.export import export_openvino
+from secondpass.checkpoint.export import export
 from secondpass.checkpoint.files import open_checkpoint
+from secondpass.engine import compiled
 from secondpass.errors import CheckpointError
 from tests.checkpoints import tiny_bert
 from tests.goldens import SHARED
@@ -22,7 +24,7 @@ TEXTS = ["the river is long", "a bridge", "", *(f"water {'bridge ' * n}" for n i
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     source = tiny_bert(tmp_path_factory.mktemp("source"))
-    return source, export_openvino(open_checkpoint(source), tmp_path_factory.mktemp("export") / "graph")
+    return source, export(open_checkpoint(source), tmp_path_factory.mktemp("export") / "graph")
 
 
 def test_the_graph_gives_the_scores_of_torch(folders: tuple[Path, Path]) -> None:
@@ -43,7 +45,7 @@ def test_goldens_exported_give_the_scores_of_torch(name: str, tmp_path: Path) ->
     source = SHARED / "golden" / name
     if not source.is_dir():
         pytest.skip("no reference figures here")
-    folder = export_openvino(open_checkpoint(source), tmp_path / "graph")
+    folder = export(open_checkpoint(source), tmp_path / "graph")
     texts = ["灯塔建于1841年", "The lighthouse <pad> was built in 1841.", "", "x" * 500]
     expected = Reranker(source, dtype="float32", device="cpu").score("lighthouse", texts)
     assert Reranker(folder, dtype="float32").score("lighthouse", texts) == pytest.approx(expected, abs=1e-4)
@@ -72,12 +74,62 @@ def test_openvino_does_not_report_that_it_is_used(folders: tuple[Path, Path]) ->
 
 
 def test_a_damaged_graph_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    broken = export_openvino(open_checkpoint(folders[0]), tmp_path / "graph")
+    broken = export(open_checkpoint(folders[0]), tmp_path / "graph")
     (broken / "openvino" / "openvino_model.xml").write_text("<net")
     with pytest.raises(CheckpointError, match="not a graph"):
         Reranker(broken)
 
 
-def test_an_export_does_not_overwrite(folders: tuple[Path, Path]) -> None:
-    with pytest.raises(FileExistsError, match="not empty"):
-        export_openvino(open_checkpoint(folders[0]), folders[1])
+@pytest.fixture(scope="module")
+def int8(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(open_checkpoint(folders[0]), tmp_path_factory.mktemp("export") / "int8", dtype="int8")
+
+
+def test_unpacked_matrices_give_the_scores_of_int8_ones(int8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpacked = Reranker(int8, dtype="float32")
+    assert "unpacked once" in unpacked.info().reason
+    monkeypatch.setattr(compiled, "MAX_UNPACKED_BYTES", 0)
+    packed = Reranker(int8, dtype="float32")
+    assert "unpacked" not in packed.info().reason
+    assert packed.score(QUERY, TEXTS) == pytest.approx(unpacked.score(QUERY, TEXTS), abs=1e-5)
+
+
+def test_int8_products_stay_near(int8: Path, folders: tuple[Path, Path]) -> None:
+    ours = Reranker(int8, dtype="int8")
+    assert ours.info().dtype == "int8"
+    assert ours.score(QUERY, TEXTS) == pytest.approx(Reranker(int8, dtype="float32").score(QUERY, TEXTS), abs=0.1)
+    with pytest.raises(ValueError, match="float weights"):
+        Reranker(folders[1], dtype="int8")
+
+
+@pytest.mark.parametrize("num_streams", [1, 3])
+def test_streams_do_not_change_scores(
+    folders: tuple[Path, Path], int8: Path, monkeypatch: pytest.MonkeyPatch, num_streams: int
+) -> None:
+    monkeypatch.setattr(compiled, "num_cores", lambda: num_streams)
+    for folder, dtype in ((folders[1], "float32"), (int8, "float32"), (int8, "bfloat16")):
+        ours = Reranker(folder, dtype=dtype)
+        expected = Reranker(folder, engine="torch", dtype="float32", device="cpu").score(QUERY, TEXTS)
+        assert ours.score(QUERY, TEXTS) == pytest.approx(expected, abs=1e-4 if dtype == "float32" else 0.1)
+
+
+def test_threads_get_their_own_scores(folders: tuple[Path, Path]) -> None:
+    ours = Reranker(folders[1], dtype="float32", token_budget=100)
+    queries = [f"{word} is long" for word in ("river", "bridge", "water", "winter", "road", "tree")]
+    alone = [ours.score(query, TEXTS) for query in queries]
+    with ThreadPoolExecutor(len(queries)) as pool:
+        for _ in range(3):
+            together = list(pool.map(lambda query: ours.score(query, TEXTS), queries))
+            assert together == [pytest.approx(scores, abs=1e-5) for scores in alone]
+
+
+def test_an_error_while_rows_are_on_their_way_leaves_the_engine_usable(folders: tuple[Path, Path]) -> None:
+    ours = Reranker(folders[1], dtype="float32", token_budget=50)
+    expected = ours.score(QUERY, TEXTS)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ours.rank(QUERY, TEXTS, progress=stop)
+    assert ours.score(QUERY, TEXTS) == pytest.approx(expected, abs=1e-6)

@@ -1,91 +1,130 @@
-"""Export: an encoder cross-encoder as an OpenVINO graph, which runs without torch.
+"""Export: an encoder cross-encoder as a graph that runs without torch, or an adapter merged into its base.
 
-The padded form of a batch is traced. Inputs: input_ids, attention_mask, token_type_ids (N, L). Output: logits (N, 1).
+What comes out is an ordinary folder: settings, tokenizer, and the graph in openvino/ or onnx/, where the openvino
+engine and other libraries look for it.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
-from secondpass.checkpoint.adapter import change_of
+from secondpass.checkpoint.adapter import save_merged
 from secondpass.checkpoint.files import Checkpoint
-from secondpass.checkpoint.graph import import_openvino
-from secondpass.checkpoint.weights import load_weights
-from secondpass.models.cross_encoder import CrossEncoder
-from secondpass.packed import Packed
+from secondpass.checkpoint.save import tokenizer_files
+from secondpass.errors import CheckpointError
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# What the openvino engine reads beside the graph.
-COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-
-
-class Padded(nn.Module):
-    """A cross-encoder over padded inputs (N, L)."""
-
-    def __init__(self, model: CrossEncoder) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        n, length = input_ids.shape
-        places = torch.arange(n)[:, None].expand(n, length)
-        batch = Packed(
-            ids=input_ids.reshape(-1),
-            positions=torch.arange(length)[None].expand(n, length).reshape(-1),
-            types=token_type_ids.reshape(-1),
-            rows=places.reshape(-1),
-            starts=torch.arange(n + 1) * length,
-            lengths=(int(length),) * int(n),
-            passages=((0, int(length)),) * int(n),
-            mask=attention_mask,
-        )
-        scores: Tensor = self.model(batch)
-        return scores.reshape(n, 1)
+DTYPES = ("float32", "bfloat16", "int8")
+# What is read beside the weights and the tokenizer.
+SETTINGS = ("config.json", "sentence_bert_config.json", "config_sentence_transformers.json", "calibration.json")
+Inputs = Mapping[str, NDArray[np.int64]]  # of one call, each (N, L)
 
 
-def export_openvino(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Write the float32 graph of `checkpoint` to folder/openvino, with what the engine reads beside it.
+def export(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    format: str = "openvino",
+    dtype: str | None = None,
+    calibration: Sequence[Inputs] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Write `checkpoint` to `folder`, which appears whole or not at all, and return it.
 
-    Returns the folder, which appears whole or not at all. Raises FileExistsError where it is not empty.
+    format: "openvino", "onnx", or "safetensors" for an adapter merged into its base. dtype: how matrices are stored,
+    "float32" unless given, "bfloat16" or "int8" (one scale per row); of safetensors always the base's. calibration:
+    inputs by whose ranges activations become int8 too. Raises FileExistsError for a folder that is not empty, unless
+    `overwrite`; ValueError for what cannot be exported so; CheckpointError where it cannot be written.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; give a new folder")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "openvino").mkdir(parents=True)
-    _write_graph(checkpoint, partial / "openvino" / "openvino_model.xml")
-    for name in COMPANIONS:
-        if (checkpoint.folder / name).is_file():
-            shutil.copy(checkpoint.folder / name, partial / name)
-    os.replace(partial, folder)
+    if format not in WRITERS:
+        raise ValueError(f"format is {format!r}; give {' or '.join(map(repr, WRITERS))}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; give {' or '.join(map(repr, DTYPES))}")
+    if calibration and dtype != "int8":
+        raise ValueError("calibration texts are for dtype='int8'")
+    _refuse(checkpoint, folder, overwrite=overwrite)
+    with whole_folder(folder) as partial:
+        WRITERS[format](checkpoint, partial, dtype, calibration)
     return folder
 
 
-def _write_graph(checkpoint: Checkpoint, file: Path) -> None:
-    openvino = import_openvino()
-    with torch.device("meta"):
-        model = CrossEncoder(checkpoint.config)
-    if model.is_causal:
-        raise ValueError(f"{checkpoint.name}: only encoders can be exported; run a decoder with the torch engine")
-    load_weights(
-        model,
-        checkpoint.weight_files(),
-        renames=model.renames,
-        ignored=model.ignored,
-        dtype=torch.float32,
-        change=change_of(checkpoint),
-    )
-    example = {name: torch.ones(2, 7, dtype=torch.int64) for name in INPUTS}
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns of every size that it reads
-        graph = openvino.convert_model(Padded(model.eval()), example_input=example)
-    for port, name in zip(graph.inputs, INPUTS, strict=True):  # the converter loses some names, not the order
-        port.get_tensor().set_names({name})
-    graph.outputs[0].get_tensor().set_names({"logits"})
-    openvino.save_model(graph, file, compress_to_fp16=False)
+def _refuse(checkpoint: Checkpoint, folder: Path, *, overwrite: bool) -> None:
+    """Before anything is computed: what may not be written over."""
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file; give a new folder")
+    if not folder.exists():
+        return
+    own = [place for place in (checkpoint.folder, checkpoint.adapter) if place is not None and place.exists()]
+    if any(place.resolve().is_relative_to(folder.resolve()) for place in own):
+        raise FileExistsError(f"{folder} holds the model that is to be exported; give a new folder")
+    if any(folder.iterdir()) and not overwrite:
+        raise FileExistsError(f"{folder} is not empty; give a new folder, or --force to replace it")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which then takes the place of `folder`. On an error nothing of it is left.
+
+    Raises CheckpointError where the disk is full or the place cannot be written to.
+    """
+    partial, old = (folder.with_name(f".{folder.name}.{what}-{os.getpid()}") for what in ("partial", "old"))
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error}); what was there before is untouched") from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _write_openvino(checkpoint: Checkpoint, folder: Path, dtype: str | None, calibration: Sequence[Inputs]) -> None:
+    from secondpass.checkpoint.openvino_graph import write_openvino
+    from secondpass.checkpoint.tracing import traceable
+
+    _copy_settings(checkpoint, folder)
+    (folder / "openvino").mkdir()
+    file = folder / "openvino" / "openvino_model.xml"
+    write_openvino(traceable(checkpoint), file, dtype or "float32", calibration)
+
+
+def _write_onnx(checkpoint: Checkpoint, folder: Path, dtype: str | None, calibration: Sequence[Inputs]) -> None:
+    from secondpass.checkpoint.onnx_graph import write_onnx
+    from secondpass.checkpoint.tracing import traceable
+
+    if calibration:
+        raise ValueError("int8 activations are for format='openvino'; an ONNX graph gets int8 weights")
+    _copy_settings(checkpoint, folder)
+    (folder / "onnx").mkdir()
+    write_onnx(traceable(checkpoint), folder / "onnx" / "model.onnx", dtype or "float32")
+
+
+def _write_merged(checkpoint: Checkpoint, folder: Path, dtype: str | None, calibration: Sequence[Inputs]) -> None:
+    if dtype is not None:
+        raise ValueError(f"dtype is {dtype!r}; a merged model keeps the precision of its base")
+    save_merged(checkpoint, folder)
+
+
+WRITERS: dict[str, Callable[[Checkpoint, Path, str | None, Sequence[Inputs]], None]] = {
+    "openvino": _write_openvino,
+    "onnx": _write_onnx,
+    "safetensors": _write_merged,
+}
+
+
+def _copy_settings(checkpoint: Checkpoint, folder: Path) -> None:
+    settings = [checkpoint.folder / name for name in SETTINGS]
+    for file in (*settings, *tokenizer_files(checkpoint.folder)):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)

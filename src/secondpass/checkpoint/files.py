@@ -62,15 +62,21 @@ class Checkpoint:
     adapter: Path | None = None
 
     def weight_files(self) -> list[Path]:
-        """The files that hold the weights: safetensors, sharded by an index or not, else .bin files."""
+        """The files that hold the weights: safetensors, sharded by an index or not, else .bin files, else a graph.
+
+        Of the graphs only OpenVINO's name their weights.
+        """
         for name in WEIGHTS:
             file = self.folder / name
             if file.is_file():
                 return self._shards(file) if name.endswith(INDEX) else [file]
+        for name in GRAPHS:
+            if name.endswith(".xml") and (self.folder / name).is_file():
+                return [self.folder / name]
         raise CheckpointError(f"{self.folder}: no model.safetensors and no pytorch_model.bin")
 
     def has_weights(self) -> bool:
-        """Whether there are weights that the torch engine can load."""
+        """Whether there are weights beside those in a graph."""
         return any((self.folder / name).is_file() for name in WEIGHTS)
 
     def identity(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 import zipfile
@@ -9,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secondpass.checkpoint.constants import read_constants
 from secondpass.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MAX_NAMES_SHOWN = 8
+SUMMED = 1 << 22  # values that are looked through at once
 # These of our names stay float32 in every precision: they are small, and rounding them moves scores most.
 FULL_PRECISION = re.compile(r"head\..*|.*norm\.(weight|bias)")
 Renames = Sequence[tuple[str, str]]
@@ -85,7 +88,9 @@ def _joined(
     problems += _list_problem("unexpected", sorted(unexpected))
     problems += _list_problem("in more than one file:", sorted(repeated))
     problems += _shape_problems(expected, parts)
-    return {} if problems else {target: _join(blocks) for target, blocks in parts.items()}, problems
+    if problems:
+        return {}, problems
+    return {target: _join(parts.pop(target)) for target in list(parts)}, problems  # a joined part leaves memory
 
 
 def _renamed(
@@ -108,17 +113,24 @@ def _renamed(
 
 
 def read_tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor) of safetensors or, through torch's weights-only loader, .bin files."""
+    """Every (name, tensor) of safetensors, OpenVINO graphs or, through torch's weights-only loader, .bin files."""
     for file in files:
-        yield from (_read_bin(file) if file.suffix in (".bin", ".pt") else _read_safetensors(file)).items()
+        reader = READERS.get(file.suffix)
+        yield from _read_safetensors(file) if reader is None else reader(file).items()
 
 
-def _read_safetensors(file: Path) -> Mapping[str, Tensor]:
+def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """The largest tensor first, each mapped by itself: what has been cast leaves memory before the next is read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}
+            sizes = {name: math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+        for name in sorted(sizes, key=lambda name: -sizes[name]):
+            with safe_open(file, framework="pt") as tensors:
+                tensor = tensors.get_tensor(name)
+            yield name, tensor
+            del tensor
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{file}: not a whole safetensors file ({error}); fetch it again with `secondpass pull`"
@@ -143,6 +155,19 @@ def _read_bin(file: Path) -> Mapping[str, Tensor]:
     if not isinstance(tensors, Mapping):
         raise CheckpointError(f"{file}: holds a {type(tensors).__name__}, a mapping of names to tensors is needed")
     return tensors
+
+
+def _read_graph(file: Path) -> Mapping[str, Tensor]:
+    import torch
+
+    return {name: torch.from_numpy(values) for name, values in read_constants(file)}
+
+
+READERS: dict[str, Callable[[Path], Mapping[str, Tensor]]] = {
+    ".bin": _read_bin,
+    ".pt": _read_bin,
+    ".xml": _read_graph,
+}
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -194,8 +219,11 @@ def _list_problem(what: str, names: Sequence[str]) -> list[str]:
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    return sorted(name for name, x in tensors.items() if x.is_floating_point() and not _is_finite(x))
+
+
+def _is_finite(x: Tensor) -> bool:
     import torch
 
-    # A sum is not finite when any term is not, and costs one pass without a copy.
-    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-    return sorted(name for name, x in floats.items() if not bool(x.sum(dtype=torch.float32).isfinite()))
+    # A sum is not finite when any term is not, and costs one pass; in parts, since torch sums a float32 copy.
+    return all(bool(part.sum(dtype=torch.float32).isfinite()) for part in torch.split(x.flatten(), SUMMED))

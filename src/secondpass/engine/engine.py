@@ -65,7 +65,7 @@ def open_engine(
     """
     if engine not in ("auto", *ENGINES):
         raise ValueError(f"engine is {engine!r}; give 'auto', {' or '.join(map(repr, ENGINES))}")
-    picked = _pick(checkpoint) if engine == "auto" else engine
+    picked = _pick(checkpoint, device) if engine == "auto" else engine
     opened = ENGINES[picked](checkpoint, tokenizer, device, dtype, token_budget)
     if score_cache is None:
         return opened
@@ -74,9 +74,11 @@ def open_engine(
     return ScoreCache(opened, Path(score_cache), checkpoint.identity())
 
 
-def _pick(checkpoint: Checkpoint) -> str:
+def _pick(checkpoint: Checkpoint, device: str) -> str:
     if checkpoint.has_weights() and find_spec("torch") is not None:
         return "torch"
+    if device not in ("auto", "cpu"):
+        return "torch"  # which reads the weights out of a graph
     return "torch" if checkpoint.graph() is None else "openvino"
 
 

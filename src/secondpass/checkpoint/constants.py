@@ -1,0 +1,73 @@
+"""The weights inside an OpenVINO graph, read without OpenVINO: names and places from the .xml, numbers from the .bin.
+
+A matrix may be stored as int8 with one scale per row, and a zero point: it is (stored - zero point) * scale. So a
+checkpoint that is shipped as a graph needs no second copy of its weights for the torch engine.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secondpass.errors import CheckpointError
+
+# What the tracer puts before the name of a parameter of the module that `secondpass export` traces.
+PREFIX = "self.model."
+_TYPES = {"i8": np.int8, "u8": np.uint8, "f16": np.float16, "f32": np.float32, "bf16": np.uint16}
+# Vectors are stored as (1, C) or (1, 1, C), for the sums and products that they are used in.
+_VECTOR = re.compile(r".*(bias|norm\.weight)", re.IGNORECASE)
+_COMPRESSED = "_compressed"  # how OpenVINO names what it has stored in half precision
+
+
+def read_constants(graph: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Every (name, values) of the traced module's parameters, in float32.
+
+    Raises CheckpointError for a graph that is damaged or that names no parameters.
+    """
+    stored = _stored(graph)
+    names = [name for name in stored if not name.endswith(("/scale", "/zero_point"))]
+    if not names:
+        raise CheckpointError(f"{graph}: names no weights; it can be run by the openvino engine, not by torch")
+    for name in names:
+        values = _floats(stored[name])
+        if (zero := stored.get(f"{name}/zero_point")) is not None:
+            values -= zero.astype(np.float32)
+        if (scale := stored.get(f"{name}/scale")) is not None:
+            values *= scale.astype(np.float32)
+        yield name, values.reshape(-1) if _VECTOR.fullmatch(name) else values
+
+
+def _floats(stored: NDArray[np.generic]) -> NDArray[np.float32]:
+    """NumPy has no bfloat16: its bits, here as uint16, are the upper half of a float32's."""
+    return (
+        (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored.astype(np.float32)
+    )
+
+
+def _stored(graph: Path) -> dict[str, NDArray[np.generic]]:
+    """The parameters as they are stored, by name without PREFIX; mapped from disk."""
+    try:
+        layers = ElementTree.parse(graph).getroot().iterfind("layers/layer[@type='Const']")
+        content = np.memmap(graph.with_suffix(".bin"), mode="r")
+        return {
+            layer.get("name", "").removeprefix(PREFIX).removesuffix(_COMPRESSED): _values(layer.find("data"), content)
+            for layer in layers
+            if layer.get("name", "").startswith(PREFIX)
+        }
+    except (ElementTree.ParseError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{graph}: its weights cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _values(data: ElementTree.Element | None, content: NDArray[np.uint8]) -> NDArray[np.generic]:
+    if data is None:
+        raise ValueError("a constant has no data")
+    start, num_bytes = int(data.attrib["offset"]), int(data.attrib["size"])
+    if start < 0 or start + num_bytes > len(content):
+        raise ValueError(f"a constant ends at byte {start + num_bytes} of {len(content)}")
+    shape = [int(size) for size in data.attrib["shape"].split(",") if size.strip()]
+    return content[start : start + num_bytes].view(_TYPES[data.attrib["element_type"]]).reshape(shape)

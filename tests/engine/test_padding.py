@@ -1,0 +1,44 @@
+"""Padded batches hold every row once, within the budget, with little padding."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secondpass.engine.padding import CALL_TOKENS, padded, plan_padded
+from secondpass.types import Row
+
+
+@given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 2048), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_every_row_is_in_one_batch_within_the_budget(lengths: list[int], budget: int, num_parts: int) -> None:
+    batches = plan_padded(lengths, token_budget=budget, num_parts=num_parts)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[index] for index in batch)
+        assert len(batch) == 1 or longest * len(batch) <= budget
+        assert sum(longest - lengths[index] for index in batch) <= CALL_TOKENS
+
+
+@pytest.mark.parametrize("count", [2, 10, 50])
+def test_equal_rows_are_shared_out(count: int) -> None:
+    assert len(plan_padded([40] * count, token_budget=100_000, num_parts=2)) == 2
+
+
+def test_longest_first() -> None:
+    assert plan_padded([5, 300, 299, 4], token_budget=1024) == [[1, 2], [0, 3]]
+
+
+def test_a_budget_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        plan_padded([3], token_budget=0)
+
+
+def test_padding_is_masked() -> None:
+    rows = [Row([7, 8, 9], passage=(1, 2)), Row([5], passage=(1, 1))]
+    arrays = padded(rows, ("input_ids", "attention_mask", "token_type_ids"), pad_id=1)
+    assert arrays["input_ids"].tolist() == [[7, 8, 9], [5, 1, 1]]
+    assert arrays["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert arrays["token_type_ids"].tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert list(padded(rows, ("attention_mask",), pad_id=1)) == ["attention_mask"]
