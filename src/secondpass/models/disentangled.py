@@ -48,15 +48,14 @@ def disentangled_attention(q: Tensor, k: Tensor, v: Tensor, batch: Packed, table
         q, k, v = (by_head(x, n, length) for x in (q, k, v))
         seen = mask_bias(n, length, batch.mask, is_causal=False, window=None, like=q)
         return by_token(attend(q, k, v, _bias(q, k, tables) + seen, rule))
-    out = torch.empty_like(q)
-    start = 0
-    for count, length in cut_groups(batch.groups, q.shape[1]):
-        part = slice(start, start + count * length)
-        start = part.stop
-        heads = [by_head(x[part], count, length) for x in (q, k, v)]
-        bias = _bias(heads[0], heads[1], tables)
-        out[part] = by_token(attend(heads[0], heads[1], heads[2], bias, rule))
-    return out
+    groups = cut_groups(batch.groups, q.shape[1])
+    # split and cat, not slices: the gradient of each slice would be as large as the whole batch
+    parts = zip(*(torch.split(x, [n * length for n, length in groups]) for x in (q, k, v)), strict=True)
+    outs = []
+    for (count, length), part in zip(groups, parts, strict=True):
+        heads = [by_head(x, count, length) for x in part]
+        outs.append(by_token(attend(heads[0], heads[1], heads[2], _bias(heads[0], heads[1], tables), rule)))
+    return torch.cat(outs)
 
 
 def _bias(q: Tensor, k: Tensor, tables: Tables) -> Tensor:

@@ -1,0 +1,71 @@
+"""Training of cross-encoders, and mining of the hard negatives that they learn from.
+
+>>> from secondpass.training import Trainer, TrainingSettings, read_data
+>>> Trainer("BAAI/bge-reranker-base", read_data(["train.jsonl"]), "reranker").train()
+
+Names are imported on first use: data can be read and mined without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Collection": "collection",
+    "Data": "data",
+    "DevQuery": "dev",
+    "DevSet": "dev",
+    "Example": "data",
+    "Judged": "collection",
+    "LoraSettings": "settings",
+    "MiningSettings": "mining",
+    "Trainer": "trainer",
+    "TrainingResult": "trainer",
+    "TrainingSettings": "settings",
+    "collection_of": "collection",
+    "dev_queries": "dev",
+    "dev_set": "collection",
+    "mine": "mining",
+    "read_data": "data",
+    "save_data": "data",
+    "taught": "mining",
+}
+__all__ = [
+    "Collection",
+    "Data",
+    "DevQuery",
+    "DevSet",
+    "Example",
+    "Judged",
+    "LoraSettings",
+    "MiningSettings",
+    "Trainer",
+    "TrainingResult",
+    "TrainingSettings",
+    "collection_of",
+    "dev_queries",
+    "dev_set",
+    "mine",
+    "read_data",
+    "save_data",
+    "taught",
+]
+
+if TYPE_CHECKING:
+    from secondpass.training.collection import Collection, Judged, collection_of, dev_set
+    from secondpass.training.data import Data, Example, read_data, save_data
+    from secondpass.training.dev import DevQuery, DevSet, dev_queries
+    from secondpass.training.mining import MiningSettings, mine, taught
+    from secondpass.training.settings import LoraSettings, TrainingSettings
+    from secondpass.training.trainer import Trainer, TrainingResult
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'secondpass.training' has no attribute {name!r}")
+    return getattr(import_module(f"secondpass.training.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

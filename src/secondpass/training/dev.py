@@ -1,0 +1,70 @@
+"""A set of queries with candidates that are reranked while a model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from secondpass.evaluation.measures import parse
+from secondpass.training.data import Example
+
+MEASURES = ("nDCG@10", "MRR@10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevQuery:
+    """A query and its candidates in the order of the first stage, with their grades.
+
+    missed are the grades of relevant documents that the first stage did not find: no reranker can make up for them.
+    """
+
+    query: str
+    documents: tuple[str, ...]
+    grades: tuple[int, ...]
+    missed: tuple[int, ...] = ()
+
+    def figures(self, scores: Sequence[float]) -> dict[str, float]:
+        """The measures of the candidates in the order of these scores; equal ones keep the first stage's order."""
+        order = sorted(range(len(scores)), key=lambda place: -scores[place])
+        grades = {f"{place:06}": grade for place, grade in enumerate((*self.grades, *self.missed))}
+        ranking = {f"{place:06}": -float(rank) for rank, place in enumerate(order)}
+        return {name: parse(name)(grades, ranking) for name in MEASURES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevSet:
+    """Queries to measure on. has_first_stage: the candidates' order is that of a search."""
+
+    name: str
+    queries: Sequence[DevQuery]
+    has_first_stage: bool = False
+
+    def first_stage(self) -> dict[str, float]:
+        """The measures of the candidates as they were found."""
+        return mean(query.figures([-float(rank) for rank in range(len(query.documents))]) for query in self.queries)
+
+
+def dev_queries(examples: Iterable[Example], num_queries: int | None = None) -> list[DevQuery]:
+    """Queries of training examples, which rerank their own positives and negatives, negatives first."""
+    return [
+        DevQuery(
+            query=example.query,
+            documents=example.negatives + example.positives,
+            grades=(0,) * len(example.negatives) + (1,) * len(example.positives),
+        )
+        for example in list(examples)[:num_queries]
+    ]
+
+
+def total(queries: Sequence[DevQuery], score: Callable[[str, Sequence[str]], Sequence[float]]) -> dict[str, float]:
+    """The sums of the measures over the queries, each reranked by `score`."""
+    sums = dict.fromkeys(MEASURES, 0.0)
+    for query in queries:
+        for name, value in query.figures(score(query.query, query.documents)).items():
+            sums[name] += value
+    return sums
+
+
+def mean(figures: Iterable[dict[str, float]]) -> dict[str, float]:
+    every = list(figures)
+    return {name: sum(one[name] for one in every) / max(len(every), 1) for name in MEASURES}

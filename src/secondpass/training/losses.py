@@ -1,0 +1,84 @@
+"""Losses over groups of one positive and its negatives.
+
+A loss gives one figure per group, so that a step's mean does not depend on how its groups are cut into micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Logits (G, P) of G groups with up to P passages, the positive in column 0.
+
+    is_there (G, P) is False where a group has fewer. teacher (G, P) are a teacher's scores, or None.
+    """
+
+    logits: Tensor
+    is_there: Tensor
+    teacher: Tensor | None = None
+
+
+def cross_entropy(scores: Scores, temperature: float) -> Tensor:
+    """The positive's surprise (G,) in a softmax over its group: FlagEmbedding's loss; Gao et al. 2021."""
+    return torch.logsumexp(_hidden(scores.logits, scores), dim=1) - scores.logits[:, 0]
+
+
+def binary(scores: Scores, temperature: float) -> Tensor:
+    """Each pair by itself, relevant or not; the mean (G,) over a group's pairs."""
+    wanted = torch.zeros_like(scores.logits)
+    wanted[:, 0] = 1
+    return _mean(F.binary_cross_entropy_with_logits(scores.logits, wanted, reduction="none"), scores.is_there)
+
+
+def margin_mse(scores: Scores, temperature: float) -> Tensor:
+    """Squared difference (G,) to the teacher's margins of the positive over the negatives: Hofstätter et al. 2020."""
+    teacher = _teacher(scores)
+    margins = (scores.logits[:, :1] - scores.logits)[:, 1:]
+    wanted = (teacher[:, :1] - teacher)[:, 1:]
+    return _mean((margins - wanted) ** 2, scores.is_there[:, 1:])
+
+
+def kl(scores: Scores, temperature: float) -> Tensor:
+    """Divergence (G,) of the teacher's softmax from the student's, both at a temperature, times its square.
+
+    Hinton et al. 2015. At temperature 1 its gradient is that of FlagEmbedding's distillation term.
+    """
+    teacher = _hidden(_teacher(scores) / temperature, scores).log_softmax(1)
+    student = _hidden(scores.logits / temperature, scores).log_softmax(1)
+    difference = (teacher - student).masked_fill(~scores.is_there, 0.0)
+    return temperature**2 * (teacher.exp() * difference).sum(1)
+
+
+LOSSES: Mapping[str, Callable[[Scores, float], Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "binary": binary,
+    "margin_mse": margin_mse,
+    "kl": kl,
+}
+
+
+def group_losses(scores: Scores, losses: Mapping[str, float], *, temperature: float) -> Tensor:
+    """The weighted sum (G,) of the losses."""
+    return torch.stack([weight * LOSSES[name](scores, temperature) for name, weight in losses.items()]).sum(0)
+
+
+def _teacher(scores: Scores) -> Tensor:
+    assert scores.teacher is not None  # the trainer has looked
+    return scores.teacher
+
+
+def _hidden(values: Tensor, scores: Scores) -> Tensor:
+    """The values with those that are not there at the lowest finite figure: -inf would make NaN gradients."""
+    return values.masked_fill(~scores.is_there, torch.finfo(values.dtype).min)
+
+
+def _mean(values: Tensor, is_there: Tensor) -> Tensor:
+    """Means (G,) of what is there; 0 where nothing is."""
+    return values.masked_fill(~is_there, 0.0).sum(1) / is_there.sum(1).clamp(min=1)

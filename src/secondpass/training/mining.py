@@ -1,0 +1,150 @@
+"""Hard negatives: passages that a search finds for a query, less those that may well answer it.
+
+The search is BM25, an embedder, or anything with `scores`; a reranker may judge what it found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secondpass.retrieval.bm25 import best
+from secondpass.training.collection import Collection, Judged
+from secondpass.training.data import Example, folded
+from secondpass.types import Scorer
+
+
+class Search(Protocol):
+    """Scores of all passages of a collection, as `retrieval.BM25` and `retrieval.VectorIndex` have them."""
+
+    def scores(self, query: str) -> NDArray[np.float32]:
+        """The score of every passage (N,)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningSettings:
+    """What is taken of the passages that a search finds, best first.
+
+    num_negatives: per query. first, depth: of the ranks found, those from `first` (0 is the best) to below `depth`.
+    margin: a negative scores at least so much below the positive. ratio: a negative scores at most this share of the
+    positive, where that is above 0 (Moreira et al. 2024 take 0.95 of cosines). The positive that counts is the
+    lowest. Both are about the judge's scores where there is one, else the search's. is_spread: take the negatives
+    evenly from all that remain, not the first of them.
+    """
+
+    num_negatives: int = 15
+    first: int = 0
+    depth: int = 100
+    margin: float | None = None
+    ratio: float | None = None
+    is_spread: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_negatives < 1 or not 0 <= self.first < self.depth:
+            raise ValueError(
+                f"num_negatives is {self.num_negatives}, first {self.first}, depth {self.depth}; give 1 or more, "
+                "and a range of ranks that is not empty"
+            )
+        if self.ratio is not None and not self.ratio > 0:
+            raise ValueError(f"ratio is {self.ratio}; give more than 0, as 0.95")
+
+
+def mine(
+    collection: Collection,
+    search: Search,
+    settings: MiningSettings,
+    *,
+    judge: Scorer | None = None,
+    start: int = 0,
+) -> Iterator[Example]:
+    """An example for every query of the collection from place `start` on; one may be without negatives.
+
+    With a judge, its scores are kept as a teacher's.
+    """
+    sameness = _numbered([folded(text) for text in collection.passages])
+    for judged in collection.queries[start:]:
+        candidates = _candidates(search.scores(judged.query), judged, sameness, settings)
+        yield _mined(collection, judged, candidates, settings, judge)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidates:
+    """Places of passages and their scores, and the scores of the query's positives."""
+
+    places: list[int]
+    scores: list[float]
+    positives: list[float]
+
+
+def _candidates(
+    scores: NDArray[np.float32], judged: Judged, sameness: Sequence[int], settings: MiningSettings
+) -> _Candidates:
+    """What is found in the range of ranks, without the positives and without texts that are there already."""
+    seen = {sameness[place] for place in judged.positives}
+    places: list[int] = []
+    for place, score in best(scores, settings.depth)[settings.first :]:
+        if score > 0 and sameness[place] not in seen:
+            seen.add(sameness[place])
+            places.append(place)
+    return _Candidates(
+        places=places,
+        scores=[float(scores[place]) for place in places],
+        positives=[float(scores[place]) for place in judged.positives],
+    )
+
+
+def _mined(
+    collection: Collection, judged: Judged, found: _Candidates, settings: MiningSettings, judge: Scorer | None
+) -> Example:
+    texts = [collection.passages[place] for place in found.places]
+    positives = [collection.passages[place] for place in judged.positives]
+    if judge is not None:
+        judged_scores = judge.score(judged.query, [*positives, *texts])
+        own, others = judged_scores[: len(positives)], judged_scores[len(positives) :]
+        found = replace(found, positives=own, scores=others)
+    most = _most(min(found.positives), settings)
+    fit = [place for place, score in enumerate(found.scores) if score <= most]
+    kept = _spread(fit, settings.num_negatives) if settings.is_spread else fit[: settings.num_negatives]
+    return Example(
+        query=judged.query,
+        positives=tuple(positives),
+        negatives=tuple(texts[place] for place in kept),
+        positive_scores=None if judge is None else tuple(found.positives),
+        negative_scores=None if judge is None else tuple(found.scores[place] for place in kept),
+        source=judged.source,
+    )
+
+
+def _most(positive: float, settings: MiningSettings) -> float:
+    """The highest score that a negative may have."""
+    limits = [float("inf")]
+    if settings.margin is not None:
+        limits.append(positive - settings.margin)
+    if settings.ratio is not None and positive > 0:
+        limits.append(positive * settings.ratio)
+    return min(limits)
+
+
+def _spread(values: Sequence[int], count: int) -> list[int]:
+    if len(values) <= count:
+        return list(values)
+    return [values[int(place)] for place in np.linspace(0, len(values) - 1, count).round()]
+
+
+def _numbered(texts: Sequence[str]) -> list[int]:
+    """The same number for the same text."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(text, len(numbers)) for text in texts]
+
+
+def taught(examples: Sequence[Example], teacher: Scorer, *, start: int = 0) -> Iterator[Example]:
+    """The examples from place `start` on with the teacher's scores, in place of any that they had."""
+    for example in examples[start:]:
+        scores = teacher.score(example.query, [*example.positives, *example.negatives])
+        num = len(example.positives)
+        yield replace(example, positive_scores=tuple(scores[:num]), negative_scores=tuple(scores[num:]))

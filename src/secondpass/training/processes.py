@@ -1,0 +1,79 @@
+"""One process or several: what `accelerate launch` or `torchrun` started, and how their gradients become one.
+
+Each process reads its own share of a step's groups, in as many micro-batches as it needs; sums are exchanged once a
+step. A wrapper that exchanges in every backward pass would wait for processes that have fewer micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+# Gradients are joined up to so many values before they are exchanged: 100 MB.
+BUCKET = 25_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """This process, of how many, and the device that it was given, if any."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device | None = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor becomes its sum over all processes."""
+        if self.count == 1:
+            return
+        for bucket in _buckets(tensors):
+            joined = torch.cat([tensor.detach().flatten() for tensor in bucket])
+            torch.distributed.all_reduce(joined)
+            parts = torch.split(joined, [tensor.numel() for tensor in bucket])
+            for tensor, part in zip(bucket, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def sum_figures(self, figures: Sequence[float], device: torch.device) -> list[float]:
+        """The sums over all processes."""
+        if self.count == 1:
+            return list(figures)
+        told = torch.tensor(figures, device=device)
+        self.sum([told])
+        return [float(value) for value in told]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+
+def open_processes(device: str) -> Processes:
+    """The processes of this run; one where nothing else was launched or `accelerate` is not installed."""
+    if find_spec("accelerate") is None:
+        return Processes()
+    from accelerate import PartialState
+
+    is_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    state = PartialState(cpu=True) if is_cpu else PartialState()
+    if state.num_processes == 1:
+        return Processes()
+    return Processes(rank=state.process_index, count=state.num_processes, device=state.device)
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    buckets: list[list[Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        if not buckets or tensor.numel() > room:
+            buckets.append([])
+            room = BUCKET
+        buckets[-1].append(tensor)
+        room -= tensor.numel()
+    return buckets

@@ -1,0 +1,128 @@
+"""What a training run is told: frozen, checked at construction, written beside the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+LOSSES = ("cross_entropy", "binary", "margin_mse", "kl")
+SHORT_LOSSES = {"ce": "cross_entropy", "bce": "binary", "mse": "margin_mse"}
+# These learn from a teacher's scores.
+DISTILLING = ("margin_mse", "kl")
+SCHEDULES = ("linear", "cosine", "constant")
+DTYPES = ("auto", "float32", "bfloat16")
+MEASURES = ("nDCG@10", "MRR@10")
+TARGETS = ("attention", "all")
+# A run may go on with other values of these: they do not change what is learnt.
+FREE = ("device", "token_budget", "has_gradient_checkpointing", "log_every", "save_every", "has_tensorboard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank updates (Hu et al. 2021) of the attention's projections, or of all linear layers of the blocks.
+
+    The update is scaled by alpha / rank. The head is trained whole. saves_adapter: also write the updates alone, in
+    PEFT's layout, beside the merged model.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: str = "all"
+    saves_adapter: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("targets", self.targets, TARGETS)
+        _check_at_least("rank", self.rank, 1)
+        _check_positive("alpha", self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How a cross-encoder is trained. Raises ValueError for a value that cannot be meant.
+
+    losses: name -> weight, of LOSSES. num_negatives: of each group, beside one positive; fewer where there are fewer.
+    batch: groups per step, over all processes. warmup: share of the steps. token_budget: tokens in one forward pass,
+    None: by device; it changes memory and speed, not the loss. eval_every: steps; None: the end of each epoch.
+    """
+
+    losses: Mapping[str, float] = field(default_factory=lambda: {"cross_entropy": 1.0})
+    temperature: float = 1.0
+    num_negatives: int = 7
+    batch: int = 16
+    epochs: int = 1
+    max_steps: int | None = None
+    learning_rate: float = 2e-5
+    schedule: str = "linear"
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 1.0
+    max_length: int | None = None
+    max_query_length: int | None = None
+    truncation: str | None = None
+    token_budget: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    has_gradient_checkpointing: bool = False
+    has_frozen_words: bool = False
+    lora: LoraSettings | None = None
+    seed: int = 1
+    measure: str = "nDCG@10"
+    eval_every: int | None = None
+    save_every: int = 200
+    log_every: int = 10
+    has_tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.losses:
+            _check_choice("a loss", name, LOSSES)
+        if not self.losses or not all(weight > 0 for weight in self.losses.values()):
+            raise ValueError(f"losses is {dict(self.losses)}; give at least one, each with a weight above 0")
+        for name in ("num_negatives", "batch", "epochs", "save_every", "log_every"):
+            _check_at_least(name, getattr(self, name), 1)
+        for name in ("max_steps", "eval_every", "max_length", "token_budget"):
+            if getattr(self, name) is not None:
+                _check_at_least(name, getattr(self, name), 1)
+        for name in ("learning_rate", "temperature", "max_gradient_norm"):
+            _check_positive(name, getattr(self, name))
+        if not 0 <= self.warmup < 1 or self.weight_decay < 0:
+            raise ValueError(f"warmup is {self.warmup} (0 to below 1), weight_decay {self.weight_decay} (0 or more)")
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("measure", self.measure, MEASURES)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(name in DISTILLING for name in self.losses)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"losses": dict(self.losses)}
+
+
+def parse_losses(text: str) -> dict[str, float]:
+    """Losses from "ce", "ce+kl" or "ce=0.4,kl=0.6". Raises ValueError for what is none."""
+    found: dict[str, float] = {}
+    for part in text.replace("+", ",").split(","):
+        name, _, weight = part.strip().partition("=")
+        name = SHORT_LOSSES.get(name.strip(), name.strip())
+        _check_choice("a loss", name, LOSSES)
+        try:
+            found[name] = float(weight) if weight else 1.0
+        except ValueError as error:
+            raise ValueError(f"loss {name}: its weight {weight!r} is not a number") from error
+    return found
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; give {' or '.join(map(repr, choices))}")
+
+
+def _check_at_least(name: str, value: float, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} is {value}; give {least} or more")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} is {value}; give more than 0")

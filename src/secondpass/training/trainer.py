@@ -1,0 +1,336 @@
+"""Trainer: a model, examples and settings in, an ordinary Hugging Face folder out.
+
+The run's own files are in the folder `training` of the result: run.json (what it was told), log.jsonl, and, while it
+goes on, checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secondpass.checkpoint.files import read_json
+from secondpass.checkpoint.save import write_text
+from secondpass.engine.device import pick_device, pick_dtype
+from secondpass.errors import DataError, MissingExtra, TrainingError
+from secondpass.training.data import Data
+from secondpass.training.dev import MEASURES, DevSet, total
+from secondpass.training.learner import Learner
+from secondpass.training.lora import add_lora
+from secondpass.training.model import Trainable, open_trainable
+from secondpass.training.processes import Processes, open_processes
+from secondpass.training.report import Report
+from secondpass.training.result import CARD, Outcome, card, save_result
+from secondpass.training.sampling import Sampler
+from secondpass.training.schedule import factor
+from secondpass.training.settings import FREE, TrainingSettings
+from secondpass.training.state import read_state, restore, save_state, steps_in
+from secondpass.training.stopping import Stopping
+from secondpass.types import Row
+
+RUN = "run.json"
+Figures = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """Steps done, of how many; with a dev set the figures of the start and the best ones, else empty."""
+
+    folder: Path
+    step: int
+    num_steps: int
+    start: Figures
+    best: Figures
+    best_step: int
+
+    @property
+    def is_finished(self) -> bool:
+        return self.step == self.num_steps
+
+
+class Trainer:
+    """Trains the model of a folder or of the hub on examples; the result lies in `output`.
+
+    The best checkpoint by settings.measure on `dev` is kept, without dev the last. Raises DataError where examples
+    lack what a loss needs, UnknownModel for what is no encoder, ValueError for settings that the model cannot have.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        data: Data,
+        output: str | Path,
+        *,
+        settings: TrainingSettings | None = None,
+        dev: DevSet | None = None,
+    ) -> None:
+        self.settings = settings or TrainingSettings()
+        self.output = Path(output)
+        self._folder = self.output / "training"
+        self._data, self._dev = data, dev
+        _check_teacher(data, self.settings)
+        if self.settings.has_tensorboard and find_spec("tensorboard") is None:
+            raise MissingExtra("tensorboard", "tensorboard")
+        self._processes = open_processes(self.settings.device)
+        self.trainable = _opened(model, self.settings, self._processes)
+        self.learner = Learner(self.trainable, self.settings, self._processes)
+        batch, num_negatives, seed = self.settings.batch, self.settings.num_negatives, self.settings.seed
+        self._sampler = Sampler(data.examples, batch=batch, num_negatives=num_negatives, seed=seed)
+        self._history: list[dict[str, float]] = []
+
+    @property
+    def num_steps(self) -> int:
+        steps = self._sampler.steps_per_epoch * self.settings.epochs
+        return steps if self.settings.max_steps is None else min(steps, self.settings.max_steps)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self._processes.is_first
+
+    def sample_rows(self, num_groups: int = 200) -> list[Row]:
+        """Rows of the run's first groups, for a look at their lengths."""
+        num_steps = min(-(-num_groups // self.settings.batch), self._sampler.steps_per_epoch)
+        groups = [group for step in range(num_steps) for group in self._sampler.groups(step)]
+        return [row for group in groups[:num_groups] for row in self.learner.rows(group)]
+
+    def train(self, *, resume: bool = False) -> TrainingResult:
+        """Train to the end, or until Ctrl-C, after which the result says that it is not finished.
+
+        resume: go on from the last checkpoint in `output`; from the start where there is none. Raises TrainingError
+        where the run cannot go on, where the loss is no number any more, and where a checkpoint cannot be written.
+        """
+        step = self._begin(is_resumed=resume)
+        report = Report(
+            self._folder,
+            num_steps=self.num_steps,
+            done=step,
+            is_silent=not self.is_first,
+            has_tensorboard=self.settings.has_tensorboard,
+        )
+        with _deterministic(self.trainable.device), Stopping(report.say) as stopping:
+            try:
+                step = self._run(step, report, stopping)
+            finally:
+                report.close()
+        if step == self.num_steps:
+            self._finish()
+        best = self._best()
+        return TrainingResult(
+            folder=self.output,
+            step=step,
+            num_steps=self.num_steps,
+            start={name: value for name, value in self._history[0].items() if name != "step"} if self._dev else {},
+            best={name: value for name, value in best.items() if name != "step"},
+            best_step=int(best.get("step", step)),
+        )
+
+    def _run(self, step: int, report: Report, stopping: Stopping) -> int:
+        """Steps from `step` on; returns how many are done."""
+        pace = _Pace()
+        while True:
+            if self._is_due(step):
+                self._evaluate(step, report)
+                self._save(step)
+                pace.restart()
+            if step == self.num_steps:
+                return step
+            rate = self.settings.learning_rate * self._factor(step)
+            moved = self.learner.step(self._sampler.groups(step), rate=rate, stopping=stopping)
+            step += 1
+            pace.add(moved.loss, moved.num_tokens)
+            report.advance(step, moved.loss)
+            if step % self.settings.log_every == 0 or step == self.num_steps:
+                more = {"learning_rate": rate, "gradient_norm": moved.gradient_norm}
+                report.figures(step, pace.figures() | more)
+            if moved.is_asked or step % self.settings.save_every == 0:
+                self._save(step)
+            if moved.is_asked and step < self.num_steps:
+                return step
+
+    def _factor(self, step: int) -> float:
+        return factor(step, self.num_steps, schedule=self.settings.schedule, warmup=self.settings.warmup)
+
+    def _is_due(self, step: int) -> bool:
+        """Whether to measure now: at the start, at the end, and every so often; not twice at the same step."""
+        every = self.settings.eval_every or self._sampler.steps_per_epoch
+        is_time = step % every == 0 or step == self.num_steps
+        return self._dev is not None and is_time and all(figures["step"] != step for figures in self._history)
+
+    def _evaluate(self, step: int, report: Report) -> None:
+        """Measure on the dev set, and write the model where it is the best so far."""
+        assert self._dev is not None
+        queries = self._dev.queries
+        sums = total(queries[self._processes.rank :: self._processes.count], self.learner.score)
+        exchanged = self._processes.sum_figures([sums[name] for name in MEASURES], self.trainable.device)
+        figures = {name: value / len(queries) for name, value in zip(MEASURES, exchanged, strict=True)}
+        report.figures(step, figures)
+        self._history.append({"step": step, **figures})
+        if step and self._best()["step"] == step:
+            self._write_model()
+
+    def _best(self) -> dict[str, float]:
+        """The best measurement of a trained model, the first of equals; empty where there is none."""
+        trained = [figures for figures in self._history if figures["step"]]
+        return max(trained, key=lambda figures: figures[self.settings.measure], default={})
+
+    def _begin(self, *, is_resumed: bool) -> int:
+        """Steps that are done already. Raises TrainingError where `output` holds something else."""
+        run = self._as_run()
+        before = check_output(self.output, is_resumed=is_resumed)
+        if before is not None:
+            _check_same(before, run)
+        self._processes.wait()  # until all have looked
+        if self.is_first:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text(self._folder / RUN, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+        state = read_state(self._folder)
+        if state is None:
+            return 0
+        restore(state, self.learner.parameters, self.learner.optimiser)
+        self._history = list(state.facts["history"])
+        return state.step
+
+    def _as_run(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        settings = {key: value for key, value in self.settings.as_json().items() if key not in FREE}
+        checkpoint = self.trainable.checkpoint
+        return {
+            "model": checkpoint.name,
+            "revision": checkpoint.revision,
+            "data": self._data.fingerprint,
+            "settings": settings,
+        }
+
+    def _save(self, step: int) -> None:
+        if self.is_first:
+            facts = {"history": self._history}
+            save_state(self._folder, step, self.learner.parameters, self.learner.optimiser, facts)
+        self._processes.wait()
+
+    def _write_model(self) -> None:
+        if self.is_first:
+            save_result(self.output, self.trainable, self.settings, self._outcome())
+        self._processes.wait()
+
+    def _outcome(self) -> Outcome:
+        return Outcome(
+            data=self._data,
+            dev=self._dev,
+            history=tuple(self._history),
+            best_step=int(self._best().get("step", self.num_steps)),
+            num_steps=self.num_steps,
+            limits=self.learner.limits,
+        )
+
+    def _finish(self) -> None:
+        """The result as it is used; the run's checkpoints are not needed any more."""
+        if self._dev is None:
+            self._write_model()
+        if self.is_first:
+            write_text(self.output / CARD, card(self.trainable, self.settings, self._outcome()))
+            write_text(self._folder / RUN, json.dumps(self._as_run() | {"is_finished": True}, indent=2) + "\n")
+            for step in steps_in(self._folder):
+                shutil.rmtree(self._folder / f"step-{step:08d}", ignore_errors=True)
+        self._processes.wait()
+
+
+def check_output(output: Path, *, is_resumed: bool) -> dict[str, Any] | None:
+    """What the run in `output` that was stopped was told; None where there is none.
+
+    Raises TrainingError where the folder holds a result, or a run and is_resumed is False.
+    """
+    file = output / "training" / RUN
+    before = read_json(file) if file.is_file() else None
+    if before is None and (output / "model.safetensors").exists():
+        raise TrainingError(f"{output} holds a model; give another folder for the result")
+    if before is not None and before.get("is_finished"):
+        raise TrainingError(f"{output} holds the result of a finished run; give another folder")
+    if before is not None and not is_resumed:
+        raise TrainingError(f"{output} holds a run that was stopped; go on with --resume, or remove it")
+    return before
+
+
+class _Pace:
+    """Mean loss and speed since the last line."""
+
+    def __init__(self) -> None:
+        self._losses: list[float] = []
+        self.restart()
+
+    def restart(self) -> None:
+        self._began, self._num_tokens = time.perf_counter(), 0
+
+    def add(self, loss: float, num_tokens: int) -> None:
+        self._losses.append(loss)
+        self._num_tokens += num_tokens
+
+    def figures(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self._began
+        found = {"loss": sum(self._losses) / len(self._losses), "tokens_per_s": self._num_tokens / seconds}
+        self._losses.clear()
+        self.restart()
+        return found
+
+
+def _opened(model: str | Path, settings: TrainingSettings, processes: Processes) -> Trainable:
+    device = processes.device or pick_device(settings.device)
+    dtype, _ = pick_dtype(settings.dtype, device)
+    trainable = open_trainable(
+        model,
+        device=device,
+        dtype=torch.float32 if dtype == torch.float16 else dtype,  # without bf16 there is no half precision here
+        seed=settings.seed,
+        has_frozen_words=settings.has_frozen_words,
+        has_gradient_checkpointing=settings.has_gradient_checkpointing,
+    )
+    if settings.lora is not None:
+        add_lora(trainable, settings.lora, seed=settings.seed)
+    return trainable
+
+
+def _check_teacher(data: Data, settings: TrainingSettings) -> None:
+    if not settings.needs_teacher:
+        return
+    lacking = [example.source for example in data.examples if not example.has_scores]
+    if lacking:
+        raise DataError(
+            f"{lacking[0] or 'an example'}: has no pos_scores and neg_scores, which the loss needs "
+            f"(so {len(lacking)} of {len(data.examples)}); name a teacher"
+        )
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises TrainingError that names what differs from the run that was stopped."""
+    settings = [(key, before["settings"].get(key), value) for key, value in now["settings"].items()]
+    differing = [(key, before[key], now[key]) for key in ("model", "revision", "data") if before[key] != now[key]]
+    differing += [(key, old, new) for key, old, new in settings if json.loads(json.dumps(new)) != old]
+    if differing:
+        told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in differing)
+        raise TrainingError(f"the run that was stopped was another one: {told}")
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """On a CPU the same sums in the same order, so that a run that goes on ends in the same weights, bit by bit."""
+    if device.type != "cpu":
+        yield
+        return
+    before, filling = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic
+    is_filled = filling.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    filling.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        filling.fill_uninitialized_memory = is_filled  # type: ignore[attr-defined]

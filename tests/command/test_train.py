@@ -1,0 +1,211 @@
+"""`secondpass train` and `secondpass mine`: what they read, say and leave."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from secondpass import Reranker, cli
+from secondpass.training import read_data, save_data
+from tests.checkpoints import tiny_bert
+from tests.training.test_trainer import interrupt_at
+from tests.training.toy import PASSAGES, THINGS, toy_examples
+
+QUICK = ("--batch", "4", "--negatives", "3", "--device", "cpu", "--dtype", "float32", "--lr", "1e-3")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("train") / "base")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    file = tmp_path / "toy.jsonl.gz"
+    save_data(toy_examples(12), file)
+    return file
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    """A passage of each form for each thing; one query for each thing, whose first passage is the answer."""
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    corpus = [(f"{thing}-{form}", text.format(thing)) for thing in THINGS for form, text in enumerate(PASSAGES)]
+    lines = [json.dumps({"_id": name, "title": "", "text": text}) for name, text in corpus]
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
+    queries = [json.dumps({"_id": thing, "text": f"is the {thing} in the city"}) for thing in THINGS]
+    (folder / "queries.jsonl").write_text("\n".join(queries))
+    for split, things in (("train", THINGS[:12]), ("dev", THINGS[12:])):
+        rows = ["query-id\tcorpus-id\tscore", *(f"{thing}\t{thing}-0\t1" for thing in things)]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def embedder(model: Path, folder: Path) -> Path:
+    """The backbone of a reranker, as a model that makes vectors."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertModel"]}))
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def called(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    code = cli.run([str(argument) for argument in arguments], cli.Settings())
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+@pytest.fixture(autouse=True)
+def _streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_set_up_streams", lambda: None)  # pytest's own streams are not to be changed
+
+
+def test_train_says_what_the_data_is_and_leaves_a_reranker(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    code, shown, said = called(capsys, "train", model, data, "--output", out, "--eval", data, *QUICK)
+    assert code == 0, said
+    assert shown == f"{out}\n"
+    lines = said.splitlines()
+    assert lines[0] == (
+        "data: 12 queries, each with 1.0 positive and 4.0 negative passages (4 to 4); 0 with a teacher's scores"
+    )
+    assert any(line.startswith("rows: ") for line in lines)
+    assert any(line.startswith("run: 3 steps of 4 queries") for line in lines)
+    assert lines[-1].startswith("step 3 (kept): nDCG@10 ") or "did not raise" in lines[-1]
+    assert len(Reranker(out, device="cpu").score("the river", ["a bridge", "snow"])) == 2
+
+
+def test_wrong_lines_are_named_before_anything_is_loaded(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"query": "q", "pos": [], "neg": ["b"]}\n{"query": "q", "pos": ["a"], "neg": ["b"]}\n')
+    code, _, said = called(capsys, "train", tmp_path / "no model", file, "--output", tmp_path / "out", *QUICK)
+    assert code == 1
+    assert said == f"secondpass: {file}:1: 'pos' is empty; one passage that answers the query is needed\n"
+    code, _, said = called(capsys, "train", model, file, "--output", tmp_path / "out", "--skip-bad", *QUICK)
+    assert code == 0
+    assert f"left out: 1 lines, the first {file}:1" in said
+
+
+def test_a_beir_folder_is_mined_and_its_own_split_measured(
+    model: Path, beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = ("--output", out, "--eval", beir, "--eval-depth", "5", "--json", *QUICK)
+    code, shown, said = called(capsys, "train", model, beir, *options)
+    assert code == 0, said
+    result = json.loads(shown)
+    assert result["first_stage"]["MRR@10"] > 0.9  # the answer has more words of the query than others have
+    assert result["num_steps"] == 3
+    mined = read_data([out / "training" / "data.jsonl.gz"])
+    assert [example.query for example in mined.examples] == [f"is the {thing} in the city" for thing in THINGS[:12]]
+    assert all(example.positives[0] not in example.negatives for example in mined.examples)
+    assert "8 queries of `beir`, up to 5 candidates each" in (out / "README.md").read_text()
+    assert [path.name for path in (out / "training").glob("unfinished*")] == []
+
+
+def test_a_teacher_scores_the_data_once(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--output", tmp_path / "out", "--teacher", model, "--loss", "ce=0.4,kl=0.6", *QUICK)
+    code, _, said = called(capsys, "train", model, data, *options)
+    assert code == 0, said
+    assert "12 with a teacher's scores" in said
+    taught = read_data([tmp_path / "out" / "training" / "data.jsonl.gz"]).examples[3]
+    expected = Reranker(model).score(taught.query, [*taught.positives, *taught.negatives])
+    assert [*(taught.positive_scores or ()), *(taught.negative_scores or ())] == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--loss", "hinge"), 2, "a loss is 'hinge'"),
+        (("--loss", "kl"), 1, "has no pos_scores and neg_scores"),
+        (("--teacher", "default"), 2, "no loss learns from one"),
+        (("--max-length", "1000"), 2, "reads up to 128 tokens"),
+        (("--warmup", "2"), 2, "warmup is 2.0"),
+        (("--schedule", "steep"), 2, "schedule is 'steep'"),
+    ],
+)
+def test_wrong_use_is_told(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: Any, code: int, message: str
+) -> None:
+    found, _, said = called(capsys, "train", model, data, "--output", tmp_path / "out", *QUICK, *options)
+    assert (found, message in said) == (code, True), said
+
+
+def test_ctrl_c_says_how_to_go_on(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["train", str(model), str(data), "--output", str(tmp_path / "out"), *QUICK]
+    monkeypatch.setattr("sys.argv", ["secondpass", *arguments])
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        code, shown, said = called(capsys, *arguments)
+    assert (code, shown) == (130, "")
+    told = said.splitlines()[-1]
+    assert told.startswith("stopped after step 2 of 3; all is saved. To go on: secondpass train ")
+    assert told.endswith(" --resume")
+    code, shown, said = called(capsys, *arguments, "--resume")
+    assert code == 0, said
+    assert "step 3/3" in said
+
+
+def test_mine_writes_examples_and_goes_on_where_it_was_stopped(
+    beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mined.jsonl"
+    code, _, said = called(capsys, "mine", beir, "--output", out, "--negatives", "5", "--split", "train")
+    assert code == 0, said
+    whole = out.read_text()
+    assert len(read_data([out]).examples) == 12
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beir", "mined.jsonl"]
+    code, _, said = called(capsys, "mine", beir, "--output", out)
+    assert (code, "is there already" in said) == (2, True)
+    out.unlink()
+    seen: list[str] = []
+
+    def stopped(self: Any, query: str) -> Any:
+        seen.append(query)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return real(self, query)
+
+    from secondpass.retrieval.bm25 import BM25
+
+    real = BM25.scores
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BM25, "scores", stopped)
+        code, _, _ = called(capsys, "mine", beir, "--output", out, "--negatives", "5", "--split", "train")
+        assert (code, out.exists()) == (130, False)
+        code, _, said = called(capsys, "mine", beir, "--output", out, "--negatives", "5", "--split", "train")
+    assert code == 0, said
+    assert len(seen) == 6 + 12 - 5  # the five that were done are not done again
+    assert out.read_text() == whole
+
+
+def test_mine_takes_examples_and_an_embedder(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "pairs.jsonl"
+    lines = [{"query": one.query, "pos": list(one.positives)} for one in toy_examples(9)]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    out = tmp_path / "mined.jsonl.gz"
+    plain = embedder(model, tmp_path / "embedder")
+    options = ("--search", f"embedder:{plain}", "--judge", f"embedder:{plain}", "--negatives", "4")
+    code, _, said = called(capsys, "mine", file, "--output", out, *options)
+    assert code == 0, said
+    examples = read_data([out]).examples
+    assert all(0 < len(example.negatives) <= 4 and example.has_scores for example in examples)
+    code, _, said = called(capsys, "mine", file, "--output", tmp_path / "b.jsonl", "--search", "elastic")
+    assert (code, "give bm25" in said) == (2, True)
