@@ -98,7 +98,7 @@ class Batcher:
 
     max_requests and max_tokens bound what waits; a request larger than that is taken when nothing else waits.
     batch_tokens None follows the engine's speed, so that a batch takes BATCH_SECONDS or a little more. on_batch is
-    called in the batcher's thread after every batch. Safe to use from several threads.
+    called in the batcher's thread after every batch, before its requests are done. Safe to use from several threads.
     """
 
     def __init__(
@@ -232,12 +232,12 @@ class Batcher:
             self._blame(portions, error)
             return
         seconds = time.monotonic() - started
+        self._learn(rows, len(portions), seconds)
         begin = 0
         for portion in portions:
             end = begin + len(portion.places)
             self._credit(portion, scores[begin:end], started, seconds)
             begin = end
-        self._learn(rows, len(portions), seconds)
 
     def _credit(self, portion: Portion, scores: NDArray[np.float32], started: float, seconds: float) -> None:
         request = portion.request

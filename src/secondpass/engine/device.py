@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from secondpass.engine.processor import Processor, this_processor
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
+INT8 = "int8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """dtype is what values between the layers have; the weights of linear layers are bytes where is_int8."""
+
+    dtype: torch.dtype
+    is_int8: bool
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return INT8 if self.is_int8 else str(self.dtype).removeprefix("torch.")
 
 
 def pick_device(device: str) -> torch.device:
@@ -29,6 +46,19 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cpu")
 
 
+def pick_precision(dtype: str, device: torch.device) -> Precision:
+    """As `pick_dtype`, and "int8", which changes scores a little and is therefore never chosen by itself."""
+    if dtype != INT8:
+        picked, reason = pick_dtype(dtype, device)
+        return Precision(dtype=picked, is_int8=False, reason=reason)
+    if device.type != "cpu":
+        raise ValueError(f"dtype is 'int8' and device {str(device)!r}; 8 bits run on the CPU, give dtype='auto'")
+    picked, _ = pick_dtype("auto", device)
+    instructions = this_processor().int8
+    have = f"the processor has {instructions}" if instructions else "the processor multiplies bytes slowly"
+    return Precision(dtype=picked, is_int8=True, reason=f"as asked, {have}")
+
+
 def pick_dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The precision, and the reason in words."""
     import torch
@@ -43,18 +73,18 @@ def pick_dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:
         if torch.cuda.get_device_capability(device) >= (8, 0):
             return torch.bfloat16, "the GPU multiplies bfloat16 natively"
         return torch.float16, "the GPU multiplies float16 but not bfloat16 natively"
-    if device.type == "cpu" and (instructions := _bf16_instructions()):
-        return torch.bfloat16, f"the processor has {instructions}"
+    if device.type == "cpu":
+        has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return cpu_dtype(this_processor(), has_onednn=has_onednn)
     return torch.float32, "bfloat16 would be emulated on this device"
 
 
-def _bf16_instructions() -> str | None:
-    """The instructions that make bfloat16 matrix products faster than float32, where the processor has them."""
+def cpu_dtype(processor: Processor, *, has_onednn: bool) -> tuple[torch.dtype, str]:
+    """The precision for a processor, and the reason; torch's own kernels, without oneDNN, emulate bfloat16."""
     import torch
 
-    checks = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
-    for name, check in checks.items():
-        supported = getattr(torch.cpu, check, None)  # private in torch: absent means no
-        if supported is not None and supported():
-            return name
-    return None
+    if processor.bf16 is None:
+        return torch.float32, "bfloat16 would be emulated on this processor"
+    if not has_onednn:
+        return torch.float32, f"the processor has {processor.bf16}, but this torch has no oneDNN to use it"
+    return torch.bfloat16, f"the processor has {processor.bf16}"

@@ -6,11 +6,13 @@ the plain path of `models.layers.Linear` stays and gives the same scores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secondpass.models.layers import ACTIVATIONS, Linear
+from secondpass.models.layers import ACTIVATIONS, Linear, LinearKernel
 
 # Our activation -> oneDNN's name, scalars, algorithm.
 _POINTWISE: dict[str | None, tuple[str, list[float], str | None]] = {
@@ -41,13 +43,22 @@ class OneDnnLinear:
 
 def fuse_linears(model: nn.Module) -> str:
     """Move every Linear of `model` (on the CPU) to oneDNN; returns what was chosen, in words."""
-    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    return fuse_layers([module for module in model.modules() if isinstance(module, Linear)])
+
+
+def fuse_layers(layers: Sequence[Linear]) -> str:
     if not all(_works(dtype) for dtype in {layer.weight.dtype for layer in layers}):
         return "plain linear layers"
     for layer in layers:
-        layer.fused = OneDnnLinear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
-        layer.weight = nn.Parameter(torch.empty(0, dtype=layer.weight.dtype), requires_grad=False)
+        bias = None if layer.bias is None else layer.bias.detach()
+        put_kernel(layer, OneDnnLinear(layer.weight.detach(), bias))
     return "oneDNN linear layers"
+
+
+def put_kernel(layer: Linear, kernel: LinearKernel) -> None:
+    """The layer runs on `kernel`, which holds the weight in an order of its own; the other copy is dropped."""
+    layer.fused = kernel
+    layer.weight = nn.Parameter(torch.empty(0, dtype=layer.weight.dtype), requires_grad=False)
 
 
 def _works(dtype: torch.dtype) -> bool:

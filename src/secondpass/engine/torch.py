@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.files import Checkpoint
 from secondpass.checkpoint.weights import load_weights
-from secondpass.engine.device import pick_device, pick_dtype
+from secondpass.engine.cpu import prepare
+from secondpass.engine.device import pick_device, pick_precision
 from secondpass.engine.engine import Progress
-from secondpass.engine.fused import fuse_linears
 from secondpass.engine.memory import Budget, budget_of, in_batches, memory_checked
 from secondpass.engine.sharing import Portion, share
 from secondpass.errors import EngineError
@@ -43,13 +43,16 @@ class TorchEngine:
         token_budget: int | None = None,
     ) -> None:
         self._device = pick_device(device)
-        self._dtype, self.reason = pick_dtype(dtype, self._device)
-        self.device, self.dtype = str(self._device), str(self._dtype).removeprefix("torch.")
+        precision = pick_precision(dtype, self._device)
+        self._dtype, self.reason = precision.dtype, precision.reason
+        self.device, self.dtype = str(self._device), precision.name
         self.model = _load(checkpoint, tokenizer, self._dtype).to(self._device).eval()
+        if precision.is_int8 and self.model.is_causal:
+            raise ValueError("dtype is 'int8', which runs encoders only; give 'auto' for a decoder")
         config = self.model.backbone.config
         self.max_length: int = config.max_length
         if self._device.type == "cpu":
-            self.reason += ", " + fuse_linears(self.model)
+            self.reason += ", " + prepare(self.model, is_int8=precision.is_int8)
         self._budget = Budget(token_budget) if token_budget else budget_of(self._device, config, self._dtype)
         self.shares = True  # compute what the rows of a query have in common once; off for comparison
         self._lock = threading.Lock()  # one forward at a time: each uses all cores already

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.files import Checkpoint
 from secondpass.checkpoint.weights import FULL_PRECISION, load_weights
+from secondpass.engine.cpu import prepare
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.engine.encoder import Heads, Vectors
-from secondpass.engine.fused import fuse_linears
 from secondpass.engine.memory import Budget, budget_of, in_batches
 from secondpass.errors import EngineError
 from secondpass.models.layers import Linear
@@ -55,7 +55,7 @@ class TorchEncoder:
         self._budget = Budget(token_budget) if token_budget else budget_of(self._device, config, self._dtype)
         self.fingerprint = _fingerprint(self.model)
         if self._device.type == "cpu":
-            self.reason += ", " + fuse_linears(self.model)
+            self.reason += ", " + prepare(self.model)
         self._lock = threading.Lock()  # one forward at a time: each uses all cores already
 
     @property

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from secondpass.models.unnormalised import attend_unnormalised, num_queries
 from secondpass.models.varlen import attend_varlen, is_usable
 from secondpass.packed import Packed
 
-# bf16 on a CPU: two matrix products and a softmax beat torch's fused kernel by two to one up to this length
-# (228 against 109 GFLOP/s at 181 tokens, 171 against 65 at 64, equal at 512; AVX512-BF16, two cores).
+# bf16 on a CPU with gradients: two matrix products and a softmax beat torch's fused kernel by two to one up to this
+# length (228 against 109 GFLOP/s at 181 tokens, 171 against 65 at 64, equal at 512; AVX512-BF16, two cores). Without
+# gradients `unnormalised` beats both at any length.
 MAX_MATMUL_LENGTH = 384
 # Longer rows that need a matrix of logits or of masks are attended to in blocks of this many queries, each with the
 # keys that it can see: a window then costs L * (BLOCK + 2 * window), not L * L. With a window of 64 and 8192 tokens
@@ -161,6 +163,8 @@ def _attend_rows(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         grouped = bool(q.shape[1] != k.shape[1])  # a traced size is no int
         return F.scaled_dot_product_attention(q, k, v, is_causal=rule.is_causal, scale=rule.scale, enable_gqa=grouped)
     step = length if length <= MAX_MATMUL_LENGTH else BLOCK
+    if sees_all and _is_unnormalised(q):
+        step = num_queries(q, length)
     blocks = [_attend_block(q, k, v, slice(s, min(s + step, length)), rule) for s in range(0, length, step)]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
 
@@ -179,13 +183,27 @@ def _attend_block(q: Tensor, k: Tensor, v: Tensor, block: slice, rule: Rule) -> 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rule: Rule) -> Tensor:
     """`masked_attention` by the fastest kernel; which keys are seen is in the bias alone."""
+    if _is_unnormalised(q):
+        repeats = q.shape[1] // k.shape[1]
+        keys, values = (x if repeats == 1 else x.repeat_interleave(repeats, dim=1) for x in (k, v))
+        mixed = attend_unnormalised(q, keys, values, bias, scale=rule.scale, softcap=rule.softcap)
+        if mixed is not None:
+            return mixed
     if rule.softcap is not None or _matmul_is_faster(q):
         return masked_attention(q, k, v, bias, scale=rule.scale, softcap=rule.softcap)
     grouped = bool(q.shape[1] != k.shape[1])  # a traced size is no int
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=rule.scale, enable_gqa=grouped)
 
 
+def _is_unnormalised(q: Tensor) -> bool:
+    # it overwrites what a gradient would need, and looks at values, which a trace cannot
+    is_plain = not (torch.is_grad_enabled() or torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]
+    return is_plain and q.device.type == "cpu" and q.dtype == torch.bfloat16
+
+
 def _matmul_is_faster(q: Tensor) -> bool:
+    if _is_unnormalised(q):
+        return True
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= MAX_MATMUL_LENGTH
 
 

@@ -1,0 +1,87 @@
+"""The bfloat16 kernel without a softmax against the definition of attention, and where it must not be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from secondpass.models import attention as kernels
+from secondpass.models.attention import attention, masked_attention
+from secondpass.models.unnormalised import MAX_LOGITS, attend_unnormalised, num_queries
+from tests.models.test_attention import CASES, LENGTHS, SCALE, defined, random_heads, rows_of
+
+LONG = (700, 700, 5)
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
+
+@pytest.fixture
+def no_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each call of the kernel gave a result."""
+    seen: list[bool] = []
+
+    def counted(*heads: Tensor, **options: float) -> Tensor | None:
+        mixed = attend_unnormalised(*heads, **options)  # type: ignore[arg-type]
+        seen.append(mixed is not None)
+        return mixed
+
+    monkeypatch.setattr(kernels, "attend_unnormalised", counted)
+    return seen
+
+
+@pytest.mark.parametrize(("options", "kv_heads"), CASES)
+@pytest.mark.parametrize("lengths", [LENGTHS, LONG], ids=["short", "long"])
+def test_equals_the_definition(
+    options: dict[str, float], kv_heads: int, lengths: tuple[int, ...], calls: list[bool]
+) -> None:
+    batch = rows_of(lengths)
+    q, k, v = random_heads(sum(lengths), kv_heads, torch.bfloat16)
+    found = attention(q, k, v, batch, scale=SCALE, **options)  # type: ignore[arg-type]
+    assert found.dtype == torch.bfloat16
+    assert calls and all(calls)
+    torch.testing.assert_close(found.float(), defined(q, k, v, batch, options), atol=0.04, rtol=0.02)
+
+
+@pytest.mark.parametrize("size", [200.0, -200.0, float("nan")])
+def test_logits_out_of_range_are_given_to_the_softmax(size: float, calls: list[bool]) -> None:
+    batch = rows_of((6, 4))
+    q, k, v = random_heads(10, 4, torch.bfloat16)
+    q[:6, 0] = size
+    k[:6, 0] = 1.0
+    found = attention(q, k, v, batch, scale=SCALE)
+    expected = defined(q, k, v, batch, {})
+    assert calls == [False, True]
+    torch.testing.assert_close(found.float(), expected, atol=0.04, rtol=0.02, equal_nan=True)
+
+
+def test_one_block_equals_many() -> None:
+    q, k, v = (x[None].transpose(1, 2) for x in random_heads(300, 4, torch.bfloat16))
+    whole = attend_unnormalised(q, k, v, None, scale=SCALE, softcap=None)
+    parts = [
+        attend_unnormalised(q[:, :, s : s + 64], k, v, None, scale=SCALE, softcap=None) for s in range(0, 300, 64)
+    ]
+    assert whole is not None
+    torch.testing.assert_close(torch.cat([part for part in parts if part is not None], dim=2), whole, atol=0, rtol=0)
+    expected = masked_attention(q.float(), k.float(), v.float(), None, scale=SCALE, softcap=None)
+    torch.testing.assert_close(whole.float(), expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize(("n", "length"), [(1, 8192), (4, 1024), (50, 80)])
+def test_blocks_of_logits_are_bounded(n: int, length: int) -> None:
+    q = torch.empty(n, 12, length, 64, device="meta")
+    assert n * 12 * length * num_queries(q, length) <= MAX_LOGITS * 1.1
+
+
+def test_is_not_used_where_gradients_are_kept(calls: list[bool]) -> None:
+    with torch.inference_mode(False):
+        heads = [x.requires_grad_() for x in random_heads(7, 4, torch.bfloat16)]
+        attention(heads[0], heads[1], heads[2], rows_of((7,)), scale=SCALE).sum().backward()
+    assert not calls and all(x.grad is not None for x in heads)
