@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ACTIVE = 2  # requests that may be in memory for one that may wait for the engine
 UNREAD = "unread"  # the route of a request that was refused before its body was read
 
 
@@ -46,15 +47,19 @@ class Api:
 
     def __init__(self, service: Service, settings: Settings, metrics: Metrics) -> None:
         self.service, self.settings, self.metrics = service, settings, metrics
+        self._active = 0  # requests whose body is being read, or which wait or are computed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = begin(scope)
+        self._active += 1
         try:
             with telemetry.span("secondpass.request", exchange.headers) as span:
                 reply = await self._reply(exchange, receive)
                 telemetry.describe(span, facts(exchange, reply))
         except Disconnected:
             return
+        finally:
+            self._active -= 1
         await self.finish(exchange, reply, send)
 
     async def finish(self, exchange: Exchange, reply: Reply, send: Send) -> None:
@@ -81,6 +86,7 @@ class Api:
         deadline = deadline_of(exchange.headers, settings.timeout_s)
         body: Any = {}
         if exchange.method == "POST":
+            self._check_room()
             raw = await read_body(
                 receive, exchange.headers, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
             )
@@ -94,6 +100,14 @@ class Api:
         exchange.answer = await connected(self._called(exchange.call, context), receive)
         self.metrics.call(exchange.answer.timing, exchange.answer.cost)
         return route.write(exchange.answer, exchange.call, body)
+
+    def _check_room(self) -> None:
+        """Raises Refusal before a body is read where too many others are held already."""
+        most = ACTIVE * self.settings.max_queue_requests
+        if self._active > most:
+            raise Refusal(
+                Fault.overloaded, f"{self._active} requests at once; this server takes {most}", retry_after=1.0
+            )
 
     async def _called(self, call: RerankCall | ScoreCall | EmbedCall, context: CallContext) -> Ranked | Vectors:
         if isinstance(call, RerankCall):

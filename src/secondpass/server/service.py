@@ -68,7 +68,6 @@ class Service:
         self.on_batch = on_batch
         self.registry = Registry(settings, self._observe)
         self._pool = ThreadPoolExecutor(settings.tokenize_threads or 2, thread_name_prefix="tokenize")
-        self._active = 0  # calls that are being tokenised, wait, or are computed
         self._is_starting, self._is_started, self._is_stopping = False, False, False
         self._error: str | None = None
         self.is_idle = True  # False where an engine was still at a batch when the service was closed
