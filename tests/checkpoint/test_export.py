@@ -35,7 +35,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("format", ["openvino", "onnx"])
-@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize(
+    "dtype", [dtype if dtype == "int8" else pytest.param(dtype, marks=pytest.mark.slow) for dtype in TOLERANCES]
+)
 def test_every_format_and_precision_keeps_the_scores(source: Path, tmp_path: Path, format: str, dtype: str) -> None:
     if format == "onnx":
         pytest.importorskip("onnx")

@@ -54,6 +54,14 @@ def test_int8_stays_within_its_rounding(
     assert float(((found - expected).abs() / step).max()) < 64**0.5 * 1.5
 
 
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_int8_in_blocks_of_tokens_is_the_same(activation: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, layer = values(9, 64), Int8Linear(values(48, 64), values(48), plain_product)
+    whole = layer(x, activation, values(9, 48))
+    monkeypatch.setattr(int8, "BLOCK", 4)
+    torch.testing.assert_close(layer(x, activation, values(9, 48)), whole)
+
+
 @has_int8
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_tokens", [1, 3, 130])

@@ -40,6 +40,7 @@ def test_a_score_does_not_depend_on_the_batch(folders: tuple[Path, Path]) -> Non
     assert ours.score(QUERY, TEXTS) == pytest.approx(alone, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["xlm-roberta-cross-encoder", "bert-cross-encoder"])
 def test_goldens_exported_give_the_scores_of_torch(name: str, tmp_path: Path) -> None:
     source = SHARED / "golden" / name

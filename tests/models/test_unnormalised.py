@@ -38,7 +38,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 @pytest.mark.parametrize(("options", "kv_heads"), CASES)
-@pytest.mark.parametrize("lengths", [LENGTHS, LONG], ids=["short", "long"])
+@pytest.mark.parametrize(
+    "lengths", [pytest.param(LENGTHS, id="short"), pytest.param(LONG, id="long", marks=pytest.mark.slow)]
+)
 def test_equals_the_definition(
     options: dict[str, float], kv_heads: int, lengths: tuple[int, ...], calls: list[bool]
 ) -> None:

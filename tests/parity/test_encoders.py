@@ -76,7 +76,7 @@ def test_float32_scores_equal_the_reference(golden: Golden, run: dict[str, Any])
 
 
 @longest_runs
-@pytest.mark.parametrize("dtype", ALONE)
+@pytest.mark.parametrize("dtype", [d if d == "float32" else pytest.param(d, marks=pytest.mark.slow) for d in ALONE])
 def test_a_pair_alone_scores_as_it_does_together(golden: Golden, run: dict[str, Any], dtype: str) -> None:
     query_length = run["options"].get("query_max_length")
     model = reranker(golden, dtype, query_length)

@@ -75,6 +75,7 @@ def test_many_tasks_at_once(server: str, local: Reranker) -> None:
         assert scores == pytest.approx(expected[i:], abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", FORMS)
 def test_no_dialect_fails_for_a_long_document(server: str, local: Reranker, dialect: str) -> None:
     with RemoteReranker(server, dialect=dialect, api_key=KEY) as remote:

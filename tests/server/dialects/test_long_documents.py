@@ -12,6 +12,8 @@ import pytest
 
 from tests.server.live import serving
 
+pytestmark = pytest.mark.slow  # texts beyond what the model reads
+
 QUERY = "Why is the sky blue during the day?"
 FILLER = "The committee met on Tuesday to discuss the budget of the city library. " * 42
 ANSWER = "Air molecules scatter short blue waves of sunlight more than long red ones, so the daytime sky looks blue."
