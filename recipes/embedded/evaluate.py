@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from biencoder import BiEncoder
-from collection import Collection, read_collection
+from collection import Bm25, Collection, by_hash, read_collection
 from tokenizers import Tokenizer
 from train import logits_of
 from transformers import BertForSequenceClassification
@@ -54,6 +54,18 @@ def read_candidates(folder: Path, depth: int, max_queries: int) -> list[Candidat
     return [
         Candidates(query=query, passages=[name for name, _ in rows], bm25=np.array([score for _, score in rows]))
         for query, rows in sorted(found.items())[:max_queries]
+    ]
+
+
+def own_candidates(collection: Collection, depth: int, max_queries: int) -> list[Candidates]:
+    """The same for a set without a BM25 run, such as a training set held out; `max_queries` are drawn by hash."""
+    queries = by_hash(sorted(name for name, judged in collection.qrels.items() if any(judged.values())), max_queries)
+    names = list(collection.passages)
+    scores = Bm25(list(collection.passages.values())).scores([collection.queries[name] for name in queries])
+    tops = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+    return [
+        Candidates(query=query, passages=[names[row] for row in rows], bm25=values[rows])
+        for query, rows, values in zip(queries, tops, scores, strict=True)
     ]
 
 
@@ -131,7 +143,10 @@ def evaluate(
 ) -> dict[str, np.ndarray]:
     """Per method (queries, 2): nDCG@10 and MRR@10."""
     collection = read_collection(folder)
-    candidates = read_candidates(folder, depth, max_queries)
+    if (folder / "bm25-top100.tsv.gz").exists():
+        candidates = read_candidates(folder, depth, max_queries)
+    else:
+        candidates = own_candidates(collection, depth, max_queries)
     candidates = [one for one in candidates if any(collection.qrels.get(one.query, {}).values())]
     listed = [(one.query, passage) for one in candidates for passage in one.passages]
     pairs = [(collection.queries[query], collection.passages[passage]) for query, passage in listed]

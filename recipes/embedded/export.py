@@ -14,6 +14,7 @@ import nncf
 import numpy as np
 import openvino
 import torch
+from mine import SOURCES
 from tokenizers import Tokenizer
 from torch import Tensor
 from train import HELD_OUT, Lists, logits_of, read_lists
@@ -155,9 +156,9 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(arguments.start / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    sets = read_lists(arguments.mined, tokenizer)
     model = BertForSequenceClassification.from_pretrained(arguments.checkpoint, attn_implementation="sdpa").eval()
-    held_out = [one for one in sets if one.name in HELD_OUT]
+    weights = np.ones(2)  # the teacher is not needed here
+    held_out = [read_lists(arguments.mined, name, tokenizer, weights) for name in HELD_OUT]
     print("logit: slope and offset", calibrate(model, held_out))
     final = arguments.out / "final"
     save_folder(model, arguments.start, final)
@@ -165,7 +166,10 @@ def main() -> None:
     weights_only = nncf.compress_weights(convert(model), mode=nncf.CompressWeightsMode.INT8_SYM)
     graphs = {"assets": weights_only}
     if arguments.static:
-        graphs["static"] = quantise(convert(model), [one for one in sets if one.name not in HELD_OUT])
+        others = [name for name in SOURCES if name not in HELD_OUT]
+        graphs["static"] = quantise(
+            convert(model), [read_lists(arguments.mined, name, tokenizer, weights) for name in others]
+        )
     for folder, graph in graphs.items():
         (arguments.out / folder / "openvino").mkdir(parents=True, exist_ok=True)
         openvino.save_model(graph, arguments.out / folder / "openvino" / "openvino_model.xml", compress_to_fp16=False)

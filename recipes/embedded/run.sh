@@ -2,9 +2,9 @@
 # Makes the embedded model from DATA and BI_ENCODER in OUT; see README.md.
 set -eu
 here=$(dirname "$0")
-export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
+export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 MALLOC_ARENA_MAX=1
 python "$here/mine.py" "$DATA/train" "$BI_ENCODER" "$OUT/mined"
-python "$here/train.py" "$OUT/mined" "$BI_ENCODER" "$OUT/checkpoint" --minutes "${MINUTES:-45}"
+python "$here/train.py" "$OUT/mined" "$BI_ENCODER" "$OUT/checkpoint" --minutes "${MINUTES:-90}"
 python "$here/export.py" "$OUT/mined" "$BI_ENCODER" "$OUT/checkpoint" "$OUT"
 python "$here/evaluate.py" "$DATA/dev" "$BI_ENCODER" \
   --model "$OUT/assets/openvino/openvino_model.xml" --out "$OUT/figures.json"
