@@ -70,7 +70,8 @@ class Parts:
 class Reranker:
     """Reads a query and each candidate together and keeps the best few.
 
-    model: "default" (embedded, offline), a folder in Hugging Face layout, or a hub name, pinned by `revision`.
+    model: "default" (embedded, English, offline), "multilingual" (of the package secondpass-multilingual), a folder
+    in Hugging Face layout, or a hub name, pinned by `revision`.
     truncation: None (the family's rule), "longest_first" or "only_second" (FlagEmbedding's).
     long_documents: "truncate" (exactly the reference's rule) or "chunk" (overlapping windows, the best one wins).
     score_cache: a file in which scores are kept, so that a second run over the same pairs computes only what is new.

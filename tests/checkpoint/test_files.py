@@ -32,6 +32,21 @@ def test_what_can_only_be_a_path_is_not_looked_up(name: str) -> None:
         open_checkpoint(name)
 
 
+def test_a_model_of_another_package_is_found_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("secondpass.checkpoint.files.find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match="pip install secondpass-multilingual"):
+        open_checkpoint("multilingual")
+    monkeypatch.undo()
+    package = make_folder(tmp_path / "secondpass_multilingual" / "model").parent
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    checkpoint = open_checkpoint("multilingual")
+    assert (checkpoint.name, checkpoint.folder) == ("multilingual", package / "model")
+
+
 def test_a_path_object_is_never_a_hub_name() -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         open_checkpoint(Path("owner/name"))

@@ -189,7 +189,7 @@ def _has_torch() -> bool:
 def open_checkpoint(
     model: str | Path, *, revision: str | None = None, local_files_only: bool = False, graph: bool = False
 ) -> Checkpoint:
-    """The checkpoint of "default", of a folder, or of a hub name such as "owner/name" or "owner/name@revision".
+    """The checkpoint of "default", "multilingual", a folder, or a hub name: "owner/name" or "owner/name@revision".
 
     A hub name resolves to a commit, `main` where no revision is given, and all its files are fetched and checked
     first. `graph` asks a hub for the exported graph that the openvino engine runs instead of the weights.
@@ -198,14 +198,30 @@ def open_checkpoint(
     """
     from secondpass.checkpoint import hub  # here, since it is built on this module
 
-    folder = EMBEDDED if str(model) == "default" else Path(model).expanduser()
-    if str(model) != "default" and not (str(model) and folder.is_dir()):  # Path("") would be the current folder
+    packaged = _packaged(str(model))
+    folder = packaged or Path(model).expanduser()
+    if packaged is None and not (str(model) and folder.is_dir()):  # Path("") would be the current folder
         name, wanted = _hub_name(model, revision)
         folder, commit = hub.fetch(name, wanted, local_files_only=local_files_only, graph=graph)
         return _opened(name, folder, commit, local_files_only=local_files_only)
     if revision is not None:
         raise ValueError(f"revision={revision!r}: {model} is not a model of a hub and has no revisions")
     return _opened(str(model), folder, None, local_files_only=local_files_only)
+
+
+def _packaged(model: str) -> Path | None:
+    """The folder of a model that a package carries, or None for a folder's or a hub's name."""
+    if model == "default":
+        return EMBEDDED
+    if model != "multilingual" or Path(model).is_dir():
+        return None
+    spec = find_spec("secondpass_multilingual")
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(
+            "'multilingual' is a model of its own package; pip install secondpass-multilingual, "
+            "or in a clone: pip install ./packages/multilingual"
+        )
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def _opened(name: str, folder: Path, revision: str | None, *, local_files_only: bool) -> Checkpoint:

@@ -114,6 +114,15 @@ KNOWN = (
         use="embedded: works offline at once, without torch",
     ),
     Known(
+        name="multilingual",
+        family="bert",
+        languages="many, Chinese above all",
+        parameters="59M",
+        max_length=512,
+        licence="MIT",
+        use="offline, of the package secondpass-multilingual; cosine and word matching, on the openvino engine",
+    ),
+    Known(
         name="BAAI/bge-reranker-base",
         family="xlm-roberta",
         languages="Chinese, English",
