@@ -51,6 +51,14 @@ def equal(left: Path, right: Path) -> bool:
     return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as a program has it that was just started, whatever ran before in this process or started it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+
+
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C comes while the step is computed."""
     real, done = Learner.step, [0]
@@ -58,7 +66,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(self: Learner, *arguments: Any, **options: Any) -> Moved:
         done[0] += 1
         if done[0] == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return real(self, *arguments, **options)
 
     monkeypatch.setattr(Learner, "step", slow)
@@ -131,6 +139,7 @@ def test_the_best_checkpoint_is_kept_not_the_last(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "best" / "README.md").read_text().count("reranked after step") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
 def test_an_interrupted_run_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: LoraSettings | None
@@ -150,6 +159,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     assert equal(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_only_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         interrupt_at(2, patch)
