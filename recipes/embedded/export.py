@@ -22,6 +22,7 @@ from transformers import BertForSequenceClassification, BertTokenizerFast
 
 NUM_NEGATIVES = 7  # per positive, when the logit is calibrated
 VECTORS = {"linear/Add": "bias", "layer_norm/Multiply_1": "weight", "layer_norm/Add": "bias"}
+MAX_TOKENS = 256
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -175,6 +176,8 @@ def main() -> None:
         openvino.save_model(graph, arguments.out / folder / "openvino" / "openvino_model.xml", compress_to_fp16=False)
         for name in ("config.json", *TOKENIZER_FILES):
             shutil.copy(final / name, arguments.out / folder / name)
+        length = json.dumps({"max_seq_length": MAX_TOKENS}) + "\n"  # as it is trained and measured
+        (arguments.out / folder / "sentence_bert_config.json").write_text(length)
 
 
 if __name__ == "__main__":
