@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from secondpass.command import show
 from secondpass.command.errors import InputError, WrongUse
-from secondpass.command.sets import Sets, open_scorer, watched
+from secondpass.command.progress import watched
+from secondpass.command.sets import Sets, open_scorer
 
 if TYPE_CHECKING:
     from secondpass.evaluation.data import Dataset

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secondpass.command.errors import WrongUse
+from secondpass.command.progress import watched
 from secondpass.errors import DataError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def mined(
     examples: list[Example] = []
     for number, collection in enumerate(collections):
         key = _key(collection, source, settings)
-        with shown(f"reading {collection.name}") as progress:
+        with watched(f"reading {collection.name}") as progress:
             search = _search(embedder, collection, progress)
         num_queries = len(collection.queries)
 
@@ -83,7 +83,7 @@ def mined(
             return mine_negatives(collection, search, settings, judge=judge, start=start)
 
         place = partial.with_name(f"{partial.name}-{number}")
-        with shown(f"mining {collection.name}") as progress:
+        with watched(f"mining {collection.name}") as progress:
             found = continued(place, key, num_queries, make, progress=progress)
         kept = [example for example in found if example.negatives]
         sys.stderr.write(f"{collection.name}: negatives for {len(kept):,} of {num_queries:,} queries\n")
@@ -105,20 +105,6 @@ def open_scorer(name: str) -> Scorer:
     from secondpass.reranker import Reranker
 
     return Embedder(name.removeprefix(EMBEDDER)) if name.startswith(EMBEDDER) else Reranker(name)
-
-
-@contextmanager
-def shown(what: str) -> Iterator[Progress | None]:
-    """A bar on a terminal, and nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True, refresh_per_second=5) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _open_embedder(search: str) -> Embedder | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from secondpass.command import show
 from secondpass.command.errors import WrongUse
 from secondpass.command.passages import Passage, Reading, read_passages
+from secondpass.command.progress import watched
 
 if TYPE_CHECKING:
     from secondpass.reranker import Info, Reranker
@@ -97,14 +98,8 @@ def _ranked(reranker: Reranker, query: str, passages: Sequence[Passage], *, how:
 
     if output.budget_ms is not None:
         reranker.warm_up()
-    if not sys.stderr.isatty():
-        return ranked(None)
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True, refresh_per_second=5) as bar:
-        task = bar.add_task("ranking", total=None)
-        return ranked(lambda done, total: bar.update(task, completed=done, total=total))
+    with watched("ranking") as progress:
+        return ranked(progress)
 
 
 def _print_json(ranking: Ranking, sources: Sequence[str], info: Info) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from secondpass.command.errors import WrongUse
+from secondpass.command.progress import watched
 
 if TYPE_CHECKING:
     from secondpass.embedder import Embedder
@@ -122,17 +121,3 @@ def _shared(loading: Loading) -> dict[str, Any]:
     """The options that every kind of model has."""
     names = ("device", "dtype", "max_length", "local_files_only")
     return {name: getattr(loading, name) for name in names}
-
-
-@contextmanager
-def watched(what: str) -> Iterator[Progress | None]:
-    """A progress bar on standard error, where people watch."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True, refresh_per_second=5) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from secondpass.command import mine, show
 from secondpass.command.errors import WrongUse
+from secondpass.command.progress import watched
 from secondpass.errors import DataError, MissingExtra, TrainingError
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _taught(examples: Sequence[Example], teacher: str, unfinished: Path) -> list
     def make(start: int) -> Iterator[Example]:
         return taught(examples, scorer, start=start)
 
-    with mine.shown("asking the teacher") as progress:
+    with watched("asking the teacher") as progress:
         return continued(place, key, len(examples), make, progress=progress)
 
 
