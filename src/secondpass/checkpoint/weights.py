@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secondpass.checkpoint.constants import read_constants
+from secondpass.checkpoint.mapped import is_mapped, leave_memory
 from secondpass.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 MAX_NAMES_SHOWN = 8
 SUMMED = 1 << 22  # values that are looked through at once
+MAPPED_BLOCK = 1 << 20  # values of a mapped tensor that are read at once
 # These of our names stay float32 in every precision: they are small, and rounding them moves scores most.
-FULL_PRECISION = re.compile(r"head\..*|.*norm\.(weight|bias)")
+FULL_PRECISION = re.compile(r"(head|word_match)\..*|.*norm\.(weight|bias)")
 Renames = Sequence[tuple[str, str]]
 Shape = tuple[int, ...]
 # Our name of a tensor -> the renamed tensor that it is a part of, and which rows: a head that reads two words of
@@ -171,9 +173,21 @@ READERS: dict[str, Callable[[Path], Mapping[str, Tensor]]] = {
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """In blocks of rows: what has been cast of a mapped tensor leaves memory before the next block is read."""
+    import torch
+
     if dtype is None or not tensor.is_floating_point():
         return tensor
-    return tensor.float() if FULL_PRECISION.fullmatch(name) else tensor.to(dtype)
+    wanted = torch.float32 if FULL_PRECISION.fullmatch(name) else dtype
+    if tensor.dtype == wanted:
+        return tensor
+    if tensor.numel() < MAPPED_BLOCK or not (tensor.is_contiguous() and is_mapped(tensor)):
+        return tensor.to(wanted)
+    cast = torch.empty(tensor.shape, dtype=wanted)
+    for block, target in zip(*(torch.split(x.view(-1), MAPPED_BLOCK) for x in (tensor, cast)), strict=True):
+        target.copy_(block)
+        leave_memory(block)
+    return cast
 
 
 def _join(blocks: Mapping[int, Tensor]) -> Tensor:

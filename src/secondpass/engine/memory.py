@@ -35,11 +35,13 @@ class OutOfMemory(EngineError):
 
 @dataclass
 class Budget:
-    """Tokens that are run at once; lowered for good when they did not fit."""
+    """Tokens that are run at once; lowered for good when they did not fit. `release` gives back what it can."""
 
     tokens: int
+    release: Callable[[], None] = lambda: None
 
     def halve(self, tokens: int) -> None:
+        self.release()
         self.tokens = max(min(self.tokens, tokens) // 2, 1)
         logger.warning("out of memory with %d tokens at once; going on with %d", tokens, self.tokens)
 
@@ -79,8 +81,8 @@ def in_batches(
             left.popleft()
             yield batch, values
             continue
-        _free()  # here, where the error and what it held are gone
-        budget.halve(sum(lengths[i] for i in batch))
+        budget.halve(sum(lengths[i] for i in batch))  # here, where the error and what it held are gone
+        _free()
         places = [i for each in left for i in each]
         again = plan([lengths[i] for i in places], token_budget=budget.tokens)
         left = deque([places[i] for i in each] for each in again)

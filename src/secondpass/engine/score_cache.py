@@ -85,6 +85,8 @@ class ScoreCache:
 
     def run(self, rows: Sequence[Row], run: Run, progress: Progress | None = None) -> NDArray[np.float32]:
         """Logits (N, outputs): the known ones from the file, the others computed and written as they come."""
+        if run.early_exit is not None:
+            raise ValueError("early_exit: where a candidate leaves depends on the others; open without a score_cache")
         if not rows:
             return self._inner.run(rows, run, progress)
         keys = self._keys(rows, run)
