@@ -36,7 +36,10 @@ class Read:
 
 @dataclass(kw_only=True)
 class Scored:
-    """What was read with its scores, one list per output of the model, and what it took."""
+    """What was read with its scores, one list per output of the model, and what it took.
+
+    With early exit the second output is the layer that a score is from.
+    """
 
     reads: list[Read] = field(default_factory=list)
     outputs: list[list[float]] = field(default_factory=list)
@@ -64,9 +67,9 @@ class Scored:
                 best[read.pair] = place
         return best
 
-    def place_of(self, pair: Pair, best: Mapping[Pair, int]) -> float:
-        """What sorts pairs best first: the unscored are last."""
-        return -self.outputs[0][best[pair]] if pair in best else math.inf
+    def place_of(self, pair: Pair, best: Mapping[Pair, int]) -> tuple[float, ...]:
+        """What sorts pairs best first: the unscored are last; with early exit those of later layers are first."""
+        return tuple(-each[best[pair]] for each in reversed(self.outputs)) if pair in best else (math.inf,)
 
     def usage(self, seconds: float, unscored: int = 0) -> Usage:
         return Usage(
@@ -89,7 +92,8 @@ class Scoring:
     def score(self, pairs: Sequence[Pair], limits: Limits, run: Run, progress: Progress | None = None) -> Scored:
         """The different pairs, each scored once."""
         pairs = list(dict.fromkeys(pairs))
-        portions = self.reader.portions(pairs, limits, tokens=max(PORTION, 2 * self.engine.token_budget))
+        tokens = None if run.early_exit is not None else max(PORTION, 2 * self.engine.token_budget)
+        portions = self.reader.portions(pairs, limits, tokens=tokens)
         scored = Scored()
         waited = time.perf_counter()
         for readings in ahead(portions) if len(pairs) > MIN_AHEAD else portions:

@@ -37,13 +37,47 @@ class Row:
         return len(self.ids)
 
 
+@dataclass(frozen=True, slots=True)
+class EarlyExit:
+    """When candidates leave a layer-wise model before its last layer.
+
+    bounds say how much a candidate's score may still change between a layer and the last one that is run: one figure
+    for every layer that has a head, or one for each layer where candidates may leave. At such a layer those go
+    whose score lies more than twice the bound below the n-th best, since they can no longer be among the first n;
+    all go when these n are alone and each two neighbours lie more than twice the bound apart. So where the bounds
+    hold, the first n are those of a full run, in its order. A candidate keeps the score of the layer where it left,
+    which is that of `cutoff_layer` there.
+    top_n is n; None: as many as `rank` is asked for. Raises ValueError for bounds that are none.
+
+    Cambazoglu et al. 2010, "Early Exit Optimizations for Additive Machine Learned Ranking Systems"; Xin et al. 2020,
+    "Early Exiting BERT for Efficient Document Ranking".
+    """
+
+    bounds: float | Mapping[int, float]
+    top_n: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_n is not None and self.top_n < 1:
+            raise ValueError(f"top_n of the early exit is {self.top_n}; give 1 or more")
+        if isinstance(self.bounds, Mapping) and not self.bounds:
+            raise ValueError("the early exit has no layers; give bounds as {layer: bound}, or one number for all")
+        for bound in self.bounds.values() if isinstance(self.bounds, Mapping) else (self.bounds,):
+            if not bound >= 0:
+                raise ValueError(f"a bound of the early exit is {bound}; give 0 or more, in units of the raw score")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """How a model with several outputs or a token compression is run; the default is the model's own."""
+    """How a model with several outputs or a token compression is run; the default is the model's own.
+
+    With early_exit the rows of one run are the candidates of one query, and there are two outputs: the score, and the
+    layer that it is from.
+    """
 
     cutoff_layers: tuple[int, ...] | None = None
     compress_ratio: int | None = None
     compress_layers: tuple[int, ...] | None = None
+    early_exit: EarlyExit | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -189,8 +189,8 @@ def test_shared_beginnings_are_computed_once(tmp_path: Path, monkeypatch: pytest
     engine = TorchEngine(open_checkpoint(save(random_model("qwen2"), tmp_path)), device="cpu", token_budget=64)
     rows = [*some_rows(20, query=50, seed=1), *some_rows(20, query=30, seed=2)]
     tokens: list[int] = []
-    embed = engine.model.backbone._embed
-    monkeypatch.setattr(engine.model.backbone, "_embed", lambda batch: tokens.append(len(batch.ids)) or embed(batch))
+    embed = engine.model.backbone.embed
+    monkeypatch.setattr(engine.model.backbone, "embed", lambda batch: tokens.append(len(batch.ids)) or embed(batch))
     engine.run(rows, Run())
     assert sum(tokens) == sum(len(row) for row in rows) - 19 * 50 - 19 * 30
 

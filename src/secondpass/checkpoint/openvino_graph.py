@@ -47,6 +47,7 @@ def _convert(openvino: Any, model: Padded) -> Any:
     graph.outputs[0].get_tensor().set_names({"logits"})
     for node in graph.get_ops():
         _name_vector(node)
+    _name_by_value(graph, model)
     return graph
 
 
@@ -58,6 +59,19 @@ def _name_vector(node: Any) -> None:
         source = port.get_source_output().get_node()
         if source.get_type_name() == "Constant":
             source.set_friendly_name(f"self.{module.removeprefix('__module.')}.{_VECTORS[operation]}")
+
+
+def _name_by_value(graph: Any, model: Padded) -> None:
+    """The parameters outside of linear layers and norms, which the tracer leaves without a name."""
+    constants = [node for node in graph.get_ops() if node.get_type_name() == "Constant"]
+    named = {node.get_friendly_name() for node in constants}
+    for name, parameter in model.named_parameters(prefix="self"):
+        if name in named:
+            continue
+        wanted = parameter.detach().numpy().ravel()
+        for node in constants:
+            if node.get_element_type().is_real() and np.array_equal(node.data.ravel(), wanted):
+                node.set_friendly_name(name)
 
 
 def _matrices(graph: Any) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secondpass.packed import Packed
+from secondpass.packed import Packed, sent
 
 
 def compress(x: Tensor, batch: Packed, ratio: int) -> tuple[Tensor, Packed]:
@@ -21,10 +21,10 @@ def compress(x: Tensor, batch: Packed, ratio: int) -> tuple[Tensor, Packed]:
     gone = [(old[1] - old[0]) - (new[1] - new[0]) for old, new in zip(batch.passages, passages, strict=True)]
     lengths = [length - less for length, less in zip(batch.lengths, gone, strict=True)]
     smaller = batch.resized(lengths, passages)
-    starts, stops = torch.tensor(batch.passages, device=x.device)[batch.rows].unbind(-1)
+    starts, stops = sent(torch.tensor(batch.passages), x.device)[batch.rows].unbind(-1)
     place = torch.arange(len(x), device=x.device) - batch.starts[batch.rows]
     merged = starts + (place.clamp(max=stops - 1) - starts).clamp(min=0) // ratio
-    after = place - torch.tensor(gone, device=x.device)[batch.rows]
+    after = place - sent(torch.tensor(gone), x.device)[batch.rows]
     place = torch.where(place < starts, place, torch.where(place < stops, merged, after))
     target = smaller.starts[batch.rows] + place
     sums = torch.zeros(len(smaller.rows), x.shape[1], device=x.device).index_add_(0, target, x.float())

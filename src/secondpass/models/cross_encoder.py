@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from secondpass.models import build_backbone
 from secondpass.models.heads import Classifier, LayerHeads, TokenLogit
+from secondpass.models.word_match import WordMatch, WordMatchConfig
 from secondpass.packed import Packed
 from secondpass.text.recipe import Recipe
 from secondpass.text.recipes import recipe_for
-from secondpass.types import Run
+from secondpass.types import EarlyExit, Run
 
 # Where the lightweight reranker compresses when it is not said where, as its reference does.
 COMPRESS_LAYERS = (8,)
@@ -43,6 +45,8 @@ class CrossEncoder(nn.Module):
         architecture = build_backbone(config)
         settings, self.backbone = architecture.settings, architecture.backbone
         self.head = HEADS[self.recipe.head](settings, self.recipe)
+        matching = WordMatchConfig.from_hf(config)
+        self.word_match = None if matching is None else WordMatch(matching)
         self.renames: tuple[tuple[str, str], ...] = architecture.renames
         self.ignored: tuple[str, ...] = architecture.ignored
         self.rows: dict[str, tuple[str, Sequence[int]]] = {}
@@ -54,12 +58,18 @@ class CrossEncoder(nn.Module):
         """`run` is as `resolved` gives it, `kept` as the backbone's `kept_states`."""
         if isinstance(self.head, Classifier):
             scores: Tensor = self.head(self.backbone(batch, keep=self.head.reads), batch)
+            scores = scores if self.word_match is None else scores + self.word_match(batch)
             return scores[:, None]
         run = self.resolved(Run()) if run is None else run
         states = self.backbone(batch, keep=self.head.reads, run=run, kept=kept)
         reading = batch if run.cutoff_layers is None else run.cutoff_layers
         scores = self.head(states, reading)
         return scores
+
+    def exit_scores(self, states: Tensor, layer: int) -> Tensor:
+        """Scores (N,) of the states (N, C) of each row's last token at a layer, as if it were the only cutoff."""
+        scores: Tensor = self.head(self.backbone.norm(states)[:, None], (layer,))
+        return scores[:, 0]
 
     @property
     def is_causal(self) -> bool:
@@ -70,19 +80,16 @@ class CrossEncoder(nn.Module):
         """`run` with nothing left open. Raises ValueError for what this model does not have."""
         if not isinstance(self.head, LayerHeads):
             if run != Run():
-                raise ValueError(f"cutoff_layer and compress_* need a layer-wise model; this is {self.recipe.family}")
+                asked = "cutoff_layer, compress_* and early_exit"
+                raise ValueError(f"{asked} need a layer-wise model; this is {self.recipe.family}")
             return run
-        layers = self.head.layers
-        cutoffs = layers[-1:] if run.cutoff_layers is None else tuple(sorted(set(run.cutoff_layers)))
-        wrong = [layer for layer in cutoffs if layer not in layers]
-        if wrong or not cutoffs:
-            there = ", ".join(map(str, layers))
-            raise ValueError(f"cutoff_layer {', '.join(map(str, wrong)) or 'is empty'}: there are {there}")
-        if not self.head.by_place:
-            if run.compress_ratio is not None or run.compress_layers is not None:
-                raise ValueError(f"compress_ratio and compress_layers: {self.recipe.family} does not compress")
-            return Run(cutoff_layers=cutoffs)
-        return Run(cutoff_layers=cutoffs, **self._compression(run))
+        cutoffs = _cutoffs(run, self.head.layers)
+        resolved = Run(cutoff_layers=cutoffs, early_exit=_early_exit(run, cutoffs, self.head.layers))
+        if self.head.by_place:
+            return replace(resolved, **self._compression(run))
+        if run.compress_ratio is not None or run.compress_layers is not None:
+            raise ValueError(f"compress_ratio and compress_layers: {self.recipe.family} does not compress")
+        return resolved
 
     def _compression(self, run: Run) -> dict[str, Any]:
         ratio = 1 if run.compress_ratio is None else run.compress_ratio
@@ -94,3 +101,35 @@ class CrossEncoder(nn.Module):
         if wrong:
             raise ValueError(f"compress_layers {', '.join(map(str, wrong))}: there are 0 to {depth - 1}")
         return {"compress_ratio": ratio, "compress_layers": layers}
+
+
+def _cutoffs(run: Run, layers: Sequence[int]) -> tuple[int, ...]:
+    cutoffs = tuple(layers[-1:]) if run.cutoff_layers is None else tuple(sorted(set(run.cutoff_layers)))
+    wrong = [layer for layer in cutoffs if layer not in layers]
+    if wrong or not cutoffs:
+        raise ValueError(f"cutoff_layer {_listed(wrong) or 'is empty'}: there are {_listed(layers)}")
+    return cutoffs
+
+
+def _early_exit(run: Run, cutoffs: Sequence[int], layers: Sequence[int]) -> EarlyExit | None:
+    """With one bound for each layer where rows may leave, lowest first."""
+    if run.early_exit is None:
+        return None
+    if run.early_exit.top_n is None:
+        raise ValueError("early_exit needs top_n: how many of the first places have to be right")
+    if len(cutoffs) > 1:
+        raise ValueError(f"early_exit needs one cutoff layer; here are {_listed(cutoffs)}")
+    there = [layer for layer in layers if layer < cutoffs[0]]
+    bounds = run.early_exit.bounds
+    bounds = dict(sorted(bounds.items())) if isinstance(bounds, Mapping) else dict.fromkeys(there, bounds)
+    wrong = [layer for layer in bounds if layer not in there]
+    if wrong or not there:
+        exits = _listed(there) or "none"
+        raise ValueError(
+            f"early_exit at layer {_listed(wrong) or 'any'}: before layer {cutoffs[0]} there are {exits}"
+        )
+    return replace(run.early_exit, bounds=bounds)
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))

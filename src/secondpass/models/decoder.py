@@ -123,27 +123,44 @@ class Decoder(nn.Module):
         """
         run = Run() if run is None else run
         cutoffs = run.cutoff_layers or (self.config.num_layers,)
-        ratio, compressed = run.compress_ratio or 1, run.compress_layers or ()
-        x, table, outputs = self._embed(batch), self._table(batch), []
-        for index, layer in enumerate(self._blocks(cutoffs[-1])):
-            if index in cutoffs:
-                outputs.append(x[batch.last()])
-            if index in compressed and index > 0 and ratio > 1:
-                x, batch = compress(x, batch, ratio)
+        x, begin, outputs = self.embed(batch), 0, []
+        for end in cutoffs:
+            reads = keep if end == cutoffs[-1] else "all"
+            x, batch = self.advance(x, batch, (begin, end), run, kept, reads)
+            outputs.append(x if reads == keep else x[batch.last()])
+            begin = end
+        states: Tensor = self.norm(x if run.cutoff_layers is None else torch.stack(outputs, dim=1))
+        return states
+
+    def advance(
+        self,
+        x: Tensor,
+        batch: Packed,
+        blocks: tuple[int, int],
+        run: Run,
+        kept: Sequence[KeysValues] = (),
+        keep: Keep = "all",
+    ) -> tuple[Tensor, Packed]:
+        """States that enter block blocks[0], carried to the one of blocks[1], and their batch: smaller if compressed.
+
+        (T, C), or (N, C) of each row's last token where keep is "last". Not normed.
+        """
+        begin, end = blocks
+        table = self._table(batch)
+        for index, layer in enumerate(self._blocks(end)[begin:], begin):
+            if index in (run.compress_layers or ()) and index > 0 and (run.compress_ratio or 1) > 1:
+                x, batch = compress(x, batch, run.compress_ratio or 1)
                 table = self._table(batch)
             q, k, v = layer.project(x, table)
             if batch.shared is not None:
                 k, v = (torch.cat(pair)[batch.shared.index] for pair in zip(kept[index], (k, v), strict=True))
-            is_last = keep == "last" and index + 1 == cutoffs[-1]
+            is_last = keep == "last" and index + 1 == end
             x = layer(x, q, (k, v), batch, batch.last() if is_last else None)
-        if run.cutoff_layers is not None:
-            x = torch.stack([*outputs, x], dim=1)
-        states: Tensor = self.norm(x)
-        return states
+        return (x[batch.last()] if keep == "last" and begin == end else x), batch
 
     def kept_states(self, batch: Packed, num_layers: int | None = None) -> list[KeysValues]:
         """Keys and values of all tokens at the first blocks: what rows that begin with these tokens need of them."""
-        x, table, kept = self._embed(batch), self._table(batch), []
+        x, table, kept = self.embed(batch), self._table(batch), []
         layers = self._blocks(num_layers)
         for index, layer in enumerate(layers, start=1):
             q, k, v = layer.project(x, table)
@@ -154,10 +171,11 @@ class Decoder(nn.Module):
     def _blocks(self, count: int | None) -> list[Block]:
         return list(cast("Iterable[Block]", self.layers))[:count]
 
-    def _embed(self, batch: Packed) -> Tensor:
+    def embed(self, batch: Packed) -> Tensor:
+        """The states (T, C) that enter the first block."""
         x: Tensor = self.word(batch.ids)
-        # rounded to the working precision first, as Gemma was trained
-        return x if self.config.embedding_scale == 1.0 else x * x.new_tensor(self.config.embedding_scale)
+        # rounded to the working precision first, as Gemma was trained; on the device, so the host need not wait
+        return x if self.config.embedding_scale == 1.0 else x * x.new_full((), self.config.embedding_scale)
 
     def _table(self, batch: Packed) -> Table:
         frequencies = inverse_frequencies(self.config.head_width, self.config.theta, device=batch.ids.device)

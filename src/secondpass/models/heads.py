@@ -97,6 +97,6 @@ def mean_by_row(states: Tensor, batch: Packed) -> Tensor:
         n, length = batch.mask.shape
         weights = batch.mask.to(states.dtype)[..., None]
         return (states.reshape(n, length, -1) * weights).sum(1) / weights.sum(1)
-    sums = torch.zeros(len(batch.lengths), states.shape[1], device=states.device)
+    sums = torch.zeros(len(batch.starts) - 1, states.shape[1], device=states.device)
     sums.index_add_(0, batch.rows, states.float())
     return (sums / (batch.starts[1:] - batch.starts[:-1])[:, None]).to(states.dtype)
