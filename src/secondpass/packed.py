@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from secondpass.types import Row
 
@@ -58,6 +58,11 @@ class Shared:
     lengths: tuple[int, ...]
 
     @cached_property
+    def longest(self) -> int:
+        """No row has more keys."""
+        return max(self.lengths)
+
+    @cached_property
     def cumulative(self) -> Tensor:
         """`starts` as kernels take it, in 32 bits."""
         return self.starts.int()
@@ -74,7 +79,9 @@ class Packed:
     is traced for export: every row has L tokens, and mask is 1 on the real ones. Where `visible` is set, only the
     first so many tokens of a row are keys: no token sees the others, they do not see themselves either, but all
     have an output (ColBERT's augmentation of queries). Where `shared` is set, a row holds only what comes after the
-    tokens that it shares: positions count these, lengths and passages do not.
+    tokens that it shares: positions count these, lengths and passages do not. Where `limit` is set, tokens and
+    starts change while the shapes stay (`engine.graphs`): no row is longer than `limit`, and lengths and passages
+    are empty, since no figure on the host may depend on them.
     """
 
     ids: Tensor
@@ -87,6 +94,12 @@ class Packed:
     mask: Tensor | None = None
     visible: tuple[int, ...] | None = None
     shared: Shared | None = None
+    limit: int | None = None
+
+    @cached_property
+    def longest(self) -> int:
+        """No row has more tokens."""
+        return max(self.lengths) if self.limit is None else self.limit
 
     @property
     def groups(self) -> list[tuple[int, int]]:
@@ -128,10 +141,15 @@ _Batch = TypeVar("_Batch", Packed, Shared)
 
 
 def _moved(batch: _Batch, names: Sequence[str], device: torch.device) -> _Batch:
-    pin = device.type == "cuda"
-    tensors = {name: getattr(batch, name) for name in names}
-    moved = {k: (t.pin_memory() if pin else t).to(device, non_blocking=pin) for k, t in tensors.items()}
+    moved: dict[str, Any] = {name: sent(getattr(batch, name), device) for name in names}
     return replace(batch, **moved)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on `device`; on a GPU by way of pinned memory, so that the host does not wait for it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def pack(rows: Sequence[Row], spans: Sequence[tuple[int, int]] | None = None, *, num_kept: int = 0) -> Packed:

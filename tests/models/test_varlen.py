@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from secondpass import packed
 from secondpass.checkpoint.weights import FULL_PRECISION
 from secondpass.models import attention as module
-from secondpass.models import varlen
+from secondpass.models import compress, deberta, varlen
 from secondpass.models.attention import attend_kept, attention, masked_attention
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import pack
@@ -25,6 +27,7 @@ from secondpass.types import Row, Run
 from tests.goldens import SHARED
 from tests.models.test_attention import CASES, LENGTHS, LONG, SCALE, defined, random_heads, rows_of
 
+HEADS = random_heads(sum(LENGTHS), 4)
 CAPLESS = [case for case in CASES if "softcap" not in case.values[0]]  # type: ignore[operator]
 
 
@@ -108,6 +111,72 @@ def test_it_is_left_alone_where_it_does_not_run() -> None:
     assert not varlen.is_usable(q.bfloat16())
 
 
+@pytest.mark.parametrize("has_gradient", [False, True])
+@pytest.mark.parametrize("dtype", varlen.HALF)
+def test_a_kernel_that_is_right_is_used(
+    dtype: torch.dtype, has_gradient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(varlen, "kernel", lambda: written_out)
+    with torch.inference_mode():
+        assert varlen.is_right(torch.device("cpu"), dtype, 64, has_gradient=has_gradient)
+
+
+def _raises(*args: Any, **options: Any) -> Tensor:
+    raise RuntimeError("USE_FLASH_ATTENTION was not enabled for build.")
+
+
+def _lacks_windows(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, m: int, n: int, *, scale: float) -> Tensor:
+    return written_out(q, k, v, a, b, m, n, scale=scale, window_size=(-1, -1), enable_gqa=False)
+
+
+def _ignores_windows(*args: Any, **options: Any) -> Tensor:
+    _, ahead = options.pop("window_size")
+    return written_out(*args, window_size=(-1, 0 if ahead == 0 else -1), **options)
+
+
+@pytest.mark.parametrize("kernel", [_raises, _lacks_windows, _ignores_windows])
+def test_a_kernel_that_is_not_is_left_alone(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "kernel", lambda: kernel)
+    assert not varlen.is_right(torch.device("cpu"), torch.bfloat16, 64, has_gradient=False)
+
+
+def _without_gradient(*args: Any, **options: Any) -> Tensor:
+    with torch.no_grad():
+        return written_out(*args, **options)
+
+
+def _with_a_wrong_gradient(*args: Any, **options: Any) -> Tensor:
+    out = written_out(*args, **options)
+    return out.detach() + 2 * (out - out.detach())
+
+
+@pytest.mark.parametrize("kernel", [_without_gradient, _with_a_wrong_gradient])
+def test_training_needs_the_gradient_as_well(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "kernel", lambda: kernel)
+    assert varlen.is_right(torch.device("cpu"), torch.bfloat16, 64, has_gradient=False)
+    assert not varlen.is_right(torch.device("cpu"), torch.bfloat16, 64, has_gradient=True)
+
+
+def test_what_runs_out_of_memory_is_not_taken_for_a_missing_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **options: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(varlen, "kernel", lambda: full)
+    with pytest.raises(torch.OutOfMemoryError):
+        varlen.is_right(torch.device("cpu"), torch.bfloat16, 64, has_gradient=False)
+
+
+def test_this_torch_differentiates_every_form() -> None:
+    """The gradient that torch registers for its operator takes windows; meta tensors go through it without a GPU."""
+    run = varlen.kernel()
+    assert run is not None
+    batch = rows_of(LENGTHS).to(torch.device("meta"))
+    for form in varlen.TRIED_FORMS:
+        q, k, v = (torch.empty_like(x, device="meta", dtype=torch.bfloat16).requires_grad_() for x in HEADS)
+        varlen.attend_varlen(q, k, v, batch, scale=SCALE, **form).sum().backward()
+        assert all(x.grad is not None and x.grad.shape == x.shape for x in (q, k, v))
+
+
 def test_this_torch_has_the_kernel_and_takes_the_arguments() -> None:
     kernel = varlen.kernel()
     assert kernel is not None
@@ -131,13 +200,32 @@ RERANKERS = (
 )
 
 
-@pytest.mark.parametrize("name", RERANKERS)
-def test_a_forward_never_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class NoHostCopies(TorchFunctionMode):
+    """Figures of the host that are copied to a device make the host wait, unless `packed.sent` pins them first."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
+            assert found.device.type == "cpu"
+        if func is Tensor.to and args[0].device.type == "cpu":
+            assert found.device.type == "cpu"
+        return found
+
+
+COMPRESSED = ("gemma2-lightweight", Run(compress_ratio=2, compress_layers=(1,)))
+
+
+@pytest.mark.parametrize(("name", "run"), [*((name, Run()) for name in RERANKERS), COMPRESSED])
+def test_a_forward_never_waits_for_the_device(name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta tensors have no values: whatever would read one on the host raises."""
     folder = SHARED / "golden" / name
     if not folder.is_dir():
         pytest.skip("no reference figures here")
     monkeypatch.setattr(module, "is_usable", lambda q: True)
+    for place in (packed, deberta, compress):
+        monkeypatch.setattr(place, "sent", lambda x, device: torch.empty_like(x, device=device))
     config = json.loads((folder / "config.json").read_text("utf-8"))
     recipe = recipe_for(config, str(folder))
     with torch.device("meta"):
@@ -146,8 +234,8 @@ def test_a_forward_never_waits_for_the_device(name: str, monkeypatch: pytest.Mon
         if not FULL_PRECISION.fullmatch(parameter_name):
             parameter.data = parameter.data.bfloat16()
     batch = pack(rows([9, 4, 4, 30])).to(torch.device("meta"))
-    with torch.inference_mode():
-        scores = model(batch, model.resolved(Run()), [])
+    with torch.inference_mode(), NoHostCopies():
+        scores = model(batch, model.resolved(run), [])
     assert scores.shape[0] == 4
     assert scores.device.type == "meta"
 

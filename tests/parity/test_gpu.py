@@ -1,4 +1,4 @@
-"""The same scores on a GPU, in every precision, and no waiting for it inside of a forward."""
+"""The same scores on a GPU, in every precision, launched one by one or as a graph, and no waiting in a forward."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from secondpass import Reranker
+from secondpass.engine import graphs
+from secondpass.engine.graphs import CudaGraphs, Graphs
+from secondpass.models import attention as attention_module
+from secondpass.models.attention import attend_kept, attention
 from secondpass.models.varlen import is_usable
-from secondpass.packed import pack
+from secondpass.packed import Packed, pack
 from secondpass.types import Row, Run
 from tests.goldens import Golden, golden_runs
 
@@ -74,8 +78,109 @@ def test_a_forward_does_not_wait_for_the_device(golden: Golden) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_the_variable_length_kernel_is_used() -> None:
-    assert is_usable(torch.empty(4, 2, 64, dtype=torch.bfloat16, device="cuda"))
+@pytest.mark.parametrize("has_gradient", [False, True])
+@pytest.mark.parametrize("width", [32, 64, 128, 256])
+def test_the_variable_length_kernel_is_used(width: int, has_gradient: bool) -> None:
+    assert is_usable(torch.empty(4, 2, width, dtype=torch.bfloat16, device="cuda", requires_grad=has_gradient))
+
+
+def rows_of(lengths: Sequence[int], seed: int = 0) -> list[Row]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(5, 60, (length,), generator=generator).tolist() for length in lengths]
+    return [Row(each, (len(each) // 2, len(each))) for each in ids]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_gradients_equal_those_of_rows_one_by_one(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = pack(rows_of((30, 9, 9, 4, 1))).to(torch.device("cuda"))
+    joined = torch.randn(53, 3, 4, 64, dtype=torch.bfloat16, device="cuda")
+
+    def slopes() -> tuple[torch.Tensor, ...]:
+        x = joined.clone().requires_grad_()
+        q, k, v = x.unbind(1)
+        mixed = attention(q, k, v, batch, scale=0.125, window=window)
+        kept = attend_kept(q[batch.first()], k, v, batch, scale=0.125)
+        (mixed.float().square().sum() + kept.float().sum()).backward()
+        assert x.grad is not None
+        return mixed.detach(), kept.detach(), x.grad
+
+    found = slopes()
+    monkeypatch.setattr(attention_module, "is_usable", lambda q: False)
+    for fast, plain in zip(found, slopes(), strict=True):
+        torch.testing.assert_close(fast, plain, atol=0.03, rtol=0.03)
+
+
+ENCODER_GOLDENS = [case for case in goldens() if not isinstance(case.values[0], Golden) or case.id in ENCODERS]
+
+
+@pytest.mark.parametrize("golden", ENCODER_GOLDENS)
+def test_graphs_equal_the_plain_path_at_many_sizes(golden: Golden) -> None:
+    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda").engine
+    draw = torch.Generator().manual_seed(0)
+    num_replayed = 0
+    with torch.inference_mode():
+        for seed in range(120):
+            count = int(torch.randint(1, 40, (1,), generator=draw))
+            lengths = torch.randint(1, min(100, engine.max_length), (count,), generator=draw).tolist()
+            rows = rows_of(lengths, seed)
+            found = engine._graphs.scores(rows)
+            if found is not None:
+                num_replayed += 1
+                plain = engine.model(pack(rows).to(torch.device("cuda")))
+                assert float((found - plain).abs().max()) < 0.1
+    assert num_replayed > 60
+    assert engine.reason.endswith("CUDA graphs up to 16384 tokens")
+    assert len(engine._graphs._graphs) <= graphs.MAX_GRAPHS
+
+
+@pytest.mark.parametrize("golden", ENCODER_GOLDENS)
+def test_a_replay_does_not_wait_for_the_device(golden: Golden) -> None:
+    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda").engine
+    rows = rows_of((30, 9, 9, 4))
+    with torch.inference_mode():
+        for _ in range(2):
+            engine._graphs.scores(rows)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            assert engine._graphs.scores(rows) is not None
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("golden", ENCODER_GOLDENS[:1])
+def test_graphs_take_a_bounded_part_of_the_memory(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 8)
+    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda").engine
+    taken = []
+    with torch.inference_mode():
+        for count in [*range(1, 60), *range(1, 60)]:
+            for _ in range(2):
+                engine._graphs.scores(rows_of([60] * count))
+            taken.append(torch.cuda.memory_reserved())
+    assert len(engine._graphs._graphs) == 8
+    assert taken[-1] <= 1.2 * taken[58]
+    engine._graphs.stop("the test is over")
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < taken[-1]
+
+
+@pytest.mark.parametrize("golden", ENCODER_GOLDENS[:1])
+def test_a_recording_that_fails_leaves_the_device_usable(golden: Golden) -> None:
+    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda").engine
+    device, rows = torch.device("cuda"), rows_of((30, 9, 9, 4))
+
+    def waits(batch: Packed) -> torch.Tensor:
+        found: torch.Tensor = engine.model(batch)
+        if torch.cuda.is_current_stream_capturing():
+            found.sum().item()
+        return found
+
+    engine._graphs = Graphs(waits, device, CudaGraphs(device), max_length=engine.max_length, max_tokens=1000)
+    stream = torch.cuda.current_stream()
+    scores = [engine.run(rows, Run()) for _ in range(3)]
+    assert "cannot be recorded" in engine.reason
+    assert torch.cuda.current_stream() == stream
+    assert distance(scores[0][:, 0], scores[2][:, 0]) == 0.0
 
 
 def test_memory_that_is_short_costs_time_alone() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.checkpoint.files import Checkpoint
+from secondpass.engine.environment import suit_torch
 from secondpass.errors import MissingExtra
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Row, Run
@@ -87,6 +88,7 @@ def _open_torch(
 ) -> Engine:
     if find_spec("torch") is None:
         raise MissingExtra("torch", "torch")
+    suit_torch()
     from secondpass.engine.replicas import ReplicaEngine, devices_of
 
     if len(devices := devices_of(device)) > 1:

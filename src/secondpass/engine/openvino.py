@@ -51,7 +51,7 @@ class OpenVinoEngine:
 
     def run(self, rows: Sequence[Row], run: Run, progress: Progress | None = None) -> NDArray[np.float32]:
         if run != Run():
-            raise ValueError("cutoff_layer and compress_* need a layer-wise model on the torch engine")
+            raise ValueError("cutoff_layer, compress_* and early_exit need a layer-wise model on the torch engine")
         scores = np.empty((len(rows), 1), np.float32)
         lengths = [len(row) for row in rows]
         batches = plan_padded(lengths, token_budget=self.token_budget, num_parts=len(self._requests))

@@ -138,6 +138,8 @@ class ReplicaEngine:
         return BATCHES * sum(self._budgets)
 
     def run(self, rows: Sequence[Row], run: Run, progress: Progress | None = None) -> NDArray[np.float32]:
+        if run.early_exit is not None:
+            raise ValueError("early_exit compares all candidates layer by layer; open the model on one device")
         with self._lock:
             self._number += 1
             lengths = [len(row) for row in rows]

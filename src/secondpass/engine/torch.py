@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.files import Checkpoint
 from secondpass.checkpoint.weights import load_weights
+from secondpass.engine.arrival import Arrival
 from secondpass.engine.cpu import prepare
 from secondpass.engine.device import pick_device, pick_precision
 from secondpass.engine.engine import Progress
+from secondpass.engine.exits import EarlyExits
+from secondpass.engine.graphs import open_graphs
 from secondpass.engine.memory import Budget, budget_of, in_batches, memory_checked
 from secondpass.engine.sharing import Portion, share
 from secondpass.errors import EngineError
@@ -44,7 +47,7 @@ class TorchEngine:
     ) -> None:
         self._device = pick_device(device)
         precision = pick_precision(dtype, self._device)
-        self._dtype, self.reason = precision.dtype, precision.reason
+        self._dtype, self._reason = precision.dtype, precision.reason
         self.device, self.dtype = str(self._device), precision.name
         self.model = _load(checkpoint, tokenizer, self._dtype).to(self._device).eval()
         if precision.is_int8 and self.model.is_causal:
@@ -52,10 +55,16 @@ class TorchEngine:
         config = self.model.backbone.config
         self.max_length: int = config.max_length
         if self._device.type == "cpu":
-            self.reason += ", " + prepare(self.model, is_int8=precision.is_int8)
+            self._reason += ", " + prepare(self.model, is_int8=precision.is_int8)
         self._budget = Budget(token_budget) if token_budget else budget_of(self._device, config, self._dtype)
+        self._graphs = open_graphs(self.model, self.model.backbone, self._device, self._dtype, self._budget)
         self.shares = True  # compute what the rows of a query have in common once; off for comparison
         self._lock = threading.Lock()  # one forward at a time: each uses all cores already
+
+    @property
+    def reason(self) -> str:
+        """Why this precision, and which kernels."""
+        return self._reason if self._graphs is None else f"{self._reason}, {self._graphs.reason}"
 
     @property
     def token_budget(self) -> int:
@@ -64,24 +73,36 @@ class TorchEngine:
 
     def run(self, rows: Sequence[Row], run: Run, progress: Progress | None = None) -> NDArray[np.float32]:
         run = self.model.resolved(run)
-        scores = np.empty((len(rows), len(run.cutoff_layers or (0,))), np.float32)
-        pending: list[tuple[list[int], torch.Tensor]] = []
         with self._lock, torch.inference_mode():
-            for portion in self._portions(rows):
-                kept = self._kept(portion.shared, run)
-                forward = partial(self._forward, portion, run, kept)
-                for batch, values in in_batches([len(row) for row in portion.rows], self._budget, forward):
-                    pending.append(([portion.places[i] for i in batch], values))
-                    if progress is not None:
-                        progress(len(batch))
-            for places, values in pending:
-                scores[places] = values.cpu().numpy()
+            scored = self._scores_of_all if run.early_exit is None else self._scores_with_exits
+            scores = scored(rows, run, progress)
         if not np.isfinite(scores).all():
             raise EngineError(
                 f"{int((~np.isfinite(scores)).sum())} of {len(rows)} scores are not finite in {self.dtype}; "
                 "load the model with dtype='float32'"
             )
         return scores
+
+    def _scores_of_all(self, rows: Sequence[Row], run: Run, progress: Progress | None) -> NDArray[np.float32]:
+        scores = np.empty((len(rows), len(run.cutoff_layers or (0,))), np.float32)
+        pending: list[tuple[list[int], Arrival]] = []
+        for portion in self._portions(rows):
+            kept = self._kept(portion.shared, run)
+            forward = partial(self._forward, portion, run, kept)
+            for batch, values in in_batches([len(row) for row in portion.rows], self._budget, forward):
+                pending.append(([portion.places[i] for i in batch], Arrival(values)))
+                if progress is not None:
+                    progress(len(batch))
+        for places, arrival in pending:
+            scores[places] = arrival.numpy()
+        return scores
+
+    def _scores_with_exits(self, rows: Sequence[Row], run: Run, progress: Progress | None) -> NDArray[np.float32]:
+        def portions(rows: Sequence[Row]) -> list[tuple[Portion, list[KeysValues]]]:
+            return [(portion, self._kept(portion.shared, run)) for portion in self._portions(rows)]
+
+        exits = EarlyExits(model=self.model, run=run, budget=self._budget, device=self._device, portions=portions)
+        return exits.scores(rows, progress)
 
     def _portions(self, rows: Sequence[Row]) -> list[Portion]:
         if self.shares and self.model.is_causal:
@@ -99,6 +120,9 @@ class TorchEngine:
 
     def _forward(self, portion: Portion, run: Run, kept: Sequence[KeysValues], batch: Sequence[int]) -> torch.Tensor:
         rows = [portion.rows[i] for i in batch]
+        replayed = None if self._graphs is None or kept else self._graphs.scores(rows)
+        if replayed is not None:
+            return replayed
         spans = [portion.spans[i] for i in batch] if portion.spans else None
         packed = pack(rows, spans, num_kept=sum(map(len, portion.shared)))
         values: torch.Tensor = self.model(packed.to(self._device), run, kept)

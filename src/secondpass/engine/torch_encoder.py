@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.files import Checkpoint
 from secondpass.checkpoint.weights import FULL_PRECISION, load_weights
+from secondpass.engine.arrival import Arrival
 from secondpass.engine.cpu import prepare
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.engine.encoder import Heads, Vectors
@@ -76,8 +77,13 @@ class TorchEncoder:
             return self._forward([rows[index] for index in batch], outputs, seen)
 
         with self._lock, torch.inference_mode():
+            arriving: list[tuple[list[int], dict[str, Arrival]]] = []
             for batch, values in in_batches([len(row) for row in rows], self._budget, forward):
-                _put(found, values, batch, starts)
+                arriving.append((batch, {name: Arrival(part) for name, part in values.items()}))
+                if len(arriving) > 1:  # one batch is computed while the one before it is put in its place
+                    _put(found, *arriving.pop(0), starts)
+            for batch, copies in arriving:
+                _put(found, batch, copies, starts)
         self._check_finite(found)
         return found
 
@@ -98,14 +104,15 @@ class TorchEncoder:
                 )
 
 
-def _put(found: dict[str, Vectors], values: dict[str, Tensor], batch: list[int], starts: NDArray[np.int64]) -> None:
+def _put(found: dict[str, Vectors], batch: list[int], copies: dict[str, Arrival], starts: NDArray[np.int64]) -> None:
     """Copy the vectors of a batch to the places of its rows, or of their tokens, in the whole."""
     tokens = np.concatenate([np.arange(starts[index], starts[index + 1]) for index in batch])
-    for name, part in values.items():
+    for name, copy in copies.items():
+        part = copy.numpy()
         places, size = (tokens, int(starts[-1])) if name in _BY_TOKEN else (batch, len(starts) - 1)
         if name not in found:
             found[name] = np.empty((size, part.shape[1]), np.float32)
-        found[name][places] = part.cpu().numpy()
+        found[name][places] = part
 
 
 def _load(checkpoint: Checkpoint, heads: Heads, dtype: torch.dtype) -> TextEncoder:

@@ -260,7 +260,7 @@ def attend_kept(
         logits = torch.tanh(logits / softcap) * softcap
     if bias is not None:
         logits = logits + bias
-    top = logits.new_full((len(batch.lengths), q.shape[1]), float("-inf"))
+    top = logits.new_full((q.shape[0], q.shape[1]), float("-inf"))
     index = rows[:, None].expand_as(logits)
     top = top.scatter_reduce(0, index, logits.detach(), "amax")
     weights = torch.exp(logits - top[rows])

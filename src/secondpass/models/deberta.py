@@ -19,7 +19,7 @@ from secondpass.models.attention import attend_kept
 from secondpass.models.disentangled import Tables, disentangled_attention, kept_bias, log_buckets
 from secondpass.models.heads import ClassifierConfig
 from secondpass.models.layers import Embedding, LayerNorm, Linear, activation_of
-from secondpass.packed import Keep, Packed
+from secondpass.packed import Keep, Packed, sent
 
 _LAYER = r"encoder\.layer\.(\d+)\."
 # Hugging Face name (after the model's own prefix) -> ours; "@i" is the i-th block of rows of a joined matrix.
@@ -177,6 +177,8 @@ class Layer(nn.Module):
 
 
 class Deberta(nn.Module):
+    reads_lengths = True  # of rows, on the host: attention goes row by row
+
     def __init__(self, config: DebertaConfig) -> None:
         super().__init__()
         self.config = config
@@ -219,4 +221,4 @@ class Deberta(nn.Module):
         states = self.distance.weight[first:last]
         if self.distance_norm is not None:
             states = self.distance_norm(states)
-        return Distances(states, (places - first).to(batch.ids.device))
+        return Distances(states, sent(places - first, batch.ids.device))
