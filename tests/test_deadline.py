@@ -123,6 +123,26 @@ def test_a_reranker_that_never_ran_tries_one(folder: Path, monkeypatch: pytest.M
     assert engine.runs[0] == 1
 
 
+def test_one_slow_run_is_not_remembered_for_ever(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker, _, clock = slow(folder, monkeypatch)
+    for runs in reranker._pace.seen.values():
+        runs.append((runs[0][0], 1.0))  # as when another process had the cores
+    scored = []
+    for _ in range(20):
+        started = clock.now
+        scored.append(40 - reranker.rank(QUERY, TEXTS, budget_ms=40).usage.unscored)
+        assert clock.now - started <= 0.040
+    assert scored[0] >= 1
+    assert scored[-1] > 5
+
+
+def test_a_machine_that_is_always_too_slow_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker, engine, _ = slow(folder, monkeypatch, call=0.1)
+    for _ in range(3):
+        assert reranker.rank(QUERY, TEXTS, budget_ms=40).usage.unscored == 40
+    assert engine.runs == []
+
+
 def test_windows_of_a_document_are_scored_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker, _, _ = slow(folder, monkeypatch)
     object.__setattr__(reranker._reader, "has_windows", True)

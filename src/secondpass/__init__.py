@@ -8,8 +8,9 @@ Names are imported on first use, so that `import secondpass` is quick and never 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from secondpass.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ _HOME = {
     "Cascade": "cascade",
     "ColBERT": "colbert",
     "Document": "types",
+    "EarlyExit": "types",
     "Embedder": "embedder",
     "Hit": "types",
     "Ranking": "types",
@@ -32,6 +34,7 @@ __all__ = [
     "Cascade",
     "ColBERT",
     "Document",
+    "EarlyExit",
     "Embedder",
     "Hit",
     "Ranking",
@@ -50,13 +53,9 @@ if TYPE_CHECKING:
     from secondpass.errors import SecondpassError
     from secondpass.remote import RemoteReranker
     from secondpass.reranker import Reranker
-    from secondpass.types import Document, Hit, Ranking, Scorer
+    from secondpass.types import Document, EarlyExit, Hit, Ranking, Scorer
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'secondpass' has no attribute {name!r}")
-    return getattr(import_module(f"secondpass.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -5,13 +5,13 @@ Most of what a large reranker gains is among the first few; Wang, Lin and Metzle
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from secondpass.reranker import Info, Reranker
 from secondpass.text.documents import as_documents
+from secondpass.threads import in_thread
 from secondpass.types import Document, DocumentLike, Hit, Ranking, Usage
 
 # Of a budget, the part that the small model may use; what it leaves is the large one's.
@@ -69,28 +69,7 @@ class Cascade:
         usage = _sum(tail.usage, head.usage, hits, time.perf_counter() - started)
         return Ranking(tail.query, tuple(hits[:top_n]), usage)
 
-    async def arank(
-        self,
-        query: str,
-        documents: Iterable[DocumentLike],
-        *,
-        top_n: int | None = None,
-        rank_fields: Sequence[str] | None = None,
-        explain: bool = False,
-        budget_ms: float | None = None,
-        first_scores: Sequence[float] | None = None,
-    ) -> Ranking:
-        """`rank` for asyncio: computed in a thread, so that the loop goes on."""
-        return await asyncio.to_thread(
-            self.rank,
-            query,
-            documents,
-            top_n=top_n,
-            rank_fields=rank_fields,
-            explain=explain,
-            budget_ms=budget_ms,
-            first_scores=first_scores,
-        )
+    arank = in_thread(rank)
 
     def score(self, query: str, documents: Sequence[DocumentLike]) -> list[float]:
         """One scale that sorts as `rank` does, in input order.

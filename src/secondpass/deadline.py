@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from statistics import median
 
 from secondpass.scoring import Scored, Scoring
 from secondpass.text.reader import Pair, Reading
@@ -53,13 +54,21 @@ class Pace:
 
     def seconds(self, work: float) -> float | None:
         """What the work is expected to take, on the safe side; None before anything was learned."""
+        return CAUTION * max(taken) if (taken := self._taken(work)) else None
+
+    def usual(self, work: float) -> float | None:
+        """What it took in half of the runs: no measure of what is safe, but one slow run says little."""
+        return CAUTION * median(taken) if (taken := self._taken(work)) else None
+
+    def _taken(self, work: float) -> list[float]:
+        """What the work would have taken in each remembered run of about its size."""
         with self.lock:
             if not self.seen:
-                return None
+                return []
             size = _size(work)
             nearest = min(self.seen, key=lambda known: (abs(known - size), known))
             fixed = max(seconds for _, seconds in self.seen[min(self.seen)])
-            return CAUTION * max(_expected(work, *ran, fixed) for ran in self.seen[nearest])
+            return [_expected(work, *ran, fixed) for ran in self.seen[nearest]]
 
     def room(self, seconds: float) -> float | None:
         """The work that fits in so many seconds; None before anything was learned."""
@@ -143,7 +152,7 @@ def score_within(scoring: Scoring, pairs: Sequence[Pair], limits: Limits, run: R
     queue = Queue(portions=scoring.reader.portions(pairs, limits, tokens=1, step=STEP))
     while True:
         started = time.perf_counter()
-        readings = _next(queue, deadline)
+        readings = _next(queue, deadline) or ([] if scored.reads else _first(queue, deadline))
         scored.tokenize_seconds += time.perf_counter() - started
         if not readings:
             return scored
@@ -166,3 +175,13 @@ def _next(queue: Queue, deadline: Deadline) -> list[Reading]:
     if not queue.waiting:
         return []
     return queue.take(deadline.room(SHARE) or 0.0) or queue.take(min(whole, queue.waiting[0][0]))
+
+
+def _first(queue: Queue, deadline: Deadline) -> list[Reading]:
+    """The first pair where it usually fits: else one slow run could keep all later calls from scoring anything."""
+    left = deadline.at - time.perf_counter()
+    if left <= 0:
+        return []
+    queue.fill(0.0)
+    usual = deadline.pace.usual(queue.waiting[0][0]) if queue.waiting else None
+    return [] if usual is None or usual > left else queue.take(queue.waiting[0][0])

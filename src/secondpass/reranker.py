@@ -6,10 +6,9 @@ logits become a Ranking.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import nan
@@ -27,7 +26,8 @@ from secondpass.text.reader import Reader
 from secondpass.text.recipe import Limits
 from secondpass.text.recipes import recipe_for
 from secondpass.text.tokenizer import Tokenizer
-from secondpass.types import Document, DocumentLike, Hit, Ranking, Run
+from secondpass.threads import in_thread
+from secondpass.types import Document, DocumentLike, EarlyExit, Hit, Ranking, Run
 
 if TYPE_CHECKING:
     from secondpass.cascade import Cascade
@@ -154,6 +154,7 @@ class Reranker:
         explain: bool = False,
         budget_ms: float | None = None,
         first_scores: Sequence[float] | None = None,
+        early_exit: EarlyExit | float | Mapping[int, float] | None = None,
         progress: Progress | None = None,
     ) -> Ranking:
         """The documents, best first; equal scores keep their input order. No documents give an empty ranking.
@@ -165,6 +166,10 @@ class Reranker:
         budget_ms is the time that the call may take: documents are scored in their order, or by first_scores (the
         first stage's, higher is better), until it is over. What is then unscored follows below in that order, with
         `is_scored` False. `warm_up` lets the first such call know how fast this machine is.
+
+        early_exit lets documents leave a layer-wise model once they can no longer be among the first top_n: how much
+        a score may still change until the last layer, or that for each layer; see EarlyExit, and `exit_bounds`, which
+        measures it. `parts["layer"]` is then the layer that a hit's score is from; later layers stand first.
         """
         started = time.perf_counter()
         if top_n is not None and top_n < 1:
@@ -173,11 +178,12 @@ class Reranker:
         candidates = as_documents(documents)
         pairs = [(query, text_of(document, rank_fields, index)) for index, document in enumerate(candidates)]
         first = _first_order(first_scores, len(pairs))
+        run = self._exiting(early_exit, top_n, budget_ms)
         if budget_ms is None:
-            scored = self._scoring.score(pairs, self._limits, self._run, progress)
+            scored = self._scoring.score(pairs, self._limits, run, progress)
         else:
             deadline = Deadline.after(started, budget_ms, len(pairs), self._pace)
-            scored = score_within(self._scoring, [pairs[i] for i in first], self._limits, self._run, deadline)
+            scored = score_within(self._scoring, [pairs[i] for i in first], self._limits, run, deadline)
         best = scored.best()
         order = sorted(
             first if budget_ms is not None else range(len(pairs)), key=lambda i: scored.place_of(pairs[i], best)
@@ -193,33 +199,13 @@ class Reranker:
         """Run batches of several sizes, so that the next call is not the first and `budget_ms` knows the pace."""
         for count in (1, 2, 4, 8, 16):
             readings = self._reader.read([(f"{place} " * 8, "warm " * 64) for place in range(count)], self._limits)
-            for _ in range(2):
+            for turn in range(4):
                 started = time.perf_counter()
                 self._scoring.run(Scored(), readings, self._run)
-            self._pace.learn(work_of(readings), time.perf_counter() - started)
+                if turn > 0:
+                    self._pace.learn(work_of(readings), time.perf_counter() - started)
 
-    async def arank(
-        self,
-        query: str,
-        documents: Iterable[DocumentLike],
-        *,
-        top_n: int | None = None,
-        rank_fields: Sequence[str] | None = None,
-        explain: bool = False,
-        budget_ms: float | None = None,
-        first_scores: Sequence[float] | None = None,
-    ) -> Ranking:
-        """`rank` for asyncio: computed in a thread, so that the loop goes on."""
-        return await asyncio.to_thread(
-            self.rank,
-            query,
-            documents,
-            top_n=top_n,
-            rank_fields=rank_fields,
-            explain=explain,
-            budget_ms=budget_ms,
-            first_scores=first_scores,
-        )
+    arank = in_thread(rank)
 
     def score(
         self,
@@ -312,14 +298,29 @@ class Reranker:
         x = score - self._reader.recipe.midpoint
         return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
+    def _exiting(
+        self, early_exit: EarlyExit | float | Mapping[int, float] | None, top_n: int | None, budget_ms: float | None
+    ) -> Run:
+        """How the model is run. Raises ValueError for what early exit cannot be combined with."""
+        if early_exit is None:
+            return self._run
+        if budget_ms is not None:
+            raise ValueError("early_exit compares all documents, budget_ms may not score them all; give one of them")
+        if self._reader.has_windows:
+            raise ValueError("early_exit reads a document once; open the model with long_documents='truncate'")
+        asked = early_exit if isinstance(early_exit, EarlyExit) else EarlyExit(early_exit)
+        return replace(self._run, early_exit=replace(asked, top_n=asked.top_n or top_n))
+
     def _hit(
         self, place: tuple[int, int], document: Document, scored: Scored, best: int | None, *, explain: bool
     ) -> Hit:
         index, rank = place
         if best is None:
             return Hit(index=index, document=document, score=nan, probability=nan, rank=rank, is_scored=False)
-        read, score = scored.reads[best], scored.outputs[0][best]
-        parts = {"tokens": read.length, "query_tokens_cut": read.cut[0], "passage_tokens_cut": read.cut[1]}
+        read, (score, *layer) = scored.reads[best], (each[best] for each in scored.outputs)
+        parts = {"layer": int(layer[0])} if layer else {}
+        if explain:
+            parts |= {"tokens": read.length, "query_tokens_cut": read.cut[0], "passage_tokens_cut": read.cut[1]}
         return Hit(
             index=index,
             document=document,
@@ -327,7 +328,7 @@ class Reranker:
             probability=self.probability(score),
             rank=rank,
             span=read.span,
-            parts=parts if explain else None,
+            parts=parts or None,
         )
 
 

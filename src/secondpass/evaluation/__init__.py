@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from secondpass.lazy import lazy_names
 
 _HOME = {
     "Dataset": "data",
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
     from secondpass.evaluation.first_stage import bm25_run, vector_run
     from secondpass.evaluation.trec import read_run
 
+__getattr__ = lazy_names(__name__, _HOME)
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'secondpass.evaluation' has no attribute {name!r}")
-    return getattr(import_module(f"secondpass.evaluation.{_HOME[name]}"), name)
+
+def __dir__() -> list[str]:
+    return list(__all__)

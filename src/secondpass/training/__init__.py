@@ -8,8 +8,9 @@ Names are imported on first use: data can be read and mined without torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from secondpass.lazy import lazy_names
 
 _HOME = {
     "Collection": "collection",
@@ -60,11 +61,7 @@ if TYPE_CHECKING:
     from secondpass.training.settings import LoraSettings, TrainingSettings
     from secondpass.training.trainer import Trainer, TrainingResult
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'secondpass.training' has no attribute {name!r}")
-    return getattr(import_module(f"secondpass.training.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)
 
 
 def __dir__() -> list[str]:
