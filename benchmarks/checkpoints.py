@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import tokenizers
@@ -19,84 +20,83 @@ SHAPES = {  # width, layers, heads, mlp width, vocabulary, positions
 }
 
 
+BERT = {
+    "architectures": ["BertForSequenceClassification"],
+    "model_type": "bert",
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+XLM_ROBERTA = {
+    "architectures": ["XLMRobertaForSequenceClassification"],
+    "model_type": "xlm-roberta",
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+BERT_TOKENS = {
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "unk_token": "[UNK]",
+    "pad_token": "[PAD]",
+    "mask_token": "[MASK]",
+}
+XLM_ROBERTA_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "cls_token": "<s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
+
+
 def write_checkpoint(folder: Path, shape: str, words: list[str]) -> Path:
     """A cross-encoder of the named shape, XLM-RoBERTa or BERT, with a tokenizer of `words`, one token each."""
-    return (write_bert if "MiniLM" in shape else write_xlm_roberta)(folder, shape, words)
-
-
-def write_bert(folder: Path, shape: str, words: list[str]) -> Path:
-    """A BERT cross-encoder of the named shape."""
-    width, num_layers, num_heads, mlp_width, vocabulary, positions = SHAPES[shape]
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "architectures": ["BertForSequenceClassification"],
-        "model_type": "bert",
-        "hidden_size": width,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": num_heads,
-        "intermediate_size": mlp_width,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": positions,
-        "type_vocab_size": 2,
-        "layer_norm_eps": 1e-12,
-        "hidden_act": "gelu",
-        "pad_token_id": 0,
-        "id2label": {"0": "LABEL_0"},
-        "label2id": {"LABEL_0": 0},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    weights = _weights(config, prefix="bert")
-    dense, out = weights.pop("classifier.dense.weight"), weights.pop("classifier.out_proj.weight")
-    del weights["classifier.dense.bias"], weights["classifier.out_proj.bias"]
-    weights |= {"bert.pooler.dense.weight": dense, "bert.pooler.dense.bias": torch.zeros(width)}
-    weights |= {"classifier.weight": out, "classifier.bias": torch.zeros(1)}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    (folder / "vocab.txt").write_text("\n".join([*special, *words]) + "\n")
-    inner = tokenizers.implementations.BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=True)
-    inner.save(str(folder / "tokenizer.json"))
-    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
-    names |= {"mask_token": "[MASK]"}
-    settings = names | {"tokenizer_class": "BertTokenizer", "model_max_length": positions}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "special_tokens_map.json").write_text(json.dumps(names))
-    return folder
-
-
-def write_xlm_roberta(folder: Path, shape: str, words: list[str]) -> Path:
-    """An XLM-RoBERTa cross-encoder of the named shape."""
-    width, num_layers, num_heads, mlp_width, vocabulary, positions = SHAPES[shape]
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "architectures": ["XLMRobertaForSequenceClassification"],
-        "model_type": "xlm-roberta",
-        "hidden_size": width,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": num_heads,
-        "intermediate_size": mlp_width,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": positions,
-        "type_vocab_size": 1,
-        "layer_norm_eps": 1e-5,
-        "hidden_act": "gelu",
-        "pad_token_id": 1,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "id2label": {"0": "LABEL_0"},
-        "label2id": {"LABEL_0": 0},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    positions = SHAPES[shape][-1]
+    if "MiniLM" in shape:
+        config, names = _config(shape) | BERT, BERT_TOKENS
+        tokenizer = _wordpiece(folder / "vocab.txt", words)
+        settings = {"tokenizer_class": "BertTokenizer", "model_max_length": positions}
+    else:
+        config, names = _config(shape) | XLM_ROBERTA, XLM_ROBERTA_TOKENS
+        tokenizer = _unigram(words)
+        settings = {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": positions - 2}
+    tokenizer.save(str(folder / "tokenizer.json"))
     save_file(_weights(config), folder / "model.safetensors", metadata={"format": "pt"})
-    _tokenizer(words).save(str(folder / "tokenizer.json"))
-    names = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>"}
-    names |= {"pad_token": "<pad>", "mask_token": "<mask>"}
-    settings = names | {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": positions - 2}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "special_tokens_map.json").write_text(json.dumps(names))
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "tokenizer_config.json", names | settings)
+    _write_json(folder / "special_tokens_map.json", names)
     return folder
 
 
-def _weights(config: dict[str, object], prefix: str = "roberta") -> dict[str, torch.Tensor]:
+def _write_json(file: Path, value: Mapping[str, object]) -> None:
+    file.write_text(json.dumps(value))
+
+
+def _config(shape: str) -> dict[str, object]:
+    """What both architectures have in config.json."""
+    width, num_layers, num_heads, mlp_width, vocabulary, positions = SHAPES[shape]
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "intermediate_size": mlp_width,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": positions,
+        "hidden_act": "gelu",
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+    }
+
+
+def _weights(config: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    is_bert = config["model_type"] == "bert"
+    prefix = "bert" if is_bert else "roberta"
     generator = torch.Generator().manual_seed(0)
     width, mlp = int(str(config["hidden_size"])), int(str(config["intermediate_size"]))
     weights: dict[str, torch.Tensor] = {}
@@ -125,12 +125,19 @@ def _weights(config: dict[str, object], prefix: str = "roberta") -> dict[str, to
         linear(f"{layer}.intermediate.dense", mlp, width)
         linear(f"{layer}.output.dense", width, mlp)
         norm(f"{layer}.output.LayerNorm")
-    linear("classifier.dense", width, width)
-    linear("classifier.out_proj", 1, width)
+    linear("bert.pooler.dense" if is_bert else "classifier.dense", width, width)
+    linear("classifier" if is_bert else "classifier.out_proj", 1, width)
     return weights
 
 
-def _tokenizer(words: list[str]) -> tokenizers.Tokenizer:
+def _wordpiece(file: Path, words: list[str]) -> tokenizers.Tokenizer:
+    """BERT's kind of tokenizer, with one token for each of `words`; its vocabulary goes to `file` too."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    file.write_text("\n".join([*special, *words]) + "\n")
+    return tokenizers.implementations.BertWordPieceTokenizer(str(file), lowercase=True)
+
+
+def _unigram(words: list[str]) -> tokenizers.Tokenizer:
     """XLM-RoBERTa's kind of tokenizer, with one token for each of `words`."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     vocabulary = [(token, 0.0) for token in special] + [("\u2581" + word, -4.0) for word in words]

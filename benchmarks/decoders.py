@@ -1,4 +1,4 @@
-"""What sharing, cutting off and compressing save, on random weights of a middling shape.
+"""What sharing, cutting off, compressing and leaving early save, on random weights of a middling shape.
 
     python benchmarks/decoders.py [folder of the reference checkpoints]
 
@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,15 @@ def hf_names(tensors: dict[str, torch.Tensor], settings: DecoderConfig) -> dict[
 
 
 def seconds(reranker: Reranker, documents: list[str], **options: Any) -> float:
-    reranker.score(QUERY, documents[:4], **options)
+    return fastest(lambda some: reranker.score(QUERY, some, **options), documents)
+
+
+def fastest(call: Callable[[list[str]], object], documents: list[str]) -> float:
+    call(documents[:4])
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        reranker.score(QUERY, documents, **options)
+        call(documents)
         times.append(time.perf_counter() - start)
     return min(times)
 
@@ -121,6 +126,27 @@ def depth(goldens: Path, temporary: Path, documents: list[str]) -> None:
     show("gemma2-lightweight, one layer -> all 35 in one pass", whole, time.perf_counter() - start)
 
 
+def early_exit(goldens: Path, temporary: Path, documents: list[str]) -> None:
+    """How many leave is chosen here: random weights have no bound. What is left to run is then known too."""
+    folder = write(goldens / "gemma2-lightweight", temporary / "exits", **DEEP)
+    reranker = Reranker(folder, device="cpu", dtype="float32")
+    for layer in (8, 16):
+        for left in (len(documents) // 2, 8 * len(documents) // 10):
+            bounds = {layer: bound_for(reranker, documents, layer, left)}
+            whole = seconds(reranker, documents)
+            faster = fastest(lambda some, at=bounds: reranker.rank(QUERY, some, top_n=1, early_exit=at), documents)
+            expected = left / len(documents) * (1 - layer / DEEP["num_hidden_layers"])
+            what = f"gemma2-lightweight, {left} of {len(documents)} leave at layer {layer}"
+            show(f"{what} (arithmetic {expected:.0%})", whole, faster)
+
+
+def bound_for(reranker: Reranker, documents: list[str], layer: int, left: int) -> float:
+    """The bound with which so many documents leave at a layer, when the first is wanted."""
+    scores = sorted(reranker.score(QUERY, documents, cutoff_layer=layer), reverse=True)
+    last_in, first_out = scores[-left - 1 :][:2]
+    return (scores[0] - (last_in + first_out) / 2) / 2
+
+
 def main() -> None:
     goldens = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/golden")
     torch.manual_seed(0)
@@ -128,6 +154,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         sharing(goldens, Path(temporary), documents)
         depth(goldens, Path(temporary), documents[: NUM_DOCUMENTS // 4])
+        early_exit(goldens, Path(temporary), documents[: NUM_DOCUMENTS // 4])
 
 
 if __name__ == "__main__":

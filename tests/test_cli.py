@@ -192,6 +192,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (("rank", "q", "--long", "cut"), "--long"),
         (("rank", " ", "--passage", "x"), "the query is empty"),
         (("rank", "q", "no-such-file.txt"), "no-such-file.txt: there is no such file"),
+        (("serve", "--calibration", "small=a.json"), "calibration is 'small=a.json'; give NAME=FILE"),
+        (("serve", "--trusted-proxy", "proxy.example"), "trusted_proxies: 'proxy.example'"),
     ],
 )
 def test_wrong_use_is_one_sentence(

@@ -10,12 +10,12 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "src" / "secondpass"
 # Each layer may import itself and the ones before it.
 LAYERS = (
-    ("errors", "types"),
+    ("errors", "lazy", "threads", "types"),
     ("packed", "text", "calibration"),
     ("models",),
     ("checkpoint",),
     ("engine",),
-    ("scoring", "deadline", "reranker", "cascade", "embedder", "colbert", "remote"),
+    ("scoring", "deadline", "reranker", "early_exit", "cascade", "embedder", "colbert", "remote"),
     ("fusion", "retrieval"),
     ("evaluation", "training", "server", "integrations", "scale"),
     ("command", "cli", "__main__"),

@@ -1,13 +1,13 @@
 """The sets of the multilingual recipe, cut to small collections, and word matching over pieces."""
 
-import gzip
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 from scipy.sparse import csr_matrix
+
+from secondpass.evaluation import load_dataset
 
 BLOCK = 16  # neighbours in a corpus are of one article or page: they stay together, as hard negatives
 
@@ -40,23 +40,14 @@ class Collection:
     qrels: dict[str, dict[str, int]]
 
 
-def read_jsonl(path: Path) -> list[dict[str, str]]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
 def read_collection(folder: Path) -> Collection:
-    """The set in `folder`, in the BEIR layout; of the qrels, the only split there is."""
-    rows = read_jsonl(folder / "corpus.jsonl.gz")
-    passages = {row["_id"]: f"{row.get('title', '')} {row['text']}".strip() for row in rows}
-    queries = {row["_id"]: row["text"] for row in read_jsonl(folder / "queries.jsonl.gz")}
-    qrels: dict[str, dict[str, int]] = {}
-    (path,) = (folder / "qrels").glob("*.tsv")
-    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
-        query, passage, score = line.split("\t")
-        if int(score) > 0:
-            qrels.setdefault(query, {})[passage] = int(score)
-    return Collection(passages=passages, queries=queries, qrels=qrels)
+    """The set in `folder`, in the BEIR layout; of the qrels, what is relevant."""
+    found = load_dataset(folder)
+    qrels = {
+        query: {passage: grade for passage, grade in judged.items() if grade > 0}
+        for query, judged in found.qrels.items()
+    }
+    return Collection(passages=dict(found.documents), queries=dict(found.queries), qrels=qrels)
 
 
 def cut(collection: Collection, source: Source) -> Collection:

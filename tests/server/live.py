@@ -47,6 +47,7 @@ def serving(
         port=0,
         log_level="warning",
         access_log=False,
+        proxy_headers=False,
         ws="none",
     )
     server = Server(config)

@@ -139,6 +139,12 @@ def test_other_hosts_and_origins_are_refused(url: str) -> None:
     assert httpx.get(f"{url}/v1/models", headers={"Origin": url}).status_code == 200
 
 
+def test_the_page_works_behind_a_proxy_that_ends_tls(url: str) -> None:
+    behind = {"Origin": url.replace("http:", "https:"), "X-Forwarded-Proto": "https"}
+    assert scores(httpx.post(f"{url}/v1/rerank", json=BODY, headers=behind))
+    assert httpx.post(f"{url}/v1/rerank", json=BODY, headers={"Origin": behind["Origin"]}).status_code == 403
+
+
 def test_health_ready_and_models(url: str) -> None:
     health = httpx.get(f"{url}/health").json()
     assert (health["status"], health["models"]["default"]["state"]) == ("ok", "ready")

@@ -10,9 +10,10 @@ from secondpass.server.guard import Guard, check_exposure, read_keys
 from secondpass.server.settings import Settings, SettingsError
 
 
-def place(guard: Guard, **headers: str) -> Fault | None:
+def place(guard: Guard, peer: str = "127.0.0.1", scheme: str = "http", **headers: str) -> Fault | None:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
-        guard.check_place({"host": "localhost:8787", **headers}, "http")
+        guard.check_place({"host": "localhost:8787", **named}, scheme, peer)
     except Refusal as refusal:
         return refusal.fault
     return None
@@ -55,10 +56,65 @@ def test_beyond_loopback_any_host_is_served() -> None:
         ("https://localhost:8787", Fault.forbidden),
         ("http://evil.example", Fault.forbidden),
         ("null", Fault.forbidden),
+        ("http://[", Fault.forbidden),
+        ("http://localhost:99999", Fault.forbidden),
     ],
 )
 def test_pages_of_other_origins_may_not_call(origin: str, fault: Fault | None) -> None:
     assert place(Guard(Settings()), origin=origin) is fault
+
+
+@pytest.mark.parametrize(
+    "said", [{"x_forwarded_proto": "https"}, {"forwarded": 'for=192.0.2.9;proto="https", for=x'}]
+)
+@pytest.mark.parametrize(
+    ("origin", "host", "fault"),
+    [
+        ("https://rank.example", "rank.example", None),
+        ("https://rank.example", "Rank.Example:443", None),
+        ("https://rank.example:8443", "rank.example:8443", None),
+        ("https://rank.example", "rank.example:8443", Fault.forbidden),
+        ("http://rank.example", "rank.example", Fault.forbidden),  # such a page may be anyone's on the way
+        ("https://evil.example", "rank.example", Fault.forbidden),
+    ],
+)
+def test_a_proxy_that_ends_tls_says_so(said: dict[str, str], origin: str, host: str, fault: Fault | None) -> None:
+    guard = Guard(Settings(host="0.0.0.0"))
+    assert place(guard, origin=origin, host=host, **said) is fault
+
+
+@pytest.mark.parametrize(
+    ("trusted", "peer", "fault"),
+    [
+        (None, "127.0.0.1", None),
+        (None, "::1", None),
+        (None, "::ffff:127.0.0.1", None),
+        (None, "10.1.2.3", Fault.forbidden),
+        (None, "", Fault.forbidden),
+        (("10.0.0.0/8",), "10.1.2.3", None),
+        (("10.1.2.3",), "10.1.2.3", None),
+        (("10.0.0.0/8",), "127.0.0.1", Fault.forbidden),
+        (("*",), "2001:db8::7", None),
+        ((), "127.0.0.1", Fault.forbidden),
+    ],
+)
+def test_only_a_trusted_proxy_is_believed(trusted: tuple[str, ...] | None, peer: str, fault: Fault | None) -> None:
+    guard = Guard(Settings(host="0.0.0.0") if trusted is None else Settings(host="0.0.0.0", trusted_proxies=trusted))
+    said = {"x_forwarded_proto": "https", "host": "rank.example"}
+    assert place(guard, peer, origin="https://rank.example", **said) is fault
+
+
+@pytest.mark.parametrize("said", ["", "ws", "https http", "javascript"])
+def test_a_scheme_that_is_none_is_left_alone(said: str) -> None:
+    assert place(Guard(Settings()), x_forwarded_proto=said, origin="http://localhost:8787") is None
+    assert place(Guard(Settings()), x_forwarded_proto=said, origin="https://localhost:8787") is Fault.forbidden
+
+
+def test_a_proxy_never_says_which_host_was_meant() -> None:
+    """A page whose name was changed to 127.0.0.1 is of its own origin to the browser, and may send any header."""
+    guard = Guard(Settings())
+    said = {"x_forwarded_host": "localhost:8787", "forwarded": "host=localhost:8787;proto=http"}
+    assert place(guard, host="evil.example:8787", origin="http://evil.example:8787", **said) is Fault.forbidden
 
 
 def test_origins_may_be_allowed() -> None:

@@ -28,6 +28,7 @@ pinned = "owner/name@v2"
 path = "path/to/large"
 dtype = "bfloat16"
 max_length = 1024
+calibration = "large.json"
 
 [aliases]
 "rerank-v3.5" = "large"
@@ -48,7 +49,7 @@ def test_the_command_line_comes_before_the_environment_before_the_file(tmp_path:
     assert found.models == (
         ModelSource(name="small", path="path/to/small"),
         ModelSource(name="pinned", path="owner/name", revision="v2"),
-        ModelSource(name="large", path="path/to/large", dtype="bfloat16", max_length=1024),
+        ModelSource(name="large", path="path/to/large", dtype="bfloat16", max_length=1024, calibration="large.json"),
     )
     assert found.aliases == {"rerank-v3.5": "large"}
 
@@ -91,6 +92,9 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
         ("BATCH_TOKENS", "100", 100),
         ("API_KEY_FILE", "keys", "keys"),
         ("ALIASES", "a=default", {"a": "default"}),
+        ("CALIBRATION", "default=a.json", ("default=a.json",)),
+        ("TRUSTED_PROXIES", "10.0.0.0/8, ::1", ("10.0.0.0/8", "::1")),
+        ("TRUSTED_PROXIES", "", ()),
         ("MODELS", "a=x,y", (ModelSource(name="a", path="x"), ModelSource(name="y", path="y"))),
     ],
 )
@@ -112,11 +116,33 @@ def test_the_environment_is_read_by_the_type_of_the_setting(name: str, text: str
         ({"SECONDPASS_TLS_KEY": "key.pem"}, "together"),
         ({"SECONDPASS_MODELS": "a=x,a=y"}, "a name twice"),
         ({"SECONDPASS_ALIASES": "a=b"}, "aliases.a is 'b'; there are default"),
+        ({"SECONDPASS_CALIBRATION": "a=b"}, "calibration is 'a=b'; give NAME=FILE, with NAME of default"),
+        ({"SECONDPASS_CALIBRATION": "default="}, "calibration is 'default='"),
+        ({"SECONDPASS_MODELS": "a=x,b=y", "SECONDPASS_CALIBRATION": "c.json"}, "give NAME=FILE, with NAME of a, b"),
+        ({"SECONDPASS_TRUSTED_PROXIES": "proxy.example"}, "trusted_proxies: 'proxy.example' does not appear to be"),
     ],
 )
 def test_a_wrong_environment_is_refused(environment: dict[str, str], words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         load_settings({}, environment)
+
+
+def test_a_calibration_is_of_the_model_that_it_names() -> None:
+    small, large = ModelSource(name="small", path="s"), ModelSource(name="large", path="l", calibration="own.json")
+    vectors = ModelSource(name="vectors", path="v", kind="embedder")
+
+    def found(*calibration: str, models: tuple[ModelSource, ...] = (small, large, vectors)) -> list[str | None]:
+        settings = Settings(models=models, calibration=calibration)
+        return [settings.calibration_of(model) for model in models]
+
+    assert found() == [None, "own.json", None]
+    assert found("small=a=b.json") == ["a=b.json", "own.json", None]
+    assert found("large=a.json") == [None, "a.json", None]
+    assert found("a.json", models=(small, vectors)) == ["a.json", None]
+    with pytest.raises(SettingsError, match=r"calibration is 'vectors=a.json'; give NAME=FILE, with NAME of small"):
+        found("vectors=a.json")
+    with pytest.raises(SettingsError, match="only a reranker takes a calibration"):
+        ModelSource(name="vectors", path="v", kind="embedder", calibration="a.json")
 
 
 @pytest.mark.parametrize("pair", ["port", "prot=1", "=1"])

@@ -1,1 +1,1 @@
-"""What the commands do: inputs to passages, results to tables. cli.py parses and calls."""
+"""What the commands do: inputs to passages, results to tables. Their options are in options/."""

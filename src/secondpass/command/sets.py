@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from secondpass.evaluation.trec import Run
     from secondpass.types import Scorer
 
-Progress = Callable[[int, int], None]
 FIRST_STAGES = "bm25, run:FILE or embedder:NAME"
 
 

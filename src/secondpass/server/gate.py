@@ -42,7 +42,8 @@ class Gate:
         scope["root_path"] = ""
         send = _with_headers(send, {"x-request-id": request_id, **self.guard.cors_headers(headers)})
         try:
-            self.guard.check_place(headers, scope["scheme"])
+            peer, _ = scope.get("client") or ("", 0)
+            self.guard.check_place(headers, scope["scheme"], peer)
             if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 await send_reply(send, Reply(body=None, status=204), request_id)
                 return

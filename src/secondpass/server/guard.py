@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from secondpass.server.exchange import Fault, Refusal
-from secondpass.server.settings import Settings, SettingsError, is_loopback
+from secondpass.server.settings import Settings, SettingsError, is_loopback, networks
 
 Headers = Mapping[str, str]  # names in lower case
 # Where clients put their key, beside `Authorization: Bearer`.
 KEY_HEADERS = ("x-api-key", "api-key")
+PORTS = {"http": 80, "https": 443}
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -52,12 +54,16 @@ class Guard:
     def __init__(self, settings: Settings, keys: Iterable[str] = ()) -> None:
         # Of one length, so that the comparison says nothing about a key's length either.
         self._keys = [_digest(key) for key in keys]
+        self._proxies = networks(settings.trusted_proxies)
         self._origins = {origin.rstrip("/").lower() for origin in settings.cors_origins}
         named = {host.lower() for host in settings.allowed_hosts}
         self._hosts = named or (set(LOOPBACK_NAMES) if settings.is_loopback else {"*"})
 
-    def check_place(self, headers: Headers, scheme: str) -> None:
-        """Raises Refusal for a Host that is not this server's, and for pages of other origins."""
+    def check_place(self, headers: Headers, scheme: str, peer: str) -> None:
+        """Raises Refusal for a Host that is not this server's, and for pages of other origins.
+
+        scheme is the connection's, peer the address at its other end.
+        """
         host = headers.get("host", "")
         name = _host_name(host)
         if "*" not in self._hosts and name not in self._hosts and not self._is_local(name):
@@ -67,7 +73,7 @@ class Guard:
                 parameter="host",
             )
         origin = headers.get("origin")
-        if origin is not None and not self._is_own(origin, host, scheme) and not self.allows_origin(origin):
+        if origin is not None and not self._is_own(origin, headers, scheme, peer) and not self.allows_origin(origin):
             raise Refusal(
                 Fault.forbidden, f"pages of {origin[:100]!r} may not call; allow them with --cors-origin",
                 parameter="origin",
@@ -106,10 +112,43 @@ class Guard:
         """Another spelling of loopback, which no name server can point elsewhere."""
         return self._hosts >= set(LOOPBACK_NAMES) and is_loopback(name)
 
-    @staticmethod
-    def _is_own(origin: str, host: str, scheme: str) -> bool:
+    def _is_own(self, origin: str, headers: Headers, scheme: str, peer: str) -> bool:
+        """Whether a page is this server's: scheme, name and port are those by which the browser reached it."""
+        if self._is_proxy(peer):
+            scheme = _forwarded_scheme(headers) or scheme
+        own = f"{scheme}://{headers.get('host', '')}"
+        return _place(own) is not None and _place(origin) == _place(own)
+
+    def _is_proxy(self, peer: str) -> bool:
+        try:
+            address = ipaddress.ip_address(peer)
+        except ValueError:
+            return False
+        mapped = getattr(address, "ipv4_mapped", None)
+        return any((mapped or address) in network for network in self._proxies)
+
+
+def _forwarded_scheme(headers: Headers) -> str | None:
+    """What the first proxy says of the scheme that it was called by. RFC 7239, and the header that came before it.
+
+    The host that a proxy may say beside it is left alone: a page whose name was changed to this machine's address
+    could send that too, and so pass for one of this server's.
+    """
+    first = headers.get("forwarded", "").partition(",")[0]
+    pairs = (pair.strip().partition("=") for pair in first.split(";"))
+    said = next((value.strip('"') for name, _, value in pairs if name.lower() == "proto"), "")
+    said = (said or headers.get("x-forwarded-proto", "").partition(",")[0]).strip().lower()
+    return said if said in PORTS else None
+
+
+def _place(origin: str) -> tuple[str, str, int] | None:
+    """Scheme, name and port of an origin; None for what is no http or https one."""
+    try:
         parts = urlsplit(origin)
-        return parts.scheme == scheme and parts.netloc.lower() == host.lower()
+        port = parts.port or PORTS[parts.scheme]
+    except (ValueError, KeyError):
+        return None
+    return (parts.scheme, parts.hostname, port) if parts.hostname else None
 
 
 def _given_key(headers: Headers) -> str | None:

@@ -54,6 +54,7 @@ def open_reranker(source: ModelSource, settings: Settings) -> tuple[Reranker, Ru
         long_documents=source.long_documents,
         instruction=source.instruction,
         token_budget=source.token_budget,
+        calibration=settings.calibration_of(source),
         local_files_only=settings.local_files_only,
     )
     model.score("warm up", WARM_TEXTS)

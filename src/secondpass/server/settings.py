@@ -20,6 +20,10 @@ PREFIX = "SECONDPASS_"
 NOT_SETTINGS = ("CONFIG", "API_KEYS", "API_KEY", "CACHE", "HOME")
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+EVERYWHERE = ("0.0.0.0/0", "::/0")
+
+
 class SettingsError(SecondpassError):
     """A setting is unknown or has no such value; says where it came from."""
 
@@ -39,6 +43,11 @@ class ModelSource:
     long_documents: str = "truncate"
     instruction: str | None = None
     token_budget: int | None = None
+    calibration: str | None = None  # a file: what `secondpass calibrate` fitted
+
+    def __post_init__(self) -> None:
+        if self.calibration is not None and self.kind == "embedder":
+            raise SettingsError(f"models.{self.name} is an embedder; only a reranker takes a calibration")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +59,7 @@ class Settings:
     root_path: str = ""  # prefix that a proxy in front leaves in the path
     workers: int = 1
     models: tuple[ModelSource, ...] = (ModelSource(name="default", path="default"),)
+    calibration: tuple[str, ...] = ()  # files, as NAME=FILE; FILE alone where one reranker is served
     aliases: Mapping[str, str] = field(default_factory=dict)  # a name that clients write -> a served name
     strict_models: bool = False  # refuse unknown names even where one model is served
     allow_model_changes: bool = False  # load and unload over /admin/models
@@ -60,6 +70,7 @@ class Settings:
     public_metrics: bool = False  # /metrics without a key
     allowed_hosts: tuple[str, ...] = ()  # values of Host; none: loopback names on loopback, else any
     cors_origins: tuple[str, ...] = ()  # origins whose pages may call; none: only the server's own page
+    trusted_proxies: tuple[str, ...] = ("127.0.0.0/8", "::1")  # whose word on https counts; *: any address's
     tls_certificate: str | None = None
     tls_key: str | None = None
 
@@ -103,10 +114,16 @@ class Settings:
         for alias, name in self.aliases.items():
             if name not in names and not self.allow_model_changes:
                 raise SettingsError(f"aliases.{alias} is {name!r}; there are {', '.join(names)}")
+        _calibrations(self.calibration, self.models)
+        networks(self.trusted_proxies)
 
     @property
     def is_loopback(self) -> bool:
         return is_loopback(self.host)
+
+    def calibration_of(self, source: ModelSource) -> str | None:
+        """The file of a model's calibration: what `calibration` says of its name, else what its own options say."""
+        return _calibrations(self.calibration, self.models).get(source.name, source.calibration)
 
 
 POSITIVE = tuple(
@@ -123,6 +140,29 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def networks(addresses: Sequence[str]) -> tuple[Network, ...]:
+    """Networks of addresses such as 10.0.0.1, 10.0.0.0/8 or ::1; `*` is every address. Raises SettingsError."""
+    try:
+        written = [each for text in addresses for each in (EVERYWHERE if text == "*" else (text,))]
+        return tuple(ipaddress.ip_network(text, strict=False) for text in written)
+    except ValueError as error:
+        raise SettingsError(f"trusted_proxies: {error}; give addresses as 10.0.0.1 or 10.0.0.0/8, or *") from error
+
+
+def _calibrations(texts: Sequence[str], models: Sequence[ModelSource]) -> dict[str, str]:
+    """Files by the names of models, of NAME=FILE, or of FILE where one reranker is served. Raises SettingsError."""
+    rerankers = [model.name for model in models if model.kind == "reranker"]
+    files = {}
+    for text in texts:
+        name, separator, file = text.partition("=")
+        if not separator and len(rerankers) == 1:
+            name, file = rerankers[0], text
+        if name not in rerankers or not file:
+            raise SettingsError(f"calibration is {text!r}; give NAME=FILE, with NAME of {', '.join(rerankers)}")
+        files[name] = file
+    return files
 
 
 def load_settings(
