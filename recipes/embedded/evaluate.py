@@ -1,7 +1,7 @@
 """nDCG@10 and MRR@10 of a cross-encoder reranking BM25's first passages, beside BM25, a bi-encoder and both together.
 
-Differences come with 95% intervals of the paired bootstrap over queries. `--model` is a Hugging Face folder, or an
-OpenVINO graph (.xml) with the tokenizer in the folder above. Texts are cut at `--max-length` tokens.
+Differences come with 95% intervals of the paired bootstrap over queries. `--model` is a float32 folder (`final/`), or
+an OpenVINO graph (.xml) with the tokenizer in the folder above. Texts are cut at `--max-length` tokens.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from biencoder import BiEncoder
 from collection import Bm25, Collection, by_hash, read_collection
+from model import load
 from tokenizers import Tokenizer
 from train import logits_of
-from transformers import BertForSequenceClassification
 
 SETS = (
     "selqa-rerank",
@@ -94,7 +94,7 @@ def cosines(encoder: BiEncoder, collection: Collection, candidates: list[Candida
 
 
 def torch_score(folder: Path, max_length: int) -> Score:
-    model = BertForSequenceClassification.from_pretrained(folder, attn_implementation="sdpa").eval()
+    model = load(folder).eval()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()

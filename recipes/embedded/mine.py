@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("bi_encoder", type=Path, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("out", type=Path)
     parser.add_argument("--max-length", type=int, default=160)
+    parser.add_argument("--max-queries", type=int, default=1_000_000, help="of each set, for a trial of the recipe")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -145,7 +146,7 @@ def main() -> None:
         if (arguments.out / name / "texts.json").exists():
             continue  # so that a run cut short goes on where it stopped
         whole = source.made(arguments.train) if source.made else read_collection(arguments.train / name)
-        collection = subset(whole, source.max_queries)
+        collection = subset(whole, min(source.max_queries, arguments.max_queries))
         lists = mine(collection, encoder, margin=0.15 if source.written_by_people else 0.05)
         (arguments.out / name).mkdir(parents=True, exist_ok=True)
         np.savez(arguments.out / name / "lists.npz", **lists)

@@ -15,14 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from mine import SOURCES
+from model import Reranker, load
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BertForSequenceClassification
+from words import piece_weights
 
 malloc_trim = ctypes.CDLL("libc.so.6").malloc_trim
 HELD_OUT = ("covid-qa", "tldr-en")
+LEARNT = [name for name in SOURCES if name not in HELD_OUT]
 MAX_QUERY_TOKENS = 96
+LONG_TOKENS = 256
+HAYSTACK_TOKENS = (256, 512)  # lengths of a pair whose passage lies among others
+SCALE_RATE = 50.0  # of the weights of word matching, as a multiple of the others' rate: there are two
 PATIENCE = 1800.0  # seconds that a worker waits for the others
 
 
@@ -35,7 +40,8 @@ class Settings:
     label_share: float
     temperature: float
     max_tokens: int
-    long_share: float  # of the lists, cut at 256 tokens rather than at max_tokens
+    long_share: float  # of the lists, cut at LONG_TOKENS rather than at max_tokens
+    haystack_share: float  # of the lists, whose passages lie among others that do not matter
     workers: int
     threads: int  # per worker
     round_minutes: float  # between two averages of the workers' weights
@@ -91,7 +97,7 @@ def fit_teacher(arrays: list[dict[str, np.ndarray]]) -> Tensor:
 
 def teacher_weights(mined: Path) -> np.ndarray:
     """Of cosine and BM25, fitted to the sets that are trained on."""
-    return fit_teacher([np.load(mined / name / "lists.npz") for name in SOURCES if name not in HELD_OUT]).numpy()
+    return fit_teacher([np.load(mined / name / "lists.npz") for name in LEARNT]).numpy()
 
 
 def read_lists(mined: Path, name: str, tokenizer: Tokenizer, weights: np.ndarray) -> Lists:
@@ -123,11 +129,39 @@ def draw(sets: list[Lists], shares: np.ndarray, settings: Settings, rng: np.rand
         negatives = rng.permutation(np.flatnonzero(one.mask[query][1:]) + 1)[: settings.candidates - 1]
         kept = np.array([0, *negatives])
         teacher[index, : len(kept)] = one.teacher[query, kept]
-        limit = 256 if rng.random() < settings.long_share else settings.max_tokens
+        passages = [one.passages[row] for row in np.resize(one.candidates[query, kept], settings.candidates)]
+        kind = rng.random()
+        if kind < settings.haystack_share:
+            limit = int(rng.integers(*HAYSTACK_TOKENS))
+            passages = hidden(passages, one.passages, limit - 3 - len(one.queries[query]), rng)
+            teacher[index, len(kept) - 1] = one.teacher[query][one.mask[query]].min()
+        else:
+            limit = LONG_TOKENS if kind < settings.haystack_share + settings.long_share else settings.max_tokens
         room = limit - 3 - len(one.queries[query])
-        for row in np.resize(one.candidates[query, kept], settings.candidates):
-            pairs.append((one.queries[query], one.passages[row][:room]))
+        pairs += [(one.queries[query], passage[:room]) for passage in passages]
     return Batch(pairs=pairs, teacher=torch.from_numpy(teacher))
+
+
+def hidden(
+    passages: list[list[int]], others: list[list[int]], room: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """Each passage, but the last, somewhere in a text of `room` tokens; the last gives way to such a text alone.
+
+    Half of the texts are other passages end to end, half are one passage again and again. So length alone is no
+    reason for a high score, and an answer counts wherever it stands.
+    """
+    made = []
+    for place, passage in enumerate(passages):
+        drawn = iter(lambda: others[int(rng.integers(len(others)))], None)
+        repeated = next(drawn) or [0]
+        is_repeated = rng.random() < 0.5
+        filler: list[int] = []
+        while len(filler) < room:
+            filler += repeated if is_repeated else next(drawn)
+        kept = passage[:128] if place + 1 < len(passages) else []
+        before = int(rng.integers(max(1, room - len(kept))))
+        made.append(filler[:before] + kept + filler[before:])
+    return made
 
 
 def logits_of(model: torch.nn.Module, pairs: list[tuple[list[int], list[int]]], budget: int = 4096) -> Tensor:
@@ -153,7 +187,7 @@ def _run(model: torch.nn.Module, pairs: list[tuple[list[int], list[int]]]) -> Te
     mask = places < lengths
     types = (places >= first) & mask
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(input_ids=ids, attention_mask=mask.long(), token_type_ids=types.long()).logits
+        logits = model(input_ids=ids, attention_mask=mask.long(), token_type_ids=types.long())
     return logits[:, 0].float()
 
 
@@ -186,24 +220,16 @@ def accuracy(model: torch.nn.Module, one: Lists, num_queries: int = 40) -> tuple
     return float((1 / ranks[0]).mean()), float((1 / ranks[1]).mean())
 
 
-def load(folder: Path) -> BertForSequenceClassification:
-    """The bi-encoder's weights with a head of width 1; word embeddings stay as they are, dropout is off."""
-    model = BertForSequenceClassification.from_pretrained(
-        folder,
-        num_labels=1,
-        attn_implementation="eager",  # trains 1.4 times faster here: the fused kernel's backward is slow on CPU
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    model.bert.embeddings.word_embeddings.weight.requires_grad_(False)
-    return model
-
-
-def adamw(trainable: list[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    """Weight decay on matrices alone."""
+def adamw(model: Reranker, rate: float) -> torch.optim.Optimizer:
+    """Weight decay on matrices alone. `share` of a group multiplies the rate."""
+    trainable = [parameter for parameter in model.bert.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trainable if parameter.ndim > 1]
     plain = [parameter for parameter in trainable if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": 0.01, "share": 1.0},
+        {"params": plain, "weight_decay": 0.0, "share": 1.0},
+        {"params": [model.match.scale], "weight_decay": 0.0, "share": SCALE_RATE},
+    ]
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
@@ -213,9 +239,7 @@ def shares(sets: list[Lists]) -> np.ndarray:
     return np.array(sizes) / sum(sizes)
 
 
-def work(
-    rank: int, model: BertForSequenceClassification, sets: list[Lists], settings: Settings, common: Common, out: Path
-) -> None:
+def work(rank: int, model: Reranker, sets: list[Lists], settings: Settings, common: Common, out: Path) -> None:
     """One worker: takes steps of its own, and at the end of each round takes over the mean of all workers' weights.
 
     Local stochastic gradient descent: a worker waits for the others once a round instead of once a step, which
@@ -225,7 +249,7 @@ def work(
     rng = np.random.default_rng((settings.seed, rank))
     learnt = [one for one in sets if one.name not in HELD_OUT]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = adamw(trainable, settings.rate)
+    optimiser = adamw(model, settings.rate)
     losses: list[float] = []
     rounds = max(1, round(settings.minutes / settings.round_minutes))
     for turn in range(rounds):
@@ -239,7 +263,8 @@ def work(
             flush=True,
         )
         if rank == 0:
-            model.save_pretrained(out)
+            model.save(out)
+            print("word matching", model.match.scale.tolist(), flush=True)
             if turn % 8 == 7:
                 held = {one.name: accuracy(model, one) for one in sets if one.name in HELD_OUT}
                 print(f"held out, ours and teacher's: {held}", flush=True)
@@ -253,7 +278,7 @@ def take_step(
     loss.backward()
     torch.nn.utils.clip_grad_norm_([one for group in optimiser.param_groups for one in group["params"]], 2.0)
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["share"]
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return loss.item()
@@ -268,7 +293,7 @@ def average(rank: int, trainable: list[torch.nn.Parameter], common: Common) -> N
     common.barrier.wait(PATIENCE)
 
 
-def train(model: BertForSequenceClassification, sets: list[Lists], settings: Settings, out: Path) -> None:
+def train(model: Reranker, sets: list[Lists], settings: Settings, out: Path) -> None:
     size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     context = torch.multiprocessing.get_context("fork")  # the lists are not copied
     common = Common(
@@ -300,7 +325,8 @@ def main() -> None:
     parser.add_argument("--label-share", type=float, default=0.4)
     parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--long-share", type=float, default=0.1)
+    parser.add_argument("--long-share", type=float, default=0.12)
+    parser.add_argument("--haystack-share", type=float, default=0.05)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--round-minutes", type=float, default=3)
@@ -315,7 +341,9 @@ def main() -> None:
     tokenizer.no_padding()
     weights = teacher_weights(mined)
     print("teacher: cosine, BM25 weights", weights, flush=True)
-    train(load(start), [read_lists(mined, name, tokenizer, weights) for name in SOURCES], settings, out)
+    model = load(start, piece_weights(mined, LEARNT, tokenizer), attention="eager")
+    model.bert.bert.embeddings.word_embeddings.weight.requires_grad_(False)
+    train(model, [read_lists(mined, name, tokenizer, weights) for name in SOURCES], settings, out)
 
 
 if __name__ == "__main__":
