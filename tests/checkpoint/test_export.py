@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from secondpass import Reranker
 from secondpass.checkpoint import export as module
@@ -82,6 +83,14 @@ def test_goldens_keep_their_scores(tmp_path: Path, name: str) -> None:
 def test_torch_reads_the_weights_of_a_graph(source: Path, tmp_path: Path, dtype: str) -> None:
     folder = export(open_checkpoint(source), tmp_path / "out", dtype=dtype)
     assert scores(folder, "torch") == pytest.approx(scores(folder, "openvino"), abs=1e-5)
+
+
+def test_a_graph_says_what_the_checkpoint_called_its_weights(source: Path, tmp_path: Path) -> None:
+    folder = export(open_checkpoint(source), tmp_path / "out")
+    stored = dict(read_constants(folder / "openvino" / "openvino_model.xml"))
+    weights = load_file(source / "model.safetensors")
+    assert set(stored) == set(weights)
+    assert all(np.allclose(stored[name], tensor, atol=1e-6) for name, tensor in weights.items())
 
 
 def test_int8_rows_are_within_half_a_step(source: Path, tmp_path: Path) -> None:

@@ -125,6 +125,18 @@ def test_sentence_transformers_loads_the_result_with_the_same_scores(tmp_path: P
     assert max(abs(a - float(b)) for a, b in zip(found, expected, strict=True)) < 1e-4
 
 
+@pytest.mark.slow
+def test_what_is_trained_from_the_embedded_graph_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
+    asked = settings(max_steps=2, learning_rate=1e-5, epochs=1)
+    Trainer("default", DATA, tmp_path / "out", settings=asked).train()
+    names = set(weights(tmp_path / "out"))
+    assert {"bert.encoder.layer.5.attention.self.query.weight", "classifier.weight", "word_match.scale"} <= names
+    example = toy_examples(1)[0]
+    texts = [*example.positives, *example.negatives]
+    before, after = (Reranker(which).score(example.query, texts) for which in ("default", tmp_path / "out"))
+    assert after == pytest.approx(before, abs=0.5)
+
+
 def test_the_best_checkpoint_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([0.3, 0.2, 0.9, 0.4])
 

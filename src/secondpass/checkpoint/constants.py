@@ -6,6 +6,7 @@ checkpoint that is shipped as a graph needs no second copy of its weights for th
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from secondpass.errors import CheckpointError
 
 # What the tracer puts before the name of a parameter of the module that `secondpass export` traces.
 PREFIX = "self.model."
+# Where a graph's notes (rt_info) say what the checkpoint called the parameters: JSON, {name: [[name, rows], ...]}.
+NAMES = ("secondpass", "names")
 _TYPES = {"i8": np.int8, "u8": np.uint8, "f16": np.float16, "f32": np.float32, "bf16": np.uint16}
 # Vectors are stored as (1, C) or (1, 1, C), for the sums and products that they are used in.
 _VECTOR = re.compile(r".*(bias|norm\.weight|word_match\.\w+)", re.IGNORECASE)
@@ -25,11 +28,14 @@ _COMPRESSED = "_compressed"  # how OpenVINO names what it has stored in half pre
 
 
 def read_constants(graph: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Every (name, values) of the traced module's parameters, in float32.
+    """Every (name, values) of the traced module's parameters, in float32, by the names of the source checkpoint.
 
-    Raises CheckpointError for a graph that is damaged or that names no parameters.
+    A graph without these has our own names. Raises CheckpointError for one that is damaged or names no parameters.
     """
-    stored = _stored(graph)
+    root = _parsed(graph)
+    stored = _stored(graph, root)
+    notes = root.find("/".join(("rt_info", *NAMES)))
+    theirs: dict[str, list[tuple[str, int]]] = {} if notes is None else json.loads(notes.get("value", "{}"))
     names = [name for name in stored if not name.endswith(("/scale", "/zero_point"))]
     if not names:
         raise CheckpointError(f"{graph}: names no weights; it can be run by the openvino engine, not by torch")
@@ -39,7 +45,11 @@ def read_constants(graph: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
             values -= zero.astype(np.float32)
         if (scale := stored.get(f"{name}/scale")) is not None:
             values *= scale.astype(np.float32)
-        yield name, values.reshape(-1) if _VECTOR.fullmatch(name) else values
+        values = values.reshape(-1) if _VECTOR.fullmatch(name) else values
+        start = 0
+        for part, num_rows in theirs.get(name, [(name, len(values))]):
+            yield part, values[start : start + num_rows]
+            start += num_rows
 
 
 def _floats(stored: NDArray[np.generic]) -> NDArray[np.float32]:
@@ -49,17 +59,24 @@ def _floats(stored: NDArray[np.generic]) -> NDArray[np.float32]:
     )
 
 
-def _stored(graph: Path) -> dict[str, NDArray[np.generic]]:
+def _parsed(graph: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(graph).getroot()
+    except (ElementTree.ParseError, OSError) as error:
+        raise CheckpointError(f"{graph}: its weights cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _stored(graph: Path, root: ElementTree.Element) -> dict[str, NDArray[np.generic]]:
     """The parameters as they are stored, by name without PREFIX; mapped from disk."""
     try:
-        layers = ElementTree.parse(graph).getroot().iterfind("layers/layer[@type='Const']")
+        layers = root.iterfind("layers/layer[@type='Const']")
         content = np.memmap(graph.with_suffix(".bin"), mode="r")
         return {
             layer.get("name", "").removeprefix(PREFIX).removesuffix(_COMPRESSED): _values(layer.find("data"), content)
             for layer in layers
             if layer.get("name", "").startswith(PREFIX)
         }
-    except (ElementTree.ParseError, OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{graph}: its weights cannot be read: {type(error).__name__}: {error}") from error
 
 

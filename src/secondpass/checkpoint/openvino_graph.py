@@ -1,10 +1,12 @@
 """A traced cross-encoder as an OpenVINO graph: float weights, half of their size, or int8.
 
-Every parameter is a constant under its name, so that the torch engine can read the graph too (constants.py).
+Every parameter is a constant under its name, and the graph's notes say what the checkpoint calls it: so the torch
+engine can read the graph too, and what is trained from it is an ordinary checkpoint again (constants.py).
 """
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from secondpass.checkpoint.constants import PREFIX
+from secondpass.checkpoint.constants import NAMES, PREFIX
 from secondpass.checkpoint.export import Inputs
 from secondpass.checkpoint.graph import import_openvino
 from secondpass.checkpoint.tracing import INPUTS, Padded, example
@@ -33,7 +35,14 @@ def write_openvino(model: Padded, file: Path, dtype: str, calibration: Sequence[
         graph = _quantised(openvino, graph, calibration)
     for matrix in list(_matrices(graph)) if dtype != "float32" else ():
         _STORED[dtype](openvino, matrix)
+    graph.set_rt_info(json.dumps(_names(model)), list(NAMES))
     openvino.save_model(graph, file, compress_to_fp16=False)
+
+
+def _names(model: Padded) -> dict[str, list[tuple[str, int]]]:
+    """Our name of each parameter -> its names in the checkpoint, with the rows of each."""
+    ours = [name for name, _ in model.model.named_parameters()]
+    return {name: [(theirs, rows.stop - rows.start) for theirs, rows in model.naming.parts(name)] for name in ours}
 
 
 def _convert(openvino: Any, model: Padded) -> Any:

@@ -103,6 +103,12 @@ class Naming:
         target, _, block = rename(name, self.renames).partition("@")
         self.blocks.setdefault(target, {})[int(block or 0)] = (name, len(tensor) if tensor.ndim else 1)
 
+    def noted(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors as they are, each noted as it passes."""
+        for name, tensor in tensors:
+            self.note(name, tensor)
+            yield name, tensor
+
     def parts(self, target: str) -> Iterator[tuple[str, slice]]:
         """(name, rows) of each tensor in the file that our tensor is made of."""
         start = 0

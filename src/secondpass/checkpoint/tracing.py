@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.files import Checkpoint
+from secondpass.checkpoint.save import Naming
 from secondpass.checkpoint.weights import load_weights
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import Packed
@@ -15,11 +16,12 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Padded(nn.Module):
-    """A cross-encoder over padded inputs (N, L)."""
+    """A cross-encoder over padded inputs (N, L); `naming` knows what its parameters are called in the checkpoint."""
 
-    def __init__(self, model: CrossEncoder) -> None:
+    def __init__(self, model: CrossEncoder, naming: Naming) -> None:
         super().__init__()
         self.model = model
+        self.naming = naming
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         n, length = input_ids.shape
@@ -47,15 +49,16 @@ def traceable(checkpoint: Checkpoint) -> Padded:
             f"{checkpoint.name} is a decoder ({checkpoint.config['model_type']}); only encoders can be exported, "
             "run it with the torch engine"
         )
+    adapted, naming = change_of(checkpoint), Naming(renames=model.renames)
     load_weights(
         model,
         checkpoint.weight_files(),
         renames=model.renames,
         ignored=model.ignored,
         dtype=torch.float32,
-        change=change_of(checkpoint),
+        change=lambda tensors: naming.noted(tensors if adapted is None else adapted(tensors)),
     )
-    return Padded(model.eval())
+    return Padded(model.eval(), naming)
 
 
 def example() -> dict[str, Tensor]:

@@ -160,9 +160,7 @@ class _Source:
 
     def changed(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         tensors = tensors if self._adapted is None else self._adapted(tensors)
-        for name, tensor in tensors if self._layout is None else self._wanted(tensors, self._layout):
-            self.naming.note(name, tensor)
-            yield name, tensor
+        yield from self.naming.noted(tensors if self._layout is None else self._wanted(tensors, self._layout))
         if self._layout is not None:
             yield from self._added(self._layout)
 
