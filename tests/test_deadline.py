@@ -143,6 +143,21 @@ def test_a_machine_that_is_always_too_slow_is_left_alone(folder: Path, monkeypat
     assert engine.runs == []
 
 
+def test_where_runs_are_often_too_slow_few_calls_try(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker, engine, clock = slow(folder, monkeypatch)
+    for runs in reranker._pace.seen.values():
+        runs += [(runs[0][0], 1.0), (runs[0][0], 1.0)]
+    tried = []
+    for _ in range(150):
+        started, engine.runs[:] = clock.now, []
+        reranker.rank(QUERY, TEXTS[:1], budget_ms=20)
+        tried.append(bool(engine.runs))
+        for runs in reranker._pace.seen.values():  # what ran was slow too
+            runs += [(runs[0][0], 1.0)] * tried[-1]
+        assert clock.now - started <= 0.02
+    assert 1 <= sum(tried) <= 4
+
+
 def test_windows_of_a_document_are_scored_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker, _, _ = slow(folder, monkeypatch)
     object.__setattr__(reranker._reader, "has_windows", True)

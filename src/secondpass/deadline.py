@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from statistics import median
 
 from secondpass.scoring import Scored, Scoring
 from secondpass.text.reader import Pair, Reading
@@ -26,6 +25,8 @@ SHARE = 0.5
 # How much longer than the slowest of the last portions a portion may take.
 CAUTION = 1.1
 REMEMBERED = 16
+# Of the calls in which nothing fits, one in so many tries a pair, so that a machine that became faster is noticed.
+RETRY = 64
 # Pairs tokenised at a time; a long text takes milliseconds.
 STEP = 8
 # Seconds of rank() after the last score: a fixed part, and one for each document.
@@ -46,6 +47,7 @@ class Pace:
     """
 
     seen: dict[int, deque[tuple[float, float]]] = field(default_factory=dict)  # (work, seconds)
+    refused: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def learn(self, work: float, seconds: float) -> None:
@@ -56,9 +58,19 @@ class Pace:
         """What the work is expected to take, on the safe side; None before anything was learned."""
         return CAUTION * max(taken) if (taken := self._taken(work)) else None
 
-    def usual(self, work: float) -> float | None:
-        """What it took in half of the runs: no measure of what is safe, but one slow run says little."""
-        return CAUTION * median(taken) if (taken := self._taken(work)) else None
+    def ventures(self, work: float, seconds: float) -> bool:
+        """Whether to try work that may not fit: if it did in all remembered runs but one, or after many refusals.
+
+        One slow run says little, and nothing is learned where nothing runs. Two may be the rule on this machine.
+        """
+        taken = sorted(self._taken(work))
+        if not taken:
+            return False
+        if CAUTION * taken[-2:][0] <= seconds:
+            return True
+        with self.lock:
+            self.refused += 1
+            return self.refused % RETRY == 0 and min(taken) <= seconds
 
     def _taken(self, work: float) -> list[float]:
         """What the work would have taken in each remembered run of about its size."""
@@ -178,10 +190,14 @@ def _next(queue: Queue, deadline: Deadline) -> list[Reading]:
 
 
 def _first(queue: Queue, deadline: Deadline) -> list[Reading]:
-    """The first pair where it usually fits: else one slow run could keep all later calls from scoring anything."""
+    """The first pair where it mostly fits well: else one slow run could keep all later calls from scoring anything.
+
+    One scored pair stays where it was, so nothing but the pace is learned from it, and a risk is not worth it.
+    """
     left = deadline.at - time.perf_counter()
     if left <= 0:
         return []
     queue.fill(0.0)
-    usual = deadline.pace.usual(queue.waiting[0][0]) if queue.waiting else None
-    return [] if usual is None or usual > left else queue.take(queue.waiting[0][0])
+    if not queue.waiting or not deadline.pace.ventures(queue.waiting[0][0], left * SHARE):
+        return []
+    return queue.take(queue.waiting[0][0])
