@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from secondpass.reranker import Reranker
-from secondpass.scoring import Progress
-from secondpass.types import DocumentLike
+from secondpass.types import DocumentLike, Progress
 
 
 def exit_bounds(

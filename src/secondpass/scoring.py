@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from secondpass.engine.engine import Engine
 from secondpass.text.reader import Pair, Reader, Reading
 from secondpass.text.truncation import Limits
-from secondpass.types import Run, Usage
-
-Progress = Callable[[int, int], None]  # rows done, rows in all
+from secondpass.types import Advance, Progress, Run, Usage
 
 # Fewer pairs are tokenised in one go: a thread would cost more than it hides.
 MIN_AHEAD = 256
@@ -104,15 +102,13 @@ class Scoring:
             waited = time.perf_counter()
         return scored
 
-    def run(
-        self, scored: Scored, readings: Sequence[Reading], run: Run, count: Callable[[int], None] | None = None
-    ) -> None:
+    def run(self, scored: Scored, readings: Sequence[Reading], run: Run, count: Advance | None = None) -> None:
         """Score the readings and add them to what is scored."""
         scores = self.engine.run([reading.row for reading in readings], run, count)
         scored.add(readings, scores.T.tolist())
 
 
-def _counter(progress: Progress | None, done: int, total: int) -> Callable[[int], None] | None:
+def _counter(progress: Progress | None, done: int, total: int) -> Advance | None:
     if progress is None:
         return None
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, overload
+
+Progress: TypeAlias = Callable[[int, int], None]  # of long work: how many are done, of how many
+Advance: TypeAlias = Callable[[int], None]  # how many more are done
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from secondpass.training.collection import Collection
     from secondpass.training.data import Example
     from secondpass.training.mining import MiningSettings, Search
-    from secondpass.training.partial import Progress
-    from secondpass.types import Scorer
+    from secondpass.types import Progress, Scorer
 
 EMBEDDER = "embedder:"
 

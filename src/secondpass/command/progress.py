@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from secondpass.scoring import Progress
+    from secondpass.types import Progress
 
 
 @contextmanager

@@ -14,8 +14,7 @@ from secondpass.command.progress import watched
 
 if TYPE_CHECKING:
     from secondpass.reranker import Info, Reranker
-    from secondpass.scoring import Progress
-    from secondpass.types import Ranking
+    from secondpass.types import Progress, Ranking
 
 
 @dataclass(frozen=True, kw_only=True)

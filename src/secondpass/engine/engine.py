@@ -14,9 +14,7 @@ from secondpass.checkpoint.files import Checkpoint
 from secondpass.engine.environment import suit_torch
 from secondpass.errors import MissingExtra
 from secondpass.text.tokenizer import Tokenizer
-from secondpass.types import Row, Run
-
-Progress = Callable[[int], None]  # told how many more rows are done
+from secondpass.types import Advance, Row, Run
 
 
 class Engine(Protocol):
@@ -44,7 +42,7 @@ class Engine(Protocol):
         """Tokens that are run at once."""
         ...
 
-    def run(self, rows: Sequence[Row], run: Run, progress: Progress | None = None) -> NDArray[np.float32]:
+    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
         """Logits (N, outputs) in the order of the rows."""
         ...
 

@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secondpass.engine.engine import Progress
 from secondpass.engine.memory import Budget, in_batches
 from secondpass.engine.sharing import Portion
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import Packed, pack
-from secondpass.types import Row, Run
+from secondpass.types import Advance, Row, Run
 
 # Tokens whose states are held between layers: of the largest models here some 600 MB, and for a moment twice that.
 MAX_HELD = 65536
@@ -108,7 +107,7 @@ class EarlyExits:
     device: torch.device
     portions: Callable[[Sequence[Row]], list[tuple[Portion, list[KeysValues]]]]
 
-    def scores(self, rows: Sequence[Row], progress: Progress | None) -> NDArray[np.float32]:
+    def scores(self, rows: Sequence[Row], progress: Advance | None) -> NDArray[np.float32]:
         """(N, 2): each row's score and the layer that it is from.
 
         Of a list of more than MAX_HELD tokens the rows that come later have to reach the scores of those before.

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from secondpass.checkpoint.files import Checkpoint
 from secondpass.engine.compiled import compile_graph
-from secondpass.engine.engine import Progress
 from secondpass.engine.padding import padded, plan_padded
 from secondpass.errors import CheckpointError, EngineError
-from secondpass.types import Row, Run
+from secondpass.types import Advance, Row, Run
 
 # Tokens in one call, padding included. More gain nothing: 67 us a token of a MiniLM with 512 tokens, 70 with 8192.
 TOKEN_BUDGET = 1024
@@ -49,7 +48,7 @@ class OpenVinoEngine:
         self._pad_id = int(checkpoint.config.get("pad_token_id") or 0)
         self._lock = threading.Lock()  # one call at a time: each uses all cores already
 
-    def run(self, rows: Sequence[Row], run: Run, progress: Progress | None = None) -> NDArray[np.float32]:
+    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
         if run != Run():
             raise ValueError("cutoff_layer, compress_* and early_exit need a layer-wise model on the torch engine")
         scores = np.empty((len(rows), 1), np.float32)

@@ -21,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.checkpoint.files import Checkpoint
-from secondpass.engine.engine import Progress
 from secondpass.errors import EngineError
 from secondpass.packed import plan
-from secondpass.types import Row, Run
+from secondpass.types import Advance, Row, Run
 
 WORKER = "secondpass.engine.replica_worker"
 # Batches of a replica's budget in one message: the device does not wait for the next one between them.
@@ -137,7 +136,7 @@ class ReplicaEngine:
         """Tokens that all replicas together have in hand."""
         return BATCHES * sum(self._budgets)
 
-    def run(self, rows: Sequence[Row], run: Run, progress: Progress | None = None) -> NDArray[np.float32]:
+    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
         if run.early_exit is not None:
             raise ValueError("early_exit compares all candidates layer by layer; open the model on one device")
         with self._lock:
@@ -165,7 +164,7 @@ class ReplicaEngine:
         rows: Sequence[Row],
         run: Run,
         batches: deque[list[int]],
-        progress: Progress | None,
+        progress: Advance | None,
     ) -> list[tuple[list[int], NDArray[np.float32]]]:
         """Feed one replica until no batch is left."""
         number = self._number

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.engine.engine import Engine, Progress
+from secondpass.engine.engine import Engine
 from secondpass.errors import SecondpassError
 from secondpass.packed import plan
-from secondpass.types import Row, Run
+from secondpass.types import Advance, Row, Run
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class ScoreCache:
     def token_budget(self) -> int:
         return self._inner.token_budget
 
-    def run(self, rows: Sequence[Row], run: Run, progress: Progress | None = None) -> NDArray[np.float32]:
+    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
         """Logits (N, outputs): the known ones from the file, the others computed and written as they come."""
         if run.early_exit is not None:
             raise ValueError("early_exit: where a candidate leaves depends on the others; open without a score_cache")

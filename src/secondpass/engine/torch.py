@@ -16,7 +16,6 @@ from secondpass.checkpoint.weights import load_weights
 from secondpass.engine.arrival import Arrival
 from secondpass.engine.cpu import prepare
 from secondpass.engine.device import pick_device, pick_precision
-from secondpass.engine.engine import Progress
 from secondpass.engine.exits import EarlyExits
 from secondpass.engine.graphs import open_graphs
 from secondpass.engine.memory import Budget, budget_of, in_batches, memory_checked
@@ -26,7 +25,7 @@ from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import pack
 from secondpass.text.recipes import recipe_for
 from secondpass.text.tokenizer import Tokenizer
-from secondpass.types import Row, Run
+from secondpass.types import Advance, Row, Run
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # of one block
 
@@ -71,7 +70,7 @@ class TorchEngine:
         """Tokens that are run at once; fewer from then on when they did not fit in memory."""
         return self._budget.tokens
 
-    def run(self, rows: Sequence[Row], run: Run, progress: Progress | None = None) -> NDArray[np.float32]:
+    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
         run = self.model.resolved(run)
         with self._lock, torch.inference_mode():
             scored = self._scores_of_all if run.early_exit is None else self._scores_with_exits
@@ -83,7 +82,7 @@ class TorchEngine:
             )
         return scores
 
-    def _scores_of_all(self, rows: Sequence[Row], run: Run, progress: Progress | None) -> NDArray[np.float32]:
+    def _scores_of_all(self, rows: Sequence[Row], run: Run, progress: Advance | None) -> NDArray[np.float32]:
         scores = np.empty((len(rows), len(run.cutoff_layers or (0,))), np.float32)
         pending: list[tuple[list[int], Arrival]] = []
         for portion in self._portions(rows):
@@ -97,7 +96,7 @@ class TorchEngine:
             scores[places] = arrival.numpy()
         return scores
 
-    def _scores_with_exits(self, rows: Sequence[Row], run: Run, progress: Progress | None) -> NDArray[np.float32]:
+    def _scores_with_exits(self, rows: Sequence[Row], run: Run, progress: Advance | None) -> NDArray[np.float32]:
         def portions(rows: Sequence[Row]) -> list[tuple[Portion, list[KeysValues]]]:
             return [(portion, self._kept(portion.shared, run)) for portion in self._portions(rows)]
 

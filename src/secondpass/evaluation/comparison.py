@@ -10,10 +10,10 @@ import numpy as np
 
 from secondpass.evaluation.data import Dataset
 from secondpass.evaluation.difference import EQUAL, Difference, difference
-from secondpass.evaluation.evaluation import DEPTHS, MEASURES, Evaluation, Progress, as_depths, evaluate
+from secondpass.evaluation.evaluation import DEPTHS, MEASURES, Evaluation, as_depths, evaluate
 from secondpass.evaluation.first_stage import bm25_run
 from secondpass.evaluation.measures import Measure, ranked
-from secondpass.types import Scorer
+from secondpass.types import Progress, Scorer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,13 +16,11 @@ from secondpass.evaluation.difference import Figures
 from secondpass.evaluation.first_stage import bm25_run, cut, given_run
 from secondpass.evaluation.measures import Measure, as_measures, ranked
 from secondpass.evaluation.trec import Run
-from secondpass.types import Scorer
+from secondpass.types import Progress, Scorer
 
 MEASURES = ("nDCG@10", "MRR@10", "recall@10", "MAP", "hit_rate@1")
 DEPTHS = (100,)
 TIMED_QUERIES = 10  # for the depths that are not scored on their own
-
-Progress = Callable[[int, int], None]  # queries done, queries in all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +15,7 @@ from secondpass.evaluation.measures import ranked
 from secondpass.evaluation.trec import Run
 from secondpass.retrieval.bm25 import BM25, Found
 from secondpass.retrieval.vectors import Encoder, VectorIndex
-
-Progress = Callable[[int, int], None]
+from secondpass.types import Progress
 
 
 class Index(Protocol):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from secondpass.errors import DataError
 from secondpass.training.data import Example, read_example
-
-Progress = Callable[[int, int], None]  # done, in all
+from secondpass.types import Progress
 
 
 def continued(
