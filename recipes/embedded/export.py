@@ -21,7 +21,7 @@ from secondpass.checkpoint.export import export
 from secondpass.checkpoint.files import open_checkpoint
 
 NUM_NEGATIVES = 7  # per positive, when the logit is calibrated
-MAX_TOKENS = 256  # that the model reads unless more is asked for, as it is trained and measured
+MAX_TOKENS = 512  # that the model reads unless less is asked for; it has learnt that long texts may be irrelevant
 DROPPED = ("_name_or_path", "gradient_checkpointing")
 SETTINGS = {
     "hidden_dropout_prob": 0.1,
