@@ -97,7 +97,7 @@ def test_the_end_is_cut(url: str, path: str, body: dict[str, Any]) -> None:
 def test_what_may_not_be_cut_is_refused(url: str, path: str, body: dict[str, Any], status: int, field: str) -> None:
     found, answer = post(url + path, body)
     assert found == status
-    assert "longer than 256 tokens" in str(answer[field])
+    assert "longer than 512 tokens" in str(answer[field])
     short = json.loads(json.dumps(body).replace(FILLER, ""))
     assert post(url + path, short)[0] == 200
 
