@@ -1,10 +1,10 @@
 """Cost against the number of candidates and against their length; as tables, and as plots with --plot FOLDER.
 
     python benchmarks/scaling.py --shape bge-reranker-base --counts 1 10 100 1000 --lengths 16 64 256 512
-    python benchmarks/scaling.py --shape bge-reranker-v2-m3 --counts --lengths 512 2048 8192
+    python benchmarks/scaling.py --shape bge-reranker-v2-m3 --counts --lengths 512 2048 8192 --each 2
 
-The programs of peers.py, taking turns. Candidates have 180 tokens on average where their number is varied; 10 of them
-are scored where their length is. A cell is the median of the seconds of a call.
+The programs of peers.py, taking turns. Candidates have 180 tokens on average where their number is varied; as many as
+`--each` says are scored where their length is. A cell is the median of the seconds of a call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from rivals import RIVALS
 
 from checkpoints import SHAPES, write_checkpoint
 
-PER_LENGTH = 10  # candidates where the length is varied
 # Tokens of the query and the special ones, which a candidate leaves room for.
 AROUND = 20
 USUAL = [
@@ -75,6 +74,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="bge-reranker-base")
     parser.add_argument("--counts", type=int, nargs="*", default=[1, 10, 100, 1000])
     parser.add_argument("--lengths", type=int, nargs="*", default=[16, 64, 256, 512])
+    parser.add_argument("--each", type=int, default=10, help="candidates where the length is varied")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=USUAL, metavar="NAME")
     parser.add_argument("--plot", type=Path, metavar="FOLDER")
@@ -85,7 +85,7 @@ def main() -> None:
         print(f"{options.shape} shape, {date.today()}, {processor()}, {versions()}")
         tables = {
             "candidates": {count: passages(count) for count in options.counts},
-            "tokens": {length: _texts(length) for length in options.lengths},
+            "tokens": {length: _texts(length, options.each) for length in options.lengths},
         }
         for title, cases in tables.items():
             if not cases:
@@ -93,16 +93,16 @@ def main() -> None:
             seconds = measure(found, cases, options.runs)
             table(title, seconds)
             if options.plot is not None:
-                label = {"candidates": "candidates", "tokens": f"tokens of each of {PER_LENGTH} candidates"}[title]
+                label = {"candidates": "candidates", "tokens": f"tokens of each of {options.each} candidates"}[title]
                 plot(options.plot / f"{options.shape}-{title}.svg", f"{options.shape} shape", label, seconds)
         for rival in found:
             rival.stop()
 
 
-def _texts(length: int) -> list[str]:
+def _texts(length: int, count: int) -> list[str]:
     """Different texts of one length."""
     words = max(length - AROUND, 1)
-    return [" ".join(WORDS[(place + start) % len(WORDS)] for place in range(words)) for start in range(PER_LENGTH)]
+    return [" ".join(WORDS[(place + start) % len(WORDS)] for place in range(words)) for start in range(count)]
 
 
 if __name__ == "__main__":

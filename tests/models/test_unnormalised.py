@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from secondpass.models import attention as kernels
+from secondpass.models import unnormalised
 from secondpass.models.attention import attention, masked_attention
-from secondpass.models.unnormalised import MAX_LOGITS, attend_unnormalised, num_queries
+from secondpass.models.unnormalised import MAX_LOGITS, MIN_QUERIES, attend_unnormalised, blocks
 from tests.models.test_attention import CASES, LENGTHS, SCALE, defined, random_heads, rows_of
 
 LONG = (700, 700, 5)
@@ -76,10 +77,29 @@ def test_one_block_equals_many() -> None:
     torch.testing.assert_close(whole.float(), expected, atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize(("n", "length"), [(1, 8192), (4, 1024), (50, 80)])
-def test_blocks_of_logits_are_bounded(n: int, length: int) -> None:
-    q = torch.empty(n, 12, length, 64, device="meta")
-    assert n * 12 * length * num_queries(q, length) <= MAX_LOGITS * 1.1
+@pytest.mark.parametrize(
+    ("n", "heads", "length"), [(1, 12, 8192), (4, 12, 1024), (50, 12, 80), (3, 7, 512), (1, 2, 1), (1, 1, 100_000)]
+)
+def test_blocks_hold_every_logit_once_and_few_at_a_time(n: int, heads: int, length: int) -> None:
+    seen = 0
+    for parts in blocks(n, heads, length, length):
+        rows, group, queries = (range(size)[part] for size, part in zip((n, heads, length), parts, strict=True))
+        assert len(rows) * len(group) * len(queries) * length <= max(MAX_LOGITS, MIN_QUERIES * length)
+        seen += len(rows) * len(group) * len(queries)
+    assert seen == n * heads * length
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"window": 9}, {"softcap": 5.0}], ids=str)
+@pytest.mark.parametrize("most", [64, 300, 2_000, 20_000])
+def test_small_blocks_equal_the_whole(most: int, options: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of queries, of heads and of rows; two of the five rows have other lengths."""
+    batch = rows_of((30, 30, 30, 8, 5))
+    q, k, v = random_heads(103, 2, torch.bfloat16)
+    whole = attention(q, k, v, batch, scale=SCALE, **options)
+    monkeypatch.setattr(unnormalised, "MAX_LOGITS", most)
+    monkeypatch.setattr(unnormalised, "MIN_QUERIES", 4)
+    monkeypatch.setattr(kernels, "BLOCK", 7)
+    torch.testing.assert_close(attention(q, k, v, batch, scale=SCALE, **options), whole, atol=0.01, rtol=0.01)
 
 
 def test_is_not_used_where_gradients_are_kept(calls: list[bool]) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secondpass.models.unnormalised import attend_unnormalised, num_queries
+from secondpass.models.unnormalised import attend_unnormalised, blocks, side_by_side
 from secondpass.models.varlen import attend_varlen, is_usable
 from secondpass.packed import Packed
 
@@ -153,23 +153,33 @@ def _band_bias(shape: tuple[int, int], ahead: int, rule: Rule, *, like: Tensor) 
 
 
 def _attend_rows(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
-    """Rows of one length: q (n, H, L, D) over k and v (n, K, L, D), in blocks of queries where that pays.
+    """Rows of one length: q (n, H, L, D) over k and v (n, K, L, D), in blocks where that pays.
 
     Where there are more keys than queries, the queries are the last of the row.
     """
     length = q.shape[2]
     sees_all = (rule.window is None or rule.window >= length - 1) and length == k.shape[2]
+    if _is_unnormalised(q):
+        return _attend_in_blocks(q, k, v, rule, None if sees_all and not rule.is_causal else BLOCK)
     if sees_all and rule.softcap is None and not _matmul_is_faster(q):
         grouped = bool(q.shape[1] != k.shape[1])  # a traced size is no int
         return F.scaled_dot_product_attention(q, k, v, is_causal=rule.is_causal, scale=rule.scale, enable_gqa=grouped)
     step = length if length <= MAX_MATMUL_LENGTH else BLOCK
-    if sees_all and _is_unnormalised(q):
-        step = num_queries(q, length)
-    blocks = [_attend_block(q, k, v, slice(s, min(s + step, length)), rule) for s in range(0, length, step)]
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+    parts = [_attend_queries(q, k, v, slice(s, min(s + step, length)), rule) for s in range(0, length, step)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def _attend_block(q: Tensor, k: Tensor, v: Tensor, block: slice, rule: Rule) -> Tensor:
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, rule: Rule, most_queries: int | None) -> Tensor:
+    """`_attend_rows` for the kernel that holds its logits, a few rows, heads and queries at a time."""
+    n, heads, length, width = q.shape
+    k, v = (side_by_side(_repeated(x, heads)) for x in (k, v))
+    mixed = q.new_empty(n, length, heads, width).transpose(1, 2)
+    for row, head, queries in blocks(n, heads, length, k.shape[2], most_queries):
+        mixed[row, head, queries] = _attend_queries(q[row, head], k[row, head], v[row, head], queries, rule)
+    return mixed
+
+
+def _attend_queries(q: Tensor, k: Tensor, v: Tensor, block: slice, rule: Rule) -> Tensor:
     """What the queries of `block` get from the keys that at least one of them sees."""
     length = k.shape[2]
     window = length if rule.window is None else rule.window
@@ -184,8 +194,7 @@ def _attend_block(q: Tensor, k: Tensor, v: Tensor, block: slice, rule: Rule) -> 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rule: Rule) -> Tensor:
     """`masked_attention` by the fastest kernel; which keys are seen is in the bias alone."""
     if _is_unnormalised(q):
-        repeats = q.shape[1] // k.shape[1]
-        keys, values = (x if repeats == 1 else x.repeat_interleave(repeats, dim=1) for x in (k, v))
+        keys, values = (_repeated(x, q.shape[1]) for x in (k, v))
         mixed = attend_unnormalised(q, keys, values, bias, scale=rule.scale, softcap=rule.softcap)
         if mixed is not None:
             return mixed
@@ -193,6 +202,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rule: Rule) -> 
         return masked_attention(q, k, v, bias, scale=rule.scale, softcap=rule.softcap)
     grouped = bool(q.shape[1] != k.shape[1])  # a traced size is no int
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=rule.scale, enable_gqa=grouped)
+
+
+def _repeated(x: Tensor, num_heads: int) -> Tensor:
+    """Keys or values (n, K, L, D) for each of so many heads of queries."""
+    repeats = num_heads // x.shape[1]
+    return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
 
 
 def _is_unnormalised(q: Tensor) -> bool:
@@ -211,9 +226,7 @@ def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, scale: float, softcap: float | None
 ) -> Tensor:
     """The definition: softmax(cap(q k^T * scale) + bias) v, with q (n, H, L, D), k and v (n, K, L, D)."""
-    if q.shape[1] != k.shape[1]:
-        repeats = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    k, v = (_repeated(x, q.shape[1]) for x in (k, v))
     left, right = q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)
     # scaled before the product is rounded: q * scale first would round twice where scale is no power of two
     logits = torch.baddbmm(q.new_empty(1), left, right, beta=0, alpha=scale)

@@ -7,16 +7,18 @@ exp overflows, so the maximum is not needed; where sums show that it was, the de
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 # Sums outside are too near to overflow, or to where keys that matter vanish.
 LOWEST, HIGHEST = 1e-30, 1e30
-# Logits of all heads that are held at once: 6 MB stay in the caches. With 1,024 tokens (12 heads of 32, one core)
-# blocks of 128 queries took 14 ms, the whole matrix 38 ms, torch's fused kernel 25 ms; with 512 tokens 3.3, 3.1 and
-# 6.4 ms.
-MAX_LOGITS = 3 << 20
-MIN_QUERIES = 32
+# Logits that are held at once, 2 MB. A row of 512 tokens (12 heads of 32, one core) took 2.9 ms; with a quarter, a
+# half, two and three times as many 3.6, 3.2, 3.2 and 3.5 ms.
+MAX_LOGITS = 1 << 20
+# With 8,192 keys (16 heads of 64, one core) 64 and 128 queries took 1.5 s in all, 32 took 1.5 to 1.9 s.
+MIN_QUERIES = 64
 
 
 def attend_unnormalised(
@@ -27,8 +29,7 @@ def attend_unnormalised(
     Keeps no graph: without gradients only. bias broadcasts to (n, H, L, S).
     """
     n, heads, length, _ = q.shape
-    # Keys whose tokens lie side by side are multiplied up to twice as fast as every third vector of a joined product.
-    keys = k.flatten(0, 1).contiguous().transpose(1, 2)
+    keys = side_by_side(k).flatten(0, 1).transpose(1, 2)
     logits = torch.baddbmm(q.new_empty(1), q.flatten(0, 1), keys, beta=0, alpha=scale)
     if softcap is not None:
         logits.div_(softcap).tanh_().mul_(softcap)
@@ -43,6 +44,30 @@ def attend_unnormalised(
     return mixed.view(n, heads, length, -1)
 
 
-def num_queries(q: Tensor, num_keys: int) -> int:
-    """Queries in a block of q (n, H, L, D) whose logits over so many keys fit."""
-    return max(MAX_LOGITS // (q.shape[0] * q.shape[1] * num_keys), MIN_QUERIES)
+def side_by_side(x: Tensor) -> Tensor:
+    """x (n, H, S, D), copied where the vectors of a head are apart.
+
+    They are multiplied up to twice as fast as every third vector of a joined product.
+    """
+    return x if x.stride(2) == x.shape[3] else x.contiguous()
+
+
+def blocks(
+    n: int, num_heads: int, num_queries: int, num_keys: int, most_queries: int | None = None
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Rows, heads and queries that are attended to at once, so that logits are at most MAX_LOGITS or little more.
+
+    Whole rows where they fit, then heads of a row, then queries of a head. most_queries: where not all queries see
+    the same keys, fewer at once have fewer keys together.
+    """
+    queries = min(most_queries or max(MAX_LOGITS // num_keys, MIN_QUERIES), num_queries)
+    fitting = max(MAX_LOGITS // (queries * num_keys), 1)
+    heads, rows = min(fitting, num_heads), max(fitting // num_heads, 1)
+    for row in range(0, n, rows):
+        for head in range(0, num_heads, heads):
+            for first in range(0, num_queries, queries):
+                yield (
+                    slice(row, min(row + rows, n)),
+                    slice(head, min(head + heads, num_heads)),
+                    slice(first, min(first + queries, num_queries)),
+                )
