@@ -20,6 +20,7 @@ from secondpass.engine.exits import EarlyExits
 from secondpass.engine.graphs import open_graphs
 from secondpass.engine.memory import Budget, budget_of, in_batches, memory_checked
 from secondpass.engine.sharing import Portion, share
+from secondpass.engine.streams import Streams
 from secondpass.errors import EngineError
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import pack
@@ -56,6 +57,7 @@ class TorchEngine:
         if self._device.type == "cpu":
             self._reason += ", " + prepare(self.model, is_int8=precision.is_int8)
         self._budget = Budget(token_budget) if token_budget else budget_of(self._device, config, self._dtype)
+        self._in_batches = Streams(config.width).in_batches if self._device.type == "cpu" else in_batches
         self._graphs = open_graphs(self.model, self.model.backbone, self._device, self._dtype, self._budget)
         self.shares = True  # compute what the rows of a query have in common once; off for comparison
         self._lock = threading.Lock()  # one forward at a time: each uses all cores already
@@ -88,7 +90,7 @@ class TorchEngine:
         for portion in self._portions(rows):
             kept = self._kept(portion.shared, run)
             forward = partial(self._forward, portion, run, kept)
-            for batch, values in in_batches([len(row) for row in portion.rows], self._budget, forward):
+            for batch, values in self._in_batches([len(row) for row in portion.rows], self._budget, forward):
                 pending.append(([portion.places[i] for i in batch], Arrival(values)))
                 if progress is not None:
                     progress(len(batch))

@@ -22,6 +22,7 @@ from secondpass.engine.cpu import prepare
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.engine.encoder import Heads, Vectors
 from secondpass.engine.memory import Budget, budget_of, in_batches
+from secondpass.engine.streams import Streams
 from secondpass.errors import EngineError
 from secondpass.models.layers import Linear
 from secondpass.models.pooling import TextEncoder
@@ -54,6 +55,7 @@ class TorchEncoder:
         self.max_length: int = config.max_length
         self.width: int = config.width
         self._budget = Budget(token_budget) if token_budget else budget_of(self._device, config, self._dtype)
+        self._in_batches = Streams(config.width).in_batches if self._device.type == "cpu" else in_batches
         self.fingerprint = _fingerprint(self.model)
         if self._device.type == "cpu":
             self.reason += ", " + prepare(self.model)
@@ -78,7 +80,7 @@ class TorchEncoder:
 
         with self._lock, torch.inference_mode():
             arriving: list[tuple[list[int], dict[str, Arrival]]] = []
-            for batch, values in in_batches([len(row) for row in rows], self._budget, forward):
+            for batch, values in self._in_batches([len(row) for row in rows], self._budget, forward):
                 arriving.append((batch, {name: Arrival(part) for name, part in values.items()}))
                 if len(arriving) > 1:  # one batch is computed while the one before it is put in its place
                     _put(found, *arriving.pop(0), starts)
