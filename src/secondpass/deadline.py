@@ -22,11 +22,15 @@ from secondpass.types import Run
 TURN = 1024
 # A portion takes at most this part of the time that is left, unless it is the last.
 SHARE = 0.5
+# The first pair of a call that nothing else fits is tried where it takes at most this part.
+FIRST_SHARE = 2 / 3
 # How much longer than the slowest of the last portions a portion may take.
 CAUTION = 1.1
 REMEMBERED = 16
+# So many of those runs, or one, may be slow without being the rule.
+SLOW = 0.25
 # Of the calls in which nothing fits, one in so many tries a pair, so that a machine that became faster is noticed.
-RETRY = 64
+RETRY = 128
 # Pairs tokenised at a time; a long text takes milliseconds.
 STEP = 8
 # Seconds of rank() after the last score: a fixed part, and one for each document.
@@ -59,14 +63,16 @@ class Pace:
         return CAUTION * max(taken) if (taken := self._taken(work)) else None
 
     def ventures(self, work: float, seconds: float) -> bool:
-        """Whether to try work that may not fit: if it did in all remembered runs but one, or after many refusals.
+        """Whether to try work that may not fit: if it did in most remembered runs, or after many refusals.
 
-        One slow run says little, and nothing is learned where nothing runs. Two may be the rule on this machine.
+        Some slow runs say little, and where nothing runs they would be remembered for ever. Many may be the rule on
+        this machine.
         """
         taken = sorted(self._taken(work))
         if not taken:
             return False
-        if CAUTION * taken[-2:][0] <= seconds:
+        few = max(int(len(taken) * SLOW), 1)
+        if CAUTION * taken[max(len(taken) - 1 - few, 0)] <= seconds:
             return True
         with self.lock:
             self.refused += 1
@@ -198,6 +204,6 @@ def _first(queue: Queue, deadline: Deadline) -> list[Reading]:
     if left <= 0:
         return []
     queue.fill(0.0)
-    if not queue.waiting or not deadline.pace.ventures(queue.waiting[0][0], left * SHARE):
+    if not queue.waiting or not deadline.pace.ventures(queue.waiting[0][0], left * FIRST_SHARE):
         return []
     return queue.take(queue.waiting[0][0])
