@@ -34,7 +34,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(Path(folder), options.shape, WORDS)
         print(f"{options.shape} shape, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-        print("| precision | passages | one after the other, ms | in streams, ms | least of each |\n|---|---|---|---|---|")
+        print("| precision | passages | one after the other, ms | in streams, ms | least of each |")
+        print("|---|---|---|---|---|")
         for dtype in options.dtypes:
             reranker = Reranker(checkpoint, engine="torch", dtype=dtype, device="cpu")
             for count in options.passages:
