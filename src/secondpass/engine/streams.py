@@ -20,8 +20,8 @@ from secondpass.engine.memory import Budget, OutOfMemory, in_batches, memory_che
 
 # Each stream reads all weights, so more of them would ask more of the memory than they save in waiting.
 MAX_STREAMS = 4
-# Fewer tokens a stream are run by all threads together. MiniLM-L6 and two cores: 100 passages took 14 % less time in
-# streams, 400 20 %, 20 passages (3,500 tokens) 0 to 7 %; 3 passages took 17 % more.
+# Fewer tokens a stream are run by all threads together. MiniLM-L6 and two cores: 100 passages took 10 to 16 % less
+# time in streams, 400 passages 7 to 20 %, 20 passages (3,500 tokens) as long; 3 passages took 17 % more.
 MIN_TOKENS = 1024
 # So are batches of which one takes longer than this many times a stream's fair share: the others would wait for it.
 UNEVEN = 1.2

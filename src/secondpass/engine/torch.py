@@ -60,7 +60,7 @@ class TorchEngine:
         self._in_batches = Streams(config.width).in_batches if self._device.type == "cpu" else in_batches
         self._graphs = open_graphs(self.model, self.model.backbone, self._device, self._dtype, self._budget)
         self.shares = True  # compute what the rows of a query have in common once; off for comparison
-        self._lock = threading.Lock()  # one forward at a time: each uses all cores already
+        self._lock = threading.Lock()  # one call at a time: each uses all cores already
 
     @property
     def reason(self) -> str:

@@ -59,7 +59,7 @@ class TorchEncoder:
         self.fingerprint = _fingerprint(self.model)
         if self._device.type == "cpu":
             self.reason += ", " + prepare(self.model)
-        self._lock = threading.Lock()  # one forward at a time: each uses all cores already
+        self._lock = threading.Lock()  # one call at a time: each uses all cores already
 
     @property
     def token_budget(self) -> int:

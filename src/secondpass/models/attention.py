@@ -205,7 +205,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rule: Rule) -> 
 
 
 def _repeated(x: Tensor, num_heads: int) -> Tensor:
-    """Keys or values (n, K, L, D) for each of so many heads of queries."""
+    """Keys or values, (n, K, L, D) or (T, K, D), for each of so many heads of queries."""
     repeats = num_heads // x.shape[1]
     return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
 
@@ -264,9 +264,7 @@ def attend_kept(
         return masked_attention(q[:, :, None], k, v, seen, scale=scale, softcap=softcap).flatten(1, 2)
     if bias is None and softcap is None and is_usable(q):
         return attend_varlen(q, k, v, batch, scale=scale, has_one_query=True)
-    repeats = q.shape[1] // k.shape[1]
-    if repeats > 1:
-        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    k, v = (_repeated(x, q.shape[1]) for x in (k, v))
     rows = batch.rows if batch.shared is None else batch.shared.rows
     logits = (q[rows].float() * k.float()).sum(-1) * scale  # (T, H)
     if softcap is not None:
