@@ -91,8 +91,8 @@ def least(shape: str, dtype: str, lengths: list[int]) -> float:
 
 def rate(dtype: str, width: int, mlp_width: int) -> float:
     """Floating-point operations a second of the bare product, without bias or activation."""
-    from secondpass.engine.fused import OneDnnLinear
-    from secondpass.engine.int8 import onednn_product, quantize_tokens, quantize_weight
+    from secondpass.engine.cpu.linear_int8 import onednn_product, quantize_tokens, quantize_weight
+    from secondpass.engine.cpu.linear_onednn import OneDnnLinear
 
     x, weight = torch.randn(1024, width), torch.randn(mlp_width, width)
     if dtype == "int8":

@@ -18,7 +18,7 @@ import torch
 from peers import QUERY, WORDS, passages
 
 from checkpoints import SHAPES, write_checkpoint
-from secondpass.engine.memory import in_batches
+from secondpass.engine.batches import in_batches
 from secondpass.engine.torch import TorchEngine
 from secondpass.reranker import Reranker
 

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import load_file, save
 
-from secondpass.checkpoint.files import Checkpoint
+from secondpass.checkpoint.checkpoint import Checkpoint
 from tests.hub_server import Hub, serve
 
 NAME = "owner/tiny"

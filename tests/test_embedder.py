@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from secondpass import Embedder
-from secondpass.checkpoint.sentence import SentenceSettings, read_settings
+from secondpass.checkpoint.sentence_transformers import SentenceSettings, read_settings
 from secondpass.embedder import lexical_score
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.models.nomic import NomicConfig
-from secondpass.text.singles import known_prompts
+from secondpass.text.prompts import known_prompts
 from tests.checkpoints import tiny_bert
 
 QUERY = "which river is long"

@@ -10,14 +10,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "src" / "secondpass"
 # Each layer may import itself and the ones before it.
 LAYERS = (
-    ("errors", "lazy", "threads", "types"),
+    ("_lazy", "errors", "threads", "types"),
     ("packed", "text", "calibration"),
     ("models",),
     ("checkpoint",),
     ("engine",),
-    ("scoring", "deadline", "reranker", "early_exit", "cascade", "embedder", "colbert", "remote"),
+    ("scoring", "wire", "cognitive", "data"),
+    ("reranker", "cascade", "embedder", "colbert", "remote", "compat"),
     ("fusion", "retrieval"),
-    ("evaluation", "training", "server", "integrations", "scale"),
+    ("search",),
+    ("evaluation", "training", "server", "integrations", "scale", "mcp"),
     ("command", "cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -17,8 +17,8 @@ from torch import Tensor
 from train import HELD_OUT, Lists, logits_of, read_lists
 from transformers import BertTokenizerFast
 
-from secondpass.checkpoint.export import export
-from secondpass.checkpoint.files import open_checkpoint
+from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.export.export import export
 
 NUM_NEGATIVES = 7  # per positive, when the logit is calibrated
 MAX_TOKENS = 512  # that the model reads unless less is asked for; it has learnt that long texts may be irrelevant

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from secondpass.lazy import lazy_names
+from secondpass._lazy import lazy_names
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Calibration": "calibration",
     "Cascade": "cascade",
-    "ColBERT": "colbert",
+    "ColBERT": "colbert.colbert",
     "Document": "types",
     "EarlyExit": "types",
     "Embedder": "embedder",
@@ -27,7 +27,7 @@ _HOME = {
     "Reranker": "reranker",
     "Scorer": "types",
     "SecondpassError": "errors",
-    "TokenVectors": "colbert",
+    "TokenVectors": "colbert.colbert",
 }
 __all__ = [
     "Calibration",
@@ -48,7 +48,7 @@ __all__ = [
 if TYPE_CHECKING:
     from secondpass.calibration import Calibration
     from secondpass.cascade import Cascade
-    from secondpass.colbert import ColBERT, TokenVectors
+    from secondpass.colbert.colbert import ColBERT, TokenVectors
     from secondpass.embedder import Embedder
     from secondpass.errors import SecondpassError
     from secondpass.remote import RemoteReranker

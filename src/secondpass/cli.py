@@ -119,8 +119,7 @@ def _set_up_streams() -> None:
 
 def _explain(error: Exception) -> int:
     """Print the error as one sentence. Returns the exit code."""
-    from secondpass.command.errors import WrongUse
-    from secondpass.errors import SecondpassError
+    from secondpass.errors import SecondpassError, WrongUse
 
     parsing: Any = getattr(error, "format_message", None)  # of typer's own errors, wherever its release defines them
     if parsing is not None:

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.checkpoint.files import open_checkpoint
-from secondpass.checkpoint.sentence import SentenceSettings, read_settings
-from secondpass.colbert import maxsim, unit
+from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.sentence_transformers import SentenceSettings, read_settings
+from secondpass.colbert.colbert import maxsim, unit
 from secondpass.engine.encoder import Heads, Vectors, open_encoder
 from secondpass.reranker import Info
 from secondpass.text.documents import as_documents, clean_query, text_of
-from secondpass.text.singles import known_prompts, single_rows
+from secondpass.text.prompts import known_prompts, single_rows
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import DocumentLike, Row
 

@@ -46,3 +46,11 @@ class DataError(SecondpassError):
 
 class TrainingError(SecondpassError):
     """A training run cannot start, go on or be saved."""
+
+
+class WrongUse(SecondpassError):
+    """The command was called in a way that cannot work: exit code 2."""
+
+
+class InputError(SecondpassError):
+    """A file or a text that should be read cannot be: exit code 1."""

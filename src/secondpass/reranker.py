@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondpass.calibration import Calibration, as_calibration
-from secondpass.checkpoint.files import open_checkpoint
-from secondpass.checkpoint.sentence import named_length
-from secondpass.deadline import Deadline, Pace, score_within, work_of
+from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.sentence_transformers import named_length
 from secondpass.engine.engine import Engine, open_engine
-from secondpass.scoring import Scored, Scoring
+from secondpass.scoring.deadline import Deadline, Pace, score_within, work_of
+from secondpass.scoring.scoring import Scored, Scoring
 from secondpass.text.documents import as_document, as_documents, clean_query, text_of
+from secondpass.text.families import recipe_for
 from secondpass.text.reader import Reader
 from secondpass.text.recipe import Limits
-from secondpass.text.recipes import recipe_for
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.threads import in_thread
 from secondpass.types import Document, DocumentLike, EarlyExit, Hit, Progress, Ranking, Run

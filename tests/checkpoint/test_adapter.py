@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from secondpass import Reranker
 from secondpass.checkpoint.adapter import save_merged
-from secondpass.checkpoint.files import open_checkpoint
+from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.engine.torch import TorchEngine
 from secondpass.errors import CheckpointError
 from secondpass.types import Row, Run

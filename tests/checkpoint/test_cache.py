@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from secondpass.checkpoint.files import open_checkpoint
+from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.checkpoint.hub import cached
 from secondpass.errors import DownloadError
 from tests.hub_models import NAME, connected, model_files
@@ -94,7 +94,7 @@ def test_cached_lists_the_commits_in_the_cache(hub: Hub) -> None:
 
 def in_a_process(hub: Hub, cache: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """What another Python says when it opens the model, set up by environment variables alone."""
-    code = f"from secondpass.checkpoint.files import open_checkpoint; print(open_checkpoint({NAME!r}).revision)"
+    code = f"from secondpass.checkpoint.checkpoint import open_checkpoint; print(open_checkpoint({NAME!r}).revision)"
     variables = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(cache), "NO_PROXY": "127.0.0.1,localhost"}
     environment = os.environ | variables | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"} | more
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
@@ -112,7 +112,7 @@ def test_the_usual_environment_variables(hub: Hub, tmp_path: Path) -> None:
 
 def test_importing_this_loads_neither_the_client_nor_torch() -> None:
     code = (
-        "import sys, secondpass.checkpoint.files, secondpass.checkpoint.hub;"
+        "import sys, secondpass.checkpoint.checkpoint, secondpass.checkpoint.hub;"
         "print(sorted({'huggingface_hub', 'torch', 'transformers'} & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

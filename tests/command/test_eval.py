@@ -16,8 +16,8 @@ from secondpass import Reranker, cli
 from secondpass.calibration import Calibration
 from secondpass.evaluation import evaluate
 from tests.checkpoints import tiny_bert
+from tests.evaluation.datasets.test_dataset import lines, write
 from tests.evaluation.sets import small_set
-from tests.evaluation.test_data import lines, write
 
 
 @dataclass(frozen=True)

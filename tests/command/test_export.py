@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from secondpass import Reranker
 from secondpass.cli import Settings, run
-from secondpass.command.errors import InputError
 from secondpass.command.pairs import read_pairs, sample_pairs
+from secondpass.errors import InputError
 from tests.checkpoints import tiny_bert
 
 

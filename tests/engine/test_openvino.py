@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from secondpass import Reranker
-from secondpass.checkpoint.export import export
-from secondpass.checkpoint.files import open_checkpoint
-from secondpass.engine import compiled
+from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.export.export import export
+from secondpass.engine import openvino as compiled
 from secondpass.errors import CheckpointError
 from tests.checkpoints import tiny_bert
 from tests.goldens import SHARED

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secondpass.engine.padding import CALL_TOKENS, padded, plan_padded
+from secondpass.engine.openvino import CALL_TOKENS, padded, plan_padded
 from secondpass.types import Row
 
 

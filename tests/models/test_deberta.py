@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from secondpass.errors import UnknownModel
-from secondpass.models import disentangled
-from secondpass.models.attention import attend_kept
+from secondpass.models.attention import deberta as disentangled
+from secondpass.models.attention.attention import attend_kept
+from secondpass.models.attention.deberta import Tables, cut_groups, disentangled_attention, kept_bias, log_buckets
 from secondpass.models.deberta import DebertaConfig
-from secondpass.models.disentangled import Tables, cut_groups, disentangled_attention, kept_bias, log_buckets
 from secondpass.packed import Packed, pack
 from secondpass.types import Row
-from tests.models.test_attention import padded_form
+from tests.models.attention.test_attention import padded_form
 
 SCALE = 0.3
 LENGTHS = (9, 9, 1, 5, 5)

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import models, pre_tokenizers
 
 from secondpass import Reranker
-from secondpass.checkpoint.files import open_checkpoint
+from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.engine.torch import TorchEngine
 from secondpass.errors import UnknownModel
-from secondpass.models.compress import compress
-from secondpass.models.families import DecoderConfig
+from secondpass.models.decoder import compress
+from secondpass.models.decoder_configs import DecoderConfig
 from secondpass.packed import pack
 from secondpass.types import Row, Run
 from tests.checkpoints import tiny_bert
@@ -132,7 +132,7 @@ def only_yes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read the logit of Yes alone in every family."""
     from dataclasses import replace
 
-    from secondpass.text.recipes import RECIPES
+    from secondpass.text.families import RECIPES
 
     for key, recipe in RECIPES.items():
         if recipe.head == "token":
@@ -302,8 +302,8 @@ def test_mxbai_probability_is_centred_by_its_size(tmp_path: Path) -> None:
 
 @needs_golden
 def test_mxbai_lowers_max_length_where_the_fixed_words_would_not_fit() -> None:
+    from secondpass.text.families import recipe_for
     from secondpass.text.recipe import Limits
-    from secondpass.text.recipes import recipe_for
     from secondpass.text.tokenizer import Tokenizer
 
     folder = Golden("qwen2-llm-reranker").folder

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from secondpass import Reranker
-from secondpass.checkpoint.export import export
-from secondpass.checkpoint.files import open_checkpoint
+from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.export.export import export
 from secondpass.errors import CheckpointError
 from secondpass.models.word_match import WordMatch, WordMatchConfig
 from secondpass.packed import pack

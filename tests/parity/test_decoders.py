@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from secondpass.checkpoint.files import open_checkpoint
+from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.engine.torch import TorchEngine
+from secondpass.text.families import recipe_for
 from secondpass.text.recipe import Limits, Recipe
-from secondpass.text.recipes import recipe_for
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Row, Run
 from tests.goldens import Golden, golden_runs

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from secondpass import Reranker
-from secondpass.checkpoint.files import open_checkpoint
+from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.text.families import recipe_for
 from secondpass.text.recipe import Limits
-from secondpass.text.recipes import recipe_for
 from secondpass.text.tokenizer import Tokenizer
 from tests.goldens import Golden, golden_runs
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from secondpass import Reranker
-from secondpass.engine import graphs
-from secondpass.engine.graphs import CudaGraphs, Graphs
-from secondpass.models import attention as attention_module
-from secondpass.models.attention import attend_kept, attention
-from secondpass.models.varlen import is_usable
+from secondpass.engine.cuda import graphs
+from secondpass.engine.cuda.graphs import CudaGraphs, Graphs
+from secondpass.models.attention import attention as attention_module
+from secondpass.models.attention.attention import attend_kept, attention
+from secondpass.models.attention.varlen import is_usable
 from secondpass.packed import Packed, pack
 from secondpass.types import Row, Run
 from tests.goldens import Golden, golden_runs

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from secondpass import Reranker
-from secondpass.models.disentangled import log_buckets
+from secondpass.models.attention.deberta import log_buckets
 
 FAMILIES = ("bert", "xlm-roberta", "modernbert", "deberta-v2")
 LONG = "the old city of stone and water has a bridge over the river where the ship is . " * 12

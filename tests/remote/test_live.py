@@ -10,8 +10,8 @@ import pytest
 
 from secondpass import RemoteReranker, Reranker
 from secondpass.errors import RemoteError
-from secondpass.remote.forms import FORMS
 from secondpass.server.settings import ModelSource
+from secondpass.wire.apis import FORMS
 from tests.server.live import serving
 
 QUERY = "How do I keep bread fresh?"

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from secondpass import Reranker
 from secondpass.embedder import Embedder
-from secondpass.server.exchange import Budgets, EmbedCall, Fault, Refusal, RerankCall, ScoreCall
 from secondpass.server.service import CallContext, Service
 from secondpass.server.settings import ModelSource, Settings
 from secondpass.types import Row, Run
+from secondpass.wire.calls import Budgets, EmbedCall, Fault, Refusal, RerankCall, ScoreCall
 from tests.checkpoints import tiny_bert
 from tests.test_embedder import tiny_embedder
 

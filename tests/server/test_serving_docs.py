@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from secondpass.remote.forms import FORMS
 from secondpass.server.dialects import DIALECTS
 from secondpass.server.metrics import Metrics
 from secondpass.server.settings import ModelSource, Settings
+from secondpass.wire.apis import FORMS
 
 FILE = Path(__file__).parents[2] / "docs" / "serving.md"
 pytestmark = pytest.mark.skipif(not FILE.exists(), reason="needs the folder docs")

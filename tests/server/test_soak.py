@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.checkpoints import WORDS, tiny_bert
-from tests.server.test_running import Process, served
+from tests.server.test_workers import Process, served
 
 REQUESTS = int(os.environ.get("SOAK_REQUESTS", "3000"))
 CLIENTS = 8

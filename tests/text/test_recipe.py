@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from secondpass.text.recipe import Limits, Recipe
+from secondpass.text.recipe import TRUNCATIONS, Limits, Recipe
 from secondpass.text.tokenizer import Tokenizer
-from secondpass.text.truncation import TRUNCATIONS
 from secondpass.types import Row
 from tests.checkpoints import SPECIAL, WORDS, word_piece
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secondpass.text.token_cache import MAX_TEXT, TokenCache
+from secondpass.text.tokenizer import MAX_TEXT, TokenCache
 
 
 class Encoder:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from secondpass.evaluation.data import Dataset
+from secondpass.evaluation.datasets.dataset import Dataset
 from secondpass.retrieval.bm25 import BM25
 from secondpass.training import Collection, Judged, MiningSettings, collection_of, dev_set, mine
 from secondpass.training.mining import taught

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from secondpass import Reranker
 from secondpass.errors import DataError, TrainingError
 from secondpass.training import Data, DevSet, LoraSettings, Trainer, TrainingSettings, dev_queries
+from secondpass.training.checkpointing import steps_in
 from secondpass.training.learner import Learner, Moved
 from secondpass.training.report import read_log
-from secondpass.training.state import steps_in
 from tests.checkpoints import tiny_bert
 from tests.training.toy import toy_data, toy_examples
 

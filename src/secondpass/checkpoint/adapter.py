@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondpass.checkpoint.files import ADAPTER, Checkpoint, read_json
+from secondpass.checkpoint.checkpoint import ADAPTER, Checkpoint, read_json
 from secondpass.checkpoint.weights import Change, read_tensors
 from secondpass.errors import CheckpointError
 

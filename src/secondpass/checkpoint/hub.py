@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secondpass.checkpoint.files import INDEX, inside, read_json, settings_of, shard_names, weights_of
+from secondpass.checkpoint.checkpoint import INDEX, inside, read_json, settings_of, shard_names, weights_of
 from secondpass.errors import CheckpointError, DownloadError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondpass.checkpoint.files import read_json
+from secondpass.checkpoint.checkpoint import read_json
 from secondpass.checkpoint.weights import Renames, rename
 from secondpass.errors import CheckpointError, UnknownModel
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondpass.command import show
-from secondpass.command.errors import InputError, WrongUse
 from secondpass.command.progress import watched
 from secondpass.command.sets import Sets, open_scorer
+from secondpass.errors import InputError, WrongUse
 
 if TYPE_CHECKING:
     from secondpass.calibration import Calibration

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondpass.command import show
-from secondpass.command.errors import InputError, WrongUse
 from secondpass.command.progress import watched
 from secondpass.command.sets import Sets, open_scorer
+from secondpass.errors import InputError, WrongUse
 
 if TYPE_CHECKING:
-    from secondpass.evaluation.data import Dataset
+    from secondpass.evaluation.datasets.dataset import Dataset
+    from secondpass.evaluation.datasets.trec import Run
     from secondpass.evaluation.evaluation import Evaluation
     from secondpass.evaluation.measures import Measure
-    from secondpass.evaluation.trec import Run
 
 
 @dataclass(frozen=True, kw_only=True)

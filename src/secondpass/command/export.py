@@ -12,18 +12,17 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from secondpass.checkpoint.export import Inputs, export
-from secondpass.checkpoint.files import Checkpoint, open_checkpoint
+from secondpass.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from secondpass.checkpoint.export.export import Inputs, export
 from secondpass.checkpoint.save import write_text
 from secondpass.command import show
-from secondpass.command.errors import WrongUse
 from secondpass.command.pairs import Pair, read_pairs, sample_pairs
 from secondpass.command.parity import Report, compare, num_bytes
-from secondpass.engine.padding import padded
-from secondpass.errors import MissingExtra
+from secondpass.engine.openvino import padded
+from secondpass.errors import MissingExtra, WrongUse
 from secondpass.reranker import Reranker
+from secondpass.text.families import recipe_for
 from secondpass.text.reader import Reader
-from secondpass.text.recipes import recipe_for
 from secondpass.text.tokenizer import Tokenizer
 
 REPORT = "export.json"

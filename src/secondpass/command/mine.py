@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secondpass.command.errors import WrongUse
 from secondpass.command.progress import watched
-from secondpass.errors import DataError
+from secondpass.errors import DataError, WrongUse
 
 if TYPE_CHECKING:
     from secondpass.embedder import Embedder
@@ -48,8 +47,8 @@ def mine(data: Sequence[str], output: str, *, source: Source, settings: MiningSe
 
 def collections(paths: Sequence[str], split: str | None = None) -> list[Collection]:
     """BEIR folders each by itself, the examples of all other files together."""
-    from secondpass.evaluation.data import load_dataset
-    from secondpass.evaluation.folders import is_collection
+    from secondpass.evaluation.datasets.beir import is_collection
+    from secondpass.evaluation.datasets.dataset import load_dataset
     from secondpass.training.collection import collection_of, collection_of_examples
     from secondpass.training.data import read_data
 

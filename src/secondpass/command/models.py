@@ -8,9 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from secondpass.command import show
-from secondpass.command.errors import WrongUse
-from secondpass.errors import SecondpassError
-from secondpass.text.recipes import KNOWN, Known, recipe_for
+from secondpass.errors import SecondpassError, WrongUse
+from secondpass.text.families import KNOWN, Known, recipe_for
 
 if TYPE_CHECKING:
     from secondpass.checkpoint.hub import CachedModel
@@ -39,7 +38,7 @@ def models(*, is_json: bool) -> None:
 
 def pull(model: str, *, revision: str | None, engine: str) -> None:
     """Fetch a model and print the commit and the folder."""
-    from secondpass.checkpoint.files import open_checkpoint
+    from secondpass.checkpoint.checkpoint import open_checkpoint
 
     try:
         checkpoint = open_checkpoint(model, revision=revision, graph=engine == "openvino")
@@ -55,7 +54,7 @@ def pull(model: str, *, revision: str | None, engine: str) -> None:
 
 def _unknown(model: CachedModel) -> Known:
     """A row for a cached model that is not in the list; the family says whether it could rank."""
-    from secondpass.checkpoint.files import read_json
+    from secondpass.checkpoint.checkpoint import read_json
 
     family, longest = "", 0
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from secondpass.command.errors import InputError
+from secondpass.errors import InputError
 
 # Keys of one passage, and of lists of them as FlagEmbedding writes them.
 PASSAGES = ("passage", "document", "text", "positive", "negative")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from secondpass.command import show
-from secondpass.command.errors import WrongUse
-from secondpass.command.passages import Passage, Reading, read_passages
 from secondpass.command.progress import watched
+from secondpass.data.passages import Passage, Reading, read_passages
+from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
     from secondpass.reranker import Info, Reranker

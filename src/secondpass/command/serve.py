@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from secondpass.command.errors import WrongUse
-from secondpass.errors import MissingExtra
+from secondpass.errors import MissingExtra, WrongUse
 
 if TYPE_CHECKING:
     from secondpass.server.settings import ModelSource
@@ -32,8 +31,8 @@ def serve(sources: Sources, *, config: str | None, given: Mapping[str, Any], mor
     for package in PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra(package, "serve")
-    from secondpass.server import running
-    from secondpass.server.guard import check_exposure, read_keys
+    from secondpass.server import workers as running
+    from secondpass.server.security import check_exposure, read_keys
     from secondpass.server.settings import PREFIX, SettingsError, load_settings, parse_settings
 
     try:

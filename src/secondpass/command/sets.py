@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from secondpass.command.errors import WrongUse
 from secondpass.command.progress import watched
+from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
     from secondpass.embedder import Embedder
-    from secondpass.evaluation.data import Dataset
-    from secondpass.evaluation.trec import Run
+    from secondpass.evaluation.datasets.dataset import Dataset
+    from secondpass.evaluation.datasets.trec import Run
     from secondpass.types import Scorer
 
 FIRST_STAGES = "bm25, run:FILE or embedder:NAME"
@@ -64,14 +64,14 @@ class Sets:
 
     def _with_run(self, source: str, name: str) -> tuple[Dataset, Run]:
         """A set with only those documents in memory that the run names."""
+        from secondpass.evaluation.datasets.trec import read_run
         from secondpass.evaluation.first_stage import run_file
-        from secondpass.evaluation.trec import read_run
 
         run = read_run(run_file(name, source))
         return self._load(source, {document for scores in run.values() for document in scores}), run
 
     def _load(self, source: str, wanted: set[str] | None = None) -> Dataset:
-        from secondpass.evaluation.data import load_dataset
+        from secondpass.evaluation.datasets.dataset import load_dataset
 
         dataset = load_dataset(source, split=self.split, wanted=wanted)
         return dataset if self.num_queries is None else dataset.sample(self.num_queries, self.seed)
@@ -98,7 +98,7 @@ def open_scorer(name: str, loading: Loading) -> tuple[Scorer, Mapping[str, Any]]
         return embedder, asdict(embedder.info())
     try:
         if kind == "colbert" and rest:
-            from secondpass.colbert import ColBERT
+            from secondpass.colbert.colbert import ColBERT
 
             late = ColBERT(rest, **_shared(loading))
             return late, asdict(late.info())

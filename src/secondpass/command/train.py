@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secondpass.command import mine, show
-from secondpass.command.errors import WrongUse
 from secondpass.command.progress import watched
-from secondpass.errors import DataError, MissingExtra, TrainingError
+from secondpass.errors import DataError, MissingExtra, TrainingError, WrongUse
 
 if TYPE_CHECKING:
     from secondpass.training.data import Data, Example
@@ -89,7 +88,7 @@ def _data(
     paths: Sequence[str], folder: Path, settings: TrainingSettings, sources: Sources, processes: Processes
 ) -> Data:
     """The examples; where they have to be mined or taught, that is done once and kept beside the run."""
-    from secondpass.evaluation.folders import is_collection
+    from secondpass.evaluation.datasets.beir import is_collection
     from secondpass.training.data import read_data
 
     if sources.teacher is not None and not settings.needs_teacher:
@@ -161,7 +160,7 @@ def _dev_set(sources: Sources) -> DevSet | None:
     """The set to measure on; without a named split the first there is that is not for tests."""
     if sources.dev is None:
         return None
-    from secondpass.evaluation.data import load_dataset
+    from secondpass.evaluation.datasets.dataset import load_dataset
     from secondpass.training.collection import dev_set
 
     for split in _DEV_SPLITS if sources.dev_split is None else (sources.dev_split,):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from secondpass.engine.processor import Processor, this_processor
+from secondpass.engine.cpu.threads import Processor, this_processor
 
 if TYPE_CHECKING:
     import torch

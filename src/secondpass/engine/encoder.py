@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.checkpoint.files import Checkpoint
-from secondpass.engine.environment import suit_torch
+from secondpass.checkpoint.checkpoint import Checkpoint
+from secondpass.engine.cpu.threads import suit_torch
 from secondpass.errors import MissingExtra
 from secondpass.types import Row
 

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.checkpoint.files import Checkpoint
-from secondpass.engine.environment import suit_torch
+from secondpass.checkpoint.checkpoint import Checkpoint
+from secondpass.engine.cpu.threads import suit_torch
 from secondpass.errors import MissingExtra
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Advance, Row, Run
@@ -68,7 +68,7 @@ def open_engine(
     opened = ENGINES[picked](checkpoint, tokenizer, device, dtype, token_budget)
     if score_cache is None:
         return opened
-    from secondpass.engine.score_cache import ScoreCache
+    from secondpass.engine.cache import ScoreCache
 
     return ScoreCache(opened, Path(score_cache), checkpoint.identity())
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.checkpoint.files import Checkpoint
+from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.errors import EngineError
 from secondpass.packed import plan
 from secondpass.types import Advance, Row, Run

@@ -11,20 +11,20 @@ import torch
 from numpy.typing import NDArray
 
 from secondpass.checkpoint.adapter import change_of
-from secondpass.checkpoint.files import Checkpoint
+from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.weights import load_weights
-from secondpass.engine.arrival import Arrival
-from secondpass.engine.cpu import prepare
+from secondpass.engine.batches import Budget, budget_of, in_batches, memory_checked
+from secondpass.engine.cpu.parallel import Streams
+from secondpass.engine.cpu.prepare import prepare
+from secondpass.engine.cuda.copies import Arrival
+from secondpass.engine.cuda.graphs import open_graphs
 from secondpass.engine.device import pick_device, pick_precision
-from secondpass.engine.exits import EarlyExits
-from secondpass.engine.graphs import open_graphs
-from secondpass.engine.memory import Budget, budget_of, in_batches, memory_checked
-from secondpass.engine.sharing import Portion, share
-from secondpass.engine.streams import Streams
+from secondpass.engine.early_exit import EarlyExits
+from secondpass.engine.prefix import Portion, share
 from secondpass.errors import EngineError
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import pack
-from secondpass.text.recipes import recipe_for
+from secondpass.text.families import recipe_for
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Advance, Row, Run
 

@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secondpass.checkpoint.adapter import change_of
-from secondpass.checkpoint.files import Checkpoint
+from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.weights import FULL_PRECISION, load_weights
-from secondpass.engine.arrival import Arrival
-from secondpass.engine.cpu import prepare
+from secondpass.engine.batches import Budget, budget_of, in_batches
+from secondpass.engine.cpu.parallel import Streams
+from secondpass.engine.cpu.prepare import prepare
+from secondpass.engine.cuda.copies import Arrival
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.engine.encoder import Heads, Vectors
-from secondpass.engine.memory import Budget, budget_of, in_batches
-from secondpass.engine.streams import Streams
 from secondpass.errors import EngineError
 from secondpass.models.layers import Linear
-from secondpass.models.pooling import TextEncoder
+from secondpass.models.text_encoder import TextEncoder
 from secondpass.packed import pack
 from secondpass.types import Row
 

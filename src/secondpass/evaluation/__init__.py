@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from secondpass.lazy import lazy_names
+from secondpass._lazy import lazy_names
 
 _HOME = {
-    "Dataset": "data",
+    "Dataset": "datasets.dataset",
     "Evaluation": "evaluation",
     "Report": "comparison",
     "bm25_run": "first_stage",
     "compare": "comparison",
     "evaluate": "evaluation",
     "fit_calibration": "calibrate",
-    "load_dataset": "data",
-    "read_run": "trec",
+    "load_dataset": "datasets.dataset",
+    "read_run": "datasets.trec",
     "vector_run": "first_stage",
 }
 __all__ = [
@@ -39,10 +39,10 @@ __all__ = [
 if TYPE_CHECKING:
     from secondpass.evaluation.calibrate import fit_calibration
     from secondpass.evaluation.comparison import Report, compare
-    from secondpass.evaluation.data import Dataset, load_dataset
+    from secondpass.evaluation.datasets.dataset import Dataset, load_dataset
+    from secondpass.evaluation.datasets.trec import read_run
     from secondpass.evaluation.evaluation import Evaluation, evaluate
     from secondpass.evaluation.first_stage import bm25_run, vector_run
-    from secondpass.evaluation.trec import read_run
 
 __getattr__ = lazy_names(__name__, _HOME)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from secondpass.evaluation.data import Dataset
-from secondpass.evaluation.difference import EQUAL, Difference, difference
+from secondpass.evaluation.datasets.dataset import Dataset
 from secondpass.evaluation.evaluation import DEPTHS, MEASURES, Evaluation, as_depths, evaluate
 from secondpass.evaluation.first_stage import bm25_run
 from secondpass.evaluation.measures import Measure, ranked
+from secondpass.evaluation.significance import EQUAL, Difference, difference
 from secondpass.types import Progress, Scorer
 
 

@@ -11,11 +11,11 @@ from functools import cached_property
 import numpy as np
 
 from secondpass.errors import SecondpassError
-from secondpass.evaluation.data import Dataset
-from secondpass.evaluation.difference import Figures
+from secondpass.evaluation.datasets.dataset import Dataset
+from secondpass.evaluation.datasets.trec import Run
 from secondpass.evaluation.first_stage import bm25_run, cut, given_run
 from secondpass.evaluation.measures import Measure, as_measures, ranked
-from secondpass.evaluation.trec import Run
+from secondpass.evaluation.significance import Figures
 from secondpass.types import Progress, Scorer
 
 MEASURES = ("nDCG@10", "MRR@10", "recall@10", "MAP", "hit_rate@1")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from secondpass.evaluation.comparison import Example, Report, worst_hurt
-from secondpass.evaluation.difference import RESAMPLES, Difference
 from secondpass.evaluation.evaluation import Evaluation
+from secondpass.evaluation.significance import RESAMPLES, Difference
 
 AVERAGE = "average"
 

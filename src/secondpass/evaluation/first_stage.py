@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.errors import DataError
-from secondpass.evaluation.data import Dataset
+from secondpass.evaluation.datasets.dataset import Dataset
+from secondpass.evaluation.datasets.trec import Run
 from secondpass.evaluation.measures import ranked
-from secondpass.evaluation.trec import Run
 from secondpass.retrieval.bm25 import BM25, Found
 from secondpass.retrieval.vectors import Encoder, VectorIndex
 from secondpass.types import Progress

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secondpass.data.files import SUFFIXES, Place, records, suffix, text_in
 from secondpass.errors import DataError
-from secondpass.evaluation.data import Dataset
-from secondpass.evaluation.files import SUFFIXES, Place, records, suffix, text_in
-from secondpass.evaluation.trec import Run
+from secondpass.evaluation.datasets.dataset import Dataset
+from secondpass.evaluation.datasets.trec import Run
 
 LABELS = {0: False, 1: True}
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from secondpass.evaluation import figures
 from secondpass.evaluation.comparison import Example, Report
-from secondpass.evaluation.difference import Difference
+from secondpass.evaluation.significance import Difference
 
 MAX_TEXT = 240  # characters of a text in an example
 _TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the direction of what follows

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secondpass.models.attention import attend_kept, attention
+from secondpass.models.attention.attention import attend_kept, attention
 from secondpass.models.heads import ClassifierConfig
 from secondpass.models.layers import Embedding, LayerNorm, Linear, activation_of
 from secondpass.packed import Keep, Packed

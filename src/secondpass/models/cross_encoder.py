@@ -12,8 +12,8 @@ from secondpass.models import build_backbone
 from secondpass.models.heads import Classifier, LayerHeads, TokenLogit
 from secondpass.models.word_match import WordMatch, WordMatchConfig
 from secondpass.packed import Packed
+from secondpass.text.families import recipe_for
 from secondpass.text.recipe import Recipe
-from secondpass.text.recipes import recipe_for
 from secondpass.types import EarlyExit, Run
 
 # Where the lightweight reranker compresses when it is not said where, as its reference does.

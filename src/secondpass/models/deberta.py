@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from secondpass.errors import UnknownModel
-from secondpass.models.attention import attend_kept
-from secondpass.models.disentangled import Tables, disentangled_attention, kept_bias, log_buckets
+from secondpass.models.attention.attention import attend_kept
+from secondpass.models.attention.deberta import Tables, disentangled_attention, kept_bias, log_buckets
 from secondpass.models.heads import ClassifierConfig
 from secondpass.models.layers import Embedding, LayerNorm, Linear, activation_of
 from secondpass.packed import Keep, Packed, sent

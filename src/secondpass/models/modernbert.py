@@ -12,10 +12,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from secondpass.errors import UnknownModel
-from secondpass.models.attention import attend_kept, attention, window_bias
+from secondpass.models.attention.attention import attend_kept, attention, window_bias
 from secondpass.models.heads import ClassifierConfig
-from secondpass.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, activation_of
-from secondpass.models.rotary import inverse_frequencies, rotary_table, rotate
+from secondpass.models.layers import (
+    ACTIVATIONS,
+    Embedding,
+    LayerNorm,
+    Linear,
+    activation_of,
+    inverse_frequencies,
+    rotary_table,
+    rotate,
+)
 from secondpass.packed import Keep, Packed
 
 _LAYER = r"layers\.(\d+)\."

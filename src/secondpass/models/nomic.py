@@ -12,9 +12,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from secondpass.errors import UnknownModel
-from secondpass.models.attention import attend_kept, attention
-from secondpass.models.layers import ACTIVATIONS, Embedding, LayerNorm, Linear
-from secondpass.models.rotary import inverse_frequencies, rotary_table, rotate
+from secondpass.models.attention.attention import attend_kept, attention
+from secondpass.models.layers import (
+    ACTIVATIONS,
+    Embedding,
+    LayerNorm,
+    Linear,
+    inverse_frequencies,
+    rotary_table,
+    rotate,
+)
 from secondpass.packed import Keep, Packed
 
 _LAYER = r"encoder\.layers\.(\d+)\."

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 
 from secondpass.errors import RemoteError
-from secondpass.remote.forms import FORMS, Answer, Form, endpoint, read, request
 from secondpass.remote.transport import Patience, Transport, shown
 from secondpass.text.documents import as_documents, clean_query, text_of
 from secondpass.types import Document, DocumentLike, Hit, Ranking, Usage
+from secondpass.wire.apis import FORMS, Answer, Form, endpoint, read, request
 
 logger = logging.getLogger("secondpass")
 KEY_VARIABLE = "SECONDPASS_API_KEY"

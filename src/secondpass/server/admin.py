@@ -11,11 +11,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from secondpass.errors import SecondpassError
+from secondpass.server.body import Disconnected, parse_json, read_body
 from secondpass.server.dialects.refusals import failure
-from secondpass.server.exchange import Fault, Refusal
-from secondpass.server.limits import Disconnected, parse_json, read_body
 from secondpass.server.service import Service
 from secondpass.server.settings import ModelSource, Settings, SettingsError, model_of
+from secondpass.wire.calls import Fault, Refusal
 
 
 def admin_routes(service: Service, settings: Settings) -> list[BaseRoute]:

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from secondpass.server import dialects, telemetry
+from secondpass.server.body import Disconnected, Receive, deadline_of, parse_json, read_body
 from secondpass.server.dialects import Dialect, Reply, Route
-from secondpass.server.exchange import EmbedCall, Fault, Ranked, Refusal, RerankCall, ScoreCall, Vectors
-from secondpass.server.limits import Disconnected, Receive, deadline_of, parse_json, read_body
 from secondpass.server.metrics import Metrics
 from secondpass.server.service import CallContext, Service
 from secondpass.server.settings import Settings
+from secondpass.wire.calls import EmbedCall, Fault, Ranked, Refusal, RerankCall, ScoreCall, Vectors
 
 log = logging.getLogger(__name__)
 

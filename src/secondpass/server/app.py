@@ -16,11 +16,10 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from secondpass.server.admin import admin_routes
 from secondpass.server.api import Api
-from secondpass.server.gate import Gate
-from secondpass.server.guard import Guard, read_keys
 from secondpass.server.metrics import CONTENT_TYPE, Metrics
 from secondpass.server.openapi import describe, reference
 from secondpass.server.page import HEADERS, asset
+from secondpass.server.security import Gate, Guard, read_keys
 from secondpass.server.service import Service
 from secondpass.server.settings import PREFIX, Settings
 

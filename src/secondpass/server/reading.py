@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from secondpass.reranker import Reranker
-from secondpass.server.exchange import Budgets, Cost, Fault, Item, Refusal
 from secondpass.text.documents import clean_query
 from secondpass.text.reader import Pair, Reader, Reading
+from secondpass.text.recipe import Limits
 from secondpass.text.tokenizer import Tokenizer
-from secondpass.text.truncation import Limits
+from secondpass.wire.calls import Budgets, Cost, Fault, Item, Refusal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,16 @@ from typing import TypeVar
 
 from secondpass import __version__
 from secondpass.embedder import Embedder
-from secondpass.engine.batcher import Batch, EngineDown, Expired, QueueFull, State
-from secondpass.engine.queue import Outcome
 from secondpass.errors import EngineError
 from secondpass.reranker import Reranker
-from secondpass.server.exchange import (
+from secondpass.server.batching import Batch, EngineDown, Expired, Outcome, QueueFull, State
+from secondpass.server.reading import read
+from secondpass.server.registry import Hosted, Registry
+from secondpass.server.settings import ModelSource, Settings
+from secondpass.text.documents import clean_query
+from secondpass.text.reader import Pair
+from secondpass.types import Row, Run
+from secondpass.wire.calls import (
     Cost,
     EmbedCall,
     Fault,
@@ -28,12 +33,6 @@ from secondpass.server.exchange import (
     Timing,
     Vectors,
 )
-from secondpass.server.hosting import Hosted, Registry
-from secondpass.server.reading import read
-from secondpass.server.settings import ModelSource, Settings
-from secondpass.text.documents import clean_query
-from secondpass.text.reader import Pair
-from secondpass.types import Row, Run
 
 T = TypeVar("T")
 

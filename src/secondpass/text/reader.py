@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from secondpass.text.chunks import windows
-from secondpass.text.recipe import TRUNCATIONS, Limits, Recipe
-from secondpass.text.templates import Frame
+from secondpass.text.recipe import TRUNCATIONS, Frame, Limits, Recipe
 from secondpass.text.tokenizer import Tokenizer
+from secondpass.text.windows import windows
 from secondpass.types import Row
 
 # Windows over a long document share this part of their length with the next one.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from secondpass.lazy import lazy_names
+from secondpass._lazy import lazy_names
 
 _HOME = {
     "Collection": "collection",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from secondpass.evaluation.data import Dataset
+from secondpass.evaluation.datasets.dataset import Dataset
 from secondpass.retrieval.bm25 import BM25
 from secondpass.training.data import Data
 from secondpass.training.dev import DevQuery, DevSet

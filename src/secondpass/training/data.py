@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from secondpass.checkpoint.save import write_lines
+from secondpass.data.files import lines, parsed, suffix
 from secondpass.errors import DataError
-from secondpass.evaluation.files import lines, parsed, suffix
 
 KEYS = ("query", "pos", "neg", "pos_scores", "neg_scores")
 SUFFIXES = (".jsonl", ".ndjson", ".json")  # each .gz too

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secondpass.checkpoint.adapter import WEIGHTS
-from secondpass.checkpoint.files import ADAPTER
+from secondpass.checkpoint.checkpoint import ADAPTER
 from secondpass.checkpoint.save import write_tensors, write_text
 from secondpass.models.layers import ACTIVATIONS, Linear
 from secondpass.training.model import Trainable

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from secondpass.checkpoint.adapter import change_of
-from secondpass.checkpoint.files import Checkpoint, open_checkpoint
+from secondpass.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from secondpass.checkpoint.save import Layout, Naming, classifier_config, layout_of
 from secondpass.checkpoint.weights import load_weights, rename
-from secondpass.engine.memory import memory_checked
+from secondpass.engine.batches import memory_checked
 from secondpass.errors import UnknownModel
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import pack
+from secondpass.text.families import RECIPES, num_labels, recipe_for
 from secondpass.text.recipe import Recipe
-from secondpass.text.recipes import RECIPES, num_labels, recipe_for
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Row
 

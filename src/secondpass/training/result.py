@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secondpass import __version__
-from secondpass.checkpoint.files import EMBEDDED
+from secondpass.checkpoint.checkpoint import EMBEDDED
 from secondpass.checkpoint.save import save_model
 from secondpass.text.recipe import Limits
 from secondpass.training.data import Data

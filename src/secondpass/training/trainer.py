@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from secondpass.checkpoint.files import read_json
+from secondpass.checkpoint.checkpoint import read_json
 from secondpass.checkpoint.save import write_text
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.errors import DataError, MissingExtra, TrainingError
+from secondpass.training.checkpointing import read_state, restore, save_state, steps_in
 from secondpass.training.data import Data
 from secondpass.training.dev import MEASURES, DevSet, total
 from secondpass.training.learner import Learner
@@ -33,7 +34,6 @@ from secondpass.training.result import CARD, Outcome, card, save_result
 from secondpass.training.sampling import Sampler
 from secondpass.training.schedule import factor
 from secondpass.training.settings import FREE, TrainingSettings
-from secondpass.training.state import read_state, restore, save_state, steps_in
 from secondpass.training.stopping import Stopping
 from secondpass.types import Row
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from secondpass.server.dialects import choose
-from secondpass.server.exchange import Ranked, Refusal, RerankCall
+from secondpass.wire.calls import Ranked, Refusal, RerankCall
 from tests.server.clients import recorder
 from tests.server.clients.question import KEY, Truth, truth
 from tests.server.clients.recorder import Exchange, Recorder

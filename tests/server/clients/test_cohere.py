@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from secondpass.server.exchange import Fault, Refusal
+from secondpass.wire.calls import Fault, Refusal
 from tests.server.clients.conftest import Live
 from tests.server.clients.question import FAKE_MODEL, KEY, PASSAGES, QUERY, RIGHT, Truth
 

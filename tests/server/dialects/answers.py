@@ -8,7 +8,7 @@ from typing import Any
 
 from secondpass.server.dialects import Dialect, Route, choose
 from secondpass.server.dialects.dialect import Call, Reply
-from secondpass.server.exchange import Cost, Item, ModelCard, Ranked, RerankCall, ScoreCall, ServerCard, Timing
+from secondpass.wire.calls import Cost, Item, ModelCard, Ranked, RerankCall, ScoreCall, ServerCard, Timing
 
 TIMING = Timing(total=0.0123, tokenize=0.001, queue=0.002, compute=0.009)
 CARD = ServerCard(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from secondpass.server.dialects import DIALECTS, choose, find
-from secondpass.server.exchange import Fault, Refusal, RerankCall
+from secondpass.wire.calls import Fault, Refusal, RerankCall
 
 PLAIN = {"query": "q", "documents": ["a"]}
 

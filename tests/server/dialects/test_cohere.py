@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from secondpass.server.exchange import Budgets, Fault, Refusal, RerankCall
+from secondpass.wire.calls import Budgets, Fault, Refusal, RerankCall
 from tests.server.dialects.answers import answer, parsed
 
 BODY: dict[str, Any] = {"model": "m", "query": "q", "documents": ["a", "b", "c"]}

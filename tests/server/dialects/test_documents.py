@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from secondpass.server.dialects.documents import read_document, read_documents, read_texts, refuse_media
-from secondpass.server.exchange import Fault, Refusal
+from secondpass.wire.calls import Fault, Refusal
 
 YAML = "Title: How to fix a dishwasher\nAuthor: John Smith\nParts:\n- pump\n- seal\n"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from secondpass.server.dialects import choose
-from secondpass.server.exchange import Budgets, EmbedCall, Fault, Refusal, RerankCall, ScoreCall, ServerCard, Vectors
+from secondpass.wire.calls import Budgets, EmbedCall, Fault, Refusal, RerankCall, ScoreCall, ServerCard, Vectors
 from tests.server.dialects.answers import CARD, answer, parsed
 
 PLAIN: dict[str, Any] = {"query": "q", "documents": ["a", "b", "c"]}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from secondpass.server.dialects import Dialect, Route
 from secondpass.server.dialects.dialect import Call
-from secondpass.server.exchange import EmbedCall, Fault, Refusal, RerankCall, ScoreCall, Vectors
+from secondpass.wire.calls import EmbedCall, Fault, Refusal, RerankCall, ScoreCall, Vectors
 from tests.server.dialects.answers import CARD, ranked, routes
 
 # The least that each route's request needs, by its model's name.

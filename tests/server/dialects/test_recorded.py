@@ -15,7 +15,7 @@ import pytest
 from secondpass import Reranker
 from secondpass.server.dialects import Dialect, Route, choose
 from secondpass.server.dialects.dialect import Call
-from secondpass.server.exchange import EmbedCall, Item, Ranked, Refusal, ScoreCall, Timing
+from secondpass.wire.calls import EmbedCall, Item, Ranked, Refusal, ScoreCall, Timing
 from tests.server.dialects.answers import CARD
 
 RECORDS = sorted((Path(__file__).parent / "recorded").glob("*.json"))

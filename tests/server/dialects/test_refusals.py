@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from secondpass.server.dialects import DIALECTS, Dialect
-from secondpass.server.exchange import Fault, Refusal
+from secondpass.wire.calls import Fault, Refusal
 
 BY_NAME = {dialect.name: dialect for dialect in DIALECTS}
 UNION = ("cohere", "logits", "jina", "voyage", "nim", "deepinfra")

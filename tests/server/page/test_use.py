@@ -12,8 +12,8 @@ import pytest
 
 from secondpass import Reranker
 from secondpass.server.dialects.native import refuse
-from secondpass.server.exchange import Fault, Refusal
 from secondpass.server.settings import ModelSource
+from secondpass.wire.calls import Fault, Refusal
 from tests.server.live import serving
 from tests.server.page.browser import QUERY, TEXTS, Open, ask, ranked
 

@@ -33,7 +33,7 @@ def mine(
 ) -> None:
     """Find hard negatives for training. Interrupted, it goes on where it stopped when it is called again."""
     from secondpass.command import mine as command
-    from secondpass.command.errors import WrongUse
+    from secondpass.errors import WrongUse
     from secondpass.training.mining import MiningSettings
 
     try:

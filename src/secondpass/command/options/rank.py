@@ -59,7 +59,7 @@ def rank(
     table on a terminal, else tab-separated lines: rank (from 1), probability, score (raw logit), source, text.
     """
     from secondpass.command import rank as command
-    from secondpass.command.passages import Reading
+    from secondpass.data.passages import Reading
 
     named = tuple(name.strip() for name in fields.split(",") if name.strip())
     options = command.Options(

@@ -66,7 +66,7 @@ def train(
     """
     from secondpass.command import mine as mining
     from secondpass.command import train as command
-    from secondpass.command.errors import WrongUse
+    from secondpass.errors import WrongUse
     from secondpass.training.mining import MiningSettings
     from secondpass.training.settings import LoraSettings, TrainingSettings, parse_losses
 

@@ -24,7 +24,7 @@ from secondpass.server.dialects.openai import OPENAI
 from secondpass.server.dialects.tei import TEI
 from secondpass.server.dialects.vllm import VLLM
 from secondpass.server.dialects.voyage import VOYAGE
-from secondpass.server.exchange import Fault, Refusal
+from secondpass.wire.calls import Fault, Refusal
 
 # In the order in which they may claim a body; where none does, the last one that has the path answers.
 DIALECTS: tuple[Dialect, ...] = (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secondpass.server.dialects.fields import Response
-from secondpass.server.exchange import Cost, Ranked
+from secondpass.wire.calls import Cost, Ranked
 
 
 class Usage(Response):

@@ -17,7 +17,7 @@ from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Ro
 from secondpass.server.dialects.documents import read_documents
 from secondpass.server.dialects.fields import Count, Documents, Positive, Request, Response, Whole, read
 from secondpass.server.dialects.refusals import failure
-from secondpass.server.exchange import Budgets, Fault, Ranked, Refusal, RerankCall
+from secondpass.wire.calls import Budgets, Fault, Ranked, Refusal, RerankCall
 
 MAX_DOCUMENTS = 10_000  # of one request, windows counted in v1
 DEFAULT_CHUNKS = 10

@@ -8,7 +8,7 @@ from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Ro
 from secondpass.server.dialects.documents import read_texts
 from secondpass.server.dialects.fields import Request, Response, Texts, read
 from secondpass.server.dialects.refusals import failure
-from secondpass.server.exchange import Fault, Ranked, Refusal, ScoreCall
+from secondpass.wire.calls import Fault, Ranked, Refusal, ScoreCall
 
 
 class DeepInfraRequest(Request):

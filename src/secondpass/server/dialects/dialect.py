@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
 
-from secondpass.server.exchange import EmbedCall, Ranked, Refusal, RerankCall, ScoreCall, ServerCard, Vectors
+from secondpass.wire.calls import EmbedCall, Ranked, Refusal, RerankCall, ScoreCall, ServerCard, Vectors
 
 Body: TypeAlias = Mapping[str, Any]
 Headers: TypeAlias = Mapping[str, str]  # names in lower case

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secondpass.server.dialects.fields import kind
-from secondpass.server.exchange import Fault, Refusal
 from secondpass.text.documents import clean_query, text_of
 from secondpass.types import Document
+from secondpass.wire.calls import Fault, Refusal
 
 # What clients call a picture, a sound or a film in place of a text
 MEDIA = (

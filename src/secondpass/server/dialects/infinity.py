@@ -10,7 +10,7 @@ from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Ro
 from secondpass.server.dialects.documents import read_texts
 from secondpass.server.dialects.fields import Count, Request, Response, Texts, read
 from secondpass.server.dialects.refusals import STATUS, headers_of, openai_failure
-from secondpass.server.exchange import Fault, Ranked, Refusal, RerankCall, ServerCard
+from secondpass.wire.calls import Fault, Ranked, Refusal, RerankCall, ServerCard
 
 STATUSES = {**STATUS, Fault.malformed: 422, Fault.invalid: 422, Fault.unsupported: 400, Fault.unknown_model: 400}
 UNNAMED = "default/not-specified"  # what its client sends as the model when none is named

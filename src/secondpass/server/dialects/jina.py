@@ -10,7 +10,7 @@ from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Ro
 from secondpass.server.dialects.documents import read_document, read_documents
 from secondpass.server.dialects.fields import Count, Documents, Request, Response, TextOrObject, read
 from secondpass.server.dialects.refusals import STATUS, Failure, headers_of, status_of
-from secondpass.server.exchange import Budgets, Fault, Ranked, Refusal, RerankCall
+from secondpass.wire.calls import Budgets, Fault, Ranked, Refusal, RerankCall
 
 STATUSES = {**STATUS, Fault.unknown_model: 400}
 CODES = {

@@ -11,7 +11,7 @@ from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Ro
 from secondpass.server.dialects.documents import read_texts
 from secondpass.server.dialects.fields import Count, Request, Response, Texts, read
 from secondpass.server.dialects.refusals import STATUS, headers_of, status_of
-from secondpass.server.exchange import Fault, Ranked, Refusal, RerankCall
+from secondpass.wire.calls import Fault, Ranked, Refusal, RerankCall
 
 STATUSES = {**STATUS, Fault.unsupported: 501, Fault.unknown_model: 400}
 KINDS = {

@@ -8,7 +8,7 @@ from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Ro
 from secondpass.server.dialects.documents import read_documents
 from secondpass.server.dialects.fields import Count, Documents, Request, Response, read
 from secondpass.server.dialects.refusals import headers_of, status_of
-from secondpass.server.exchange import Budgets, Fault, Ranked, Refusal, RerankCall, ServerCard
+from secondpass.wire.calls import Budgets, Fault, Ranked, Refusal, RerankCall, ServerCard
 
 
 class NativeRequest(Request):

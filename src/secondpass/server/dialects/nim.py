@@ -12,7 +12,7 @@ from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Ro
 from secondpass.server.dialects.documents import read_document, read_documents, refuse_media
 from secondpass.server.dialects.fields import Count, Documents, Request, Response, TextOrObject, read
 from secondpass.server.dialects.refusals import failure
-from secondpass.server.exchange import Budgets, Ranked, RerankCall
+from secondpass.wire.calls import Budgets, Ranked, RerankCall
 
 
 class NimRequest(Request):

@@ -15,7 +15,7 @@ from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Ro
 from secondpass.server.dialects.documents import read_texts
 from secondpass.server.dialects.fields import Positive, Request, Response, read
 from secondpass.server.dialects.refusals import STATUS, openai_failure
-from secondpass.server.exchange import EmbedCall, Fault, Refusal, ServerCard, Vectors
+from secondpass.wire.calls import EmbedCall, Fault, Refusal, ServerCard, Vectors
 
 STATUSES = {**STATUS, Fault.unsupported: 400}
 QUERIES = ("query", "search_query")  # what input_type says of a text that is searched with

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from secondpass.server.dialects.dialect import Reply
 from secondpass.server.dialects.fields import Response
-from secondpass.server.exchange import Fault, Refusal
+from secondpass.wire.calls import Fault, Refusal
 
 STATUS: Mapping[Fault, int] = {
     Fault.malformed: 400,

@@ -10,7 +10,7 @@ from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Ro
 from secondpass.server.dialects.documents import read_texts
 from secondpass.server.dialects.fields import Count, Request, Response, Texts, read
 from secondpass.server.dialects.refusals import headers_of
-from secondpass.server.exchange import Budgets, Fault, Ranked, Refusal, RerankCall, ServerCard, Timing
+from secondpass.wire.calls import Budgets, Fault, Ranked, Refusal, RerankCall, ServerCard, Timing
 
 # (status, error_type). Its OpenAPI description says 413 for too many texts; its code answers 422
 KINDS = {

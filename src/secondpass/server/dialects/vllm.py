@@ -17,7 +17,7 @@ from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Ro
 from secondpass.server.dialects.documents import read_document, read_documents
 from secondpass.server.dialects.fields import AnyTexts, Count, Request, Response, TextOrObject, Whole, read
 from secondpass.server.dialects.refusals import STATUS, openai_failure
-from secondpass.server.exchange import Budgets, Fault, Ranked, Refusal, RerankCall, ScoreCall
+from secondpass.wire.calls import Budgets, Fault, Ranked, Refusal, RerankCall, ScoreCall
 
 STATUSES = {**STATUS, Fault.unsupported: 400}
 # Names under which the two sides of /score arrive

@@ -9,7 +9,7 @@ from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Ro
 from secondpass.server.dialects.documents import read_texts
 from secondpass.server.dialects.fields import Count, Request, Response, Texts, read
 from secondpass.server.dialects.refusals import STATUS, failure
-from secondpass.server.exchange import Budgets, Fault, Ranked, Refusal, RerankCall
+from secondpass.wire.calls import Budgets, Fault, Ranked, Refusal, RerankCall
 
 # Its client makes a MalformedRequestError of 422, an InvalidRequestError of 400
 STATUSES = {**STATUS, Fault.malformed: 422, Fault.unsupported: 400, Fault.unknown_model: 400}

@@ -1,0 +1,66 @@
+"""A cross-encoder in the form that is traced for export: padded inputs (N, L) to logits (N, 1), in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from secondpass.checkpoint.adapter import change_of
+from secondpass.checkpoint.checkpoint import Checkpoint
+from secondpass.checkpoint.save import Naming
+from secondpass.checkpoint.weights import load_weights
+from secondpass.models.cross_encoder import CrossEncoder
+from secondpass.packed import Packed
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Padded(nn.Module):
+    """A cross-encoder over padded inputs (N, L); `naming` knows what its parameters are called in the checkpoint."""
+
+    def __init__(self, model: CrossEncoder, naming: Naming) -> None:
+        super().__init__()
+        self.model = model
+        self.naming = naming
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        n, length = input_ids.shape
+        places = torch.arange(n)[:, None].expand(n, length)
+        batch = Packed(
+            ids=input_ids.reshape(-1),
+            positions=torch.arange(length)[None].expand(n, length).reshape(-1),
+            types=token_type_ids.reshape(-1),
+            rows=places.reshape(-1),
+            starts=torch.arange(n + 1) * length,
+            lengths=(int(length),) * int(n),
+            passages=((0, int(length)),) * int(n),
+            mask=attention_mask,
+        )
+        scores: Tensor = self.model(batch)
+        return scores.reshape(n, 1)
+
+
+def traceable(checkpoint: Checkpoint) -> Padded:
+    """The model with its weights, an adapter's changes in them. Raises ValueError for a decoder."""
+    with torch.device("meta"):
+        model = CrossEncoder(checkpoint.config)
+    if model.is_causal:
+        raise ValueError(
+            f"{checkpoint.name} is a decoder ({checkpoint.config['model_type']}); only encoders can be exported, "
+            "run it with the torch engine"
+        )
+    adapted, naming = change_of(checkpoint), Naming(renames=model.renames)
+    load_weights(
+        model,
+        checkpoint.weight_files(),
+        renames=model.renames,
+        ignored=model.ignored,
+        dtype=torch.float32,
+        change=lambda tensors: naming.noted(tensors if adapted is None else adapted(tensors)),
+    )
+    return Padded(model.eval(), naming)
+
+
+def example() -> dict[str, Tensor]:
+    """Inputs to trace with; the sizes are dynamic in what comes out."""
+    return {name: torch.ones(2, 7, dtype=torch.int64) for name in INPUTS}

@@ -1,0 +1,1 @@
+"""Files of texts, read in one place."""

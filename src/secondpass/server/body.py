@@ -1,0 +1,110 @@
+"""Limits of one HTTP request: how much body, how fast, how deep, and by when it must be answered."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NoReturn
+
+import anyio
+
+from secondpass.wire.calls import Fault, Refusal
+
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+class Disconnected(Exception):
+    """The client went away before its request was whole."""
+
+
+async def read_body(receive: Receive, headers: Mapping[str, str], *, max_bytes: int, timeout_s: float) -> bytes:
+    """The body as it arrives. Raises Refusal as soon as it is too large or too slow, and Disconnected."""
+    declared = headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refusal(Fault.malformed, f"content-encoding {headers['content-encoding'][:40]!r}; send it plain")
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        with anyio.fail_after(timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    except TimeoutError:
+        raise Refusal(Fault.malformed, f"the body was not complete after {timeout_s:g} s") from None
+
+
+def parse_json(body: bytes, *, max_depth: int) -> Any:
+    """The JSON value. Raises Refusal for what is not JSON in UTF-8, for NaN and Infinity, and for deep nesting."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise Refusal(Fault.malformed, f"the body is not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise _too_deep(max_depth) from None
+    except ValueError as error:
+        raise Refusal(Fault.malformed, f"the body is not JSON: {_where(error)}") from None
+    check_depth(value, max_depth)
+    return value
+
+
+def check_depth(value: Any, max_depth: int) -> None:
+    """Raises Refusal for lists and objects that are nested more than max_depth deep."""
+    level = [value]
+    for _ in range(max_depth + 1):
+        if not level:
+            return
+        inner: list[Any] = []
+        for each in level:
+            values = each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+            inner += [item for item in values if isinstance(item, dict | list)]
+        level = inner
+    raise _too_deep(max_depth)
+
+
+def deadline_of(headers: Mapping[str, str], timeout_s: float) -> float:
+    """When to give up, in time.monotonic(): after timeout_s, or sooner where the caller says so.
+
+    X-Deadline-Ms has milliseconds, X-Request-Timeout seconds. Raises Refusal for what is no time.
+    """
+    allowed = timeout_s
+    for name, unit in (("x-deadline-ms", 1000.0), ("x-request-timeout", 1.0)):
+        if name not in headers:
+            continue
+        try:
+            seconds = float(headers[name]) / unit
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            raise Refusal(Fault.invalid, f"{name} is {headers[name][:40]!r}; give a number above 0", parameter=name)
+        allowed = min(allowed, seconds)
+    return time.monotonic() + allowed
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _where(error: ValueError) -> str:
+    """Of the parser's own words those that hold nothing of the body."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at line {error.lineno}, column {error.colno}"
+    return str(error)[:100]
+
+
+def _too_large(max_bytes: int) -> Refusal:
+    return Refusal(Fault.too_large, f"the body is larger than {max_bytes} bytes; send fewer or shorter documents")
+
+
+def _too_deep(max_depth: int) -> Refusal:
+    return Refusal(Fault.malformed, f"the body is nested more than {max_depth} deep")

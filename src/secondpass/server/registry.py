@@ -1,0 +1,185 @@
+"""Hosting: the models that a server has loaded, each behind its batcher, by the names that clients write."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secondpass.embedder import Embedder
+from secondpass.reranker import Info, Reranker
+from secondpass.server.batching import Batch, Batcher, Runner
+from secondpass.server.settings import ModelSource, Settings, SettingsError
+from secondpass.types import Row, Run
+from secondpass.wire.calls import Fault, ModelCard, Refusal
+
+OnBatch = Callable[[str, Batch], None]
+WARM_TEXTS = ("warm", "warm up " * 40, "warm up before the first call " * 60)
+# Names by which clients ask for whatever is served.
+ANY_MODEL = ("", "default", "default/not-specified", "auto")
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """An embedder as a runner: a row's scores are its vector."""
+
+    embedder: Embedder
+
+    def run(self, rows: Sequence[Row], run: Run) -> NDArray[np.float32]:
+        return self.embedder.encode_rows(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosted:
+    """One loaded model and its batcher."""
+
+    source: ModelSource
+    card: ModelCard
+    model: Reranker | Embedder
+    batcher: Batcher
+
+
+def open_reranker(source: ModelSource, settings: Settings) -> tuple[Reranker, Runner, Callable[[], Runner]]:
+    model = Reranker(
+        source.path,
+        revision=source.revision,
+        engine=source.engine,
+        device=source.device,
+        dtype=source.dtype,
+        max_length=source.max_length,
+        long_documents=source.long_documents,
+        instruction=source.instruction,
+        token_budget=source.token_budget,
+        calibration=settings.calibration_of(source),
+        local_files_only=settings.local_files_only,
+    )
+    model.score("warm up", WARM_TEXTS)
+    return model, model.engine, model.reopen_engine
+
+
+def open_embedder(source: ModelSource, settings: Settings) -> tuple[Embedder, Runner, Callable[[], Runner]]:
+    def opened() -> Embedder:
+        return Embedder(
+            source.path,
+            revision=source.revision,
+            device=source.device,
+            dtype=source.dtype,
+            max_length=source.max_length,
+            token_budget=source.token_budget,
+            local_files_only=settings.local_files_only,
+        )
+
+    model = opened()
+    model.encode(WARM_TEXTS)
+    return model, Pooling(model), lambda: Pooling(opened())
+
+
+OPENERS: Mapping[str, Callable[[ModelSource, Settings], tuple[Reranker | Embedder, Runner, Callable[[], Runner]]]] = {
+    "reranker": open_reranker,
+    "embedder": open_embedder,
+}
+
+
+def host(source: ModelSource, settings: Settings, on_batch: OnBatch) -> Hosted:
+    """Load a model and warm it up. Raises SecondpassError, or ValueError for an option that it does not have."""
+    if source.kind not in OPENERS:
+        raise SettingsError(f"models.{source.name}.kind is {source.kind!r}; give {' or '.join(OPENERS)}")
+    model, runner, reopen = OPENERS[source.kind](source, settings)
+    batcher = Batcher(
+        runner,
+        reopen,
+        max_requests=settings.max_queue_requests,
+        max_tokens=settings.max_queue_tokens,
+        batch_tokens=settings.batch_tokens,
+        on_batch=lambda batch: on_batch(source.name, batch),
+    )
+    return Hosted(source=source, card=_card(source, model.info()), model=model, batcher=batcher)
+
+
+def _card(source: ModelSource, info: Info) -> ModelCard:
+    return ModelCard(
+        name=source.name,
+        revision=info.revision,
+        family=info.family,
+        dtype=info.dtype,
+        device=info.device,
+        engine=info.engine,
+        max_length=info.max_length,
+        is_reranker=source.kind == "reranker",
+        is_embedder=source.kind == "embedder",
+        created=int(time.time()),
+    )
+
+
+@dataclass
+class Registry:
+    """What is loaded, in the order of loading. Safe to use from several threads."""
+
+    settings: Settings
+    on_batch: OnBatch
+    _hosted: dict[str, Hosted] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def load(self, source: ModelSource) -> Hosted:
+        """Load a model and serve it. Raises what `host` does, and Refusal for a name that is taken."""
+        self._check_free(source.name)
+        hosted = host(source, self.settings, self.on_batch)
+        with self._lock:
+            if source.name not in self._hosted:
+                self._hosted = {**self._hosted, source.name: hosted}
+                return hosted
+        hosted.batcher.close(grace_s=0)
+        raise _taken(source.name)
+
+    def unload(self, name: str) -> None:
+        """Serve a model no more; what it has accepted is computed first. Raises Refusal for an unknown name."""
+        with self._lock:
+            if name not in self._hosted:
+                raise _unknown(name, self._hosted)
+            hosted = self._hosted[name]
+            self._hosted = {other: each for other, each in self._hosted.items() if other != name}
+        hosted.batcher.close(grace_s=self.settings.grace_s)
+
+    def close(self, grace_s: float) -> bool:
+        """Compute what was accepted, for at most so long in all. False where an engine is still at something."""
+        end = time.monotonic() + grace_s
+        return all([hosted.batcher.close(grace_s=max(end - time.monotonic(), 0)) for hosted in self.all()])
+
+    def all(self) -> list[Hosted]:
+        return list(self._hosted.values())
+
+    def find(self, name: str | None, kind: str) -> Hosted:
+        """The model that serves a call. Raises Refusal where none does.
+
+        A name is looked up as it is, then among the aliases. No name, or one that stands for any, is the first
+        of its kind; so is any other where one alone is served, unless strict_models.
+        """
+        hosted = self._hosted
+        fitting = [each for each in hosted.values() if each.source.kind == kind]
+        found = hosted.get(name or "") or hosted.get(self.settings.aliases.get(name or "", ""))
+        if found is None and fitting:
+            is_any = (name or "") in ANY_MODEL or (len(fitting) == 1 and not self.settings.strict_models)
+            found = fitting[0] if is_any else None
+        if found is not None and found.source.kind == kind:
+            return found
+        if found is not None or not fitting:
+            what = found.source.name if found else "no model that is served"
+            raise Refusal(Fault.unsupported, f"{what} is no {kind}; see GET /v1/models", parameter="model")
+        raise _unknown(name or "", hosted)
+
+    def _check_free(self, name: str) -> None:
+        if name in self._hosted:
+            raise _taken(name)
+
+
+def _taken(name: str) -> Refusal:
+    return Refusal(Fault.invalid, f"a model named {name!r} is served already; unload it first", parameter="name")
+
+
+def _unknown(name: str, hosted: Mapping[str, Hosted]) -> Refusal:
+    there = ", ".join(hosted) or "none"
+    return Refusal(Fault.unknown_model, f"no model is named {name[:100]!r}; there are {there}", parameter="model")

@@ -1,0 +1,162 @@
+"""Inputs read: every kind of file, and what is said of those that cannot be."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from secondpass.data.passages import Passage, Reading, read_passages
+from secondpass.errors import InputError, WrongUse
+
+
+def read(*paths: Path | str, arguments: tuple[str, ...] = (), how: Reading | None = None) -> list[Passage]:
+    return read_passages([str(path) for path in paths], arguments, how or Reading())
+
+
+def found(*paths: Path | str, how: Reading | None = None) -> list[tuple[str, str]]:
+    """(text, name and place) of each passage."""
+    return [(p.document.text, Path(p.source).name) for p in read(*paths, how=how)]
+
+
+def give_stdin(monkeypatch: pytest.MonkeyPatch, data: bytes, *, is_terminal: bool = False) -> None:
+    fake = SimpleNamespace(buffer=io.BytesIO(data), isatty=lambda: is_terminal)
+    monkeypatch.setattr(sys, "stdin", fake)
+
+
+def test_several_files_keep_their_order(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("one\ntwo\n")
+    (tmp_path / "a.md").write_text("## H\nthree\n")
+    assert found(tmp_path / "b.txt", tmp_path / "a.md") == [
+        ("one", "b.txt:1"),
+        ("two", "b.txt:2"),
+        ("H\nthree", "a.md:2"),
+    ]
+
+
+@pytest.mark.parametrize(("split", "count"), [("line", 3), ("paragraph", 2), ("whole", 1), ("auto", 2)])
+def test_split_decides_how_text_is_cut(tmp_path: Path, split: str, count: int) -> None:
+    for name in ("a.txt", "a.md"):
+        (tmp_path / name).write_text("one\ntwo\n\nthree\n")
+        assert len(read(tmp_path / name, how=Reading(split=split))) == count
+
+
+def test_windows_line_ends_and_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert found(tmp_path / "a.txt") == [("one", "a.txt:1"), ("two", "a.txt:2")]
+
+
+def test_json_lines_of_objects_and_strings(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one\\u2028x", "id": 7}\n\n"two"\n')
+    assert found(file) == [("one\u2028x", "a.jsonl:1"), ("two", "a.jsonl:3")]
+    assert read(file)[0].document.fields["id"] == 7
+
+
+def test_a_json_list(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('["one",\n {"text": "two"}]')
+    assert found(tmp_path / "a.json") == [("one", "a.json[0]"), ("two", "a.json[1]")]
+
+
+def test_fields_need_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"title": "t", "body": "b"}\n')
+    (passage,) = read(file, how=Reading(fields=("title", "body")))
+    assert dict(passage.document.fields) == {"title": "t", "body": "b"}
+
+
+def test_gzip_is_seen_by_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "one"}\n'))
+    (tmp_path / "b.txt").write_bytes(gzip.compress(b"two"))
+    assert found(tmp_path / "a.jsonl.gz", tmp_path / "b.txt") == [("one", "a.jsonl.gz:1"), ("two", "b.txt:1")]
+
+
+def test_a_beir_folder_joins_title_and_text(tmp_path: Path) -> None:
+    rows = [{"_id": "d1", "title": "Taps", "text": "drip"}, {"_id": "d2", "title": "", "text": "plain"}]
+    (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q1", "text": "not a passage"}')
+    passages = read(tmp_path)
+    assert [p.document.text for p in passages] == ["Taps drip", "plain"]
+    assert passages[0].document.fields["_id"] == "d1"
+
+
+def test_any_other_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
+    for name in ("b.txt", "sub/a.md", "c.py", ".hidden/d.txt", "a.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f'"{name}"')
+    assert [source for _, source in found(tmp_path)] == ["a.jsonl:1", "b.txt:1", "a.md:1"]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"one\ntwo\n", ["one", "two"]),
+        (b'{"text": "one"}\n{"text": "two"}\n', ["one", "two"]),
+        (b'["one", "two"]', ["one", "two"]),
+        (b"{braces} begin\n[1] this text\n", ["{braces} begin", "[1] this text"]),
+    ],
+)
+def test_stdin_is_told_by_its_beginning(monkeypatch: pytest.MonkeyPatch, data: bytes, expected: list[str]) -> None:
+    give_stdin(monkeypatch, data)
+    assert [passage.document.text for passage in read()] == expected
+
+
+def test_arguments_come_first_and_leave_stdin_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    give_stdin(monkeypatch, b"unread")
+    (tmp_path / "a.txt").write_text("two")
+    passages = read(tmp_path / "a.txt", arguments=("one",))
+    assert [(p.document.text, Path(p.source).name) for p in passages] == [("one", "argument:1"), ("two", "a.txt:1")]
+    assert [p.document.text for p in read(arguments=("one",))] == ["one"]
+    assert [p.document.text for p in read("-", arguments=("one",))] == ["one", "unread"]
+
+
+def test_a_terminal_as_stdin_is_wrong_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    give_stdin(monkeypatch, b"", is_terminal=True)
+    with pytest.raises(WrongUse, match="secondpass rank"):
+        read()
+
+
+def test_a_wrong_name_suggests_near_ones(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(WrongUse, match=r"did you mean .*notes\.txt\?"):
+        read(tmp_path / "note.txt")
+    with pytest.raises(WrongUse, match="nor a folder"):
+        read(tmp_path / "none" / "notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl:2: is not JSON: .* at column"),
+        ("a.jsonl", b'{"body": "x"}', r'a\.jsonl:1: has no "text" \(it has body\)'),
+        ("a.jsonl", b"7", r"a\.jsonl:1: holds a number"),
+        ("a.json", b'{"text": "x"}', "holds one object; a list is needed"),
+        ("a.json", b'["x",\n', r"a\.json: is not JSON: .* at line 2, column"),
+        ("a.txt", b"ab\ncaf\xe9 noir", r"a\.txt: byte 6 \(0xe9, line 2\) is not UTF-8"),
+        ("a.txt", b"\xef\xbb\xbfcaf\xe9", r"byte 6 \(0xe9, line 1\)"),
+        ("a.txt", b"ab\0c", "is a binary file"),
+        ("a.pdf", b"%PDF-1.7", "is a PDF"),
+        ("a.txt", "ab".encode("utf-16"), "is UTF-16"),
+        ("a.gz", b"\x1f\x8bxx", "not a whole gzip file"),
+        ("a.txt", b" \n\n", "nothing to rank in"),
+    ],
+)
+def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / name)
+
+
+def test_missing_fields_and_empty_folders_say_so(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}')
+    with pytest.raises(InputError, match=re.escape("none of the fields title (it has body)")):
+        read(tmp_path / "a.jsonl", how=Reading(fields=("title",)))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"holds no corpus\.jsonl"):
+        read(tmp_path / "empty")

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from secondpass import Reranker
+from secondpass.errors import EngineError
+from secondpass.server import batching
+from secondpass.server.batching import Batch, Batcher, EngineDown, Expired, QueueFull, Runner, State
+from secondpass.types import Row, Run
+from tests.checkpoints import tiny_bert
+
+SECONDS = 20  # no future here takes so long
+
+
+def rows(*lengths: int, token: int = 1) -> list[Row]:
+    return [Row([token] * length, (1, length)) for length in lengths]
+
+
+class Gated:
+    """An engine whose runs wait for the test; a row's score is its length, or what `judge` makes of its tokens."""
+
+    def __init__(self, judge: Callable[[Row], float] = len) -> None:
+        self.judge = judge
+        self.runs: list[list[int]] = []  # the lengths of every run
+        self.running = threading.Semaphore(0)
+        self.gate = threading.Semaphore(0)
+
+    def run(self, rows: Sequence[Row], run: Run) -> NDArray[np.float32]:
+        self.runs.append([len(row) for row in rows])
+        self.running.release()
+        assert self.gate.acquire(timeout=SECONDS)
+        return np.array([[self.judge(row)] for row in rows], np.float32)
+
+    def began(self) -> None:
+        """Wait until the next run is on its way."""
+        assert self.running.acquire(timeout=SECONDS)
+
+    def open(self) -> None:
+        """Let this and every later run end."""
+        self.gate.release(10_000)
+
+
+@pytest.fixture
+def engine() -> Gated:
+    return Gated()
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Batcher]]:
+    monkeypatch.setattr(batching, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(batching, "LAST_BATCH_S", 0.001)
+    found: list[Batcher] = []
+
+    def make(engine: Runner, reopen: Callable[[], Runner] | None = None, **options: object) -> Batcher:
+        found.append(Batcher(engine, reopen or (lambda: engine), **options))  # type: ignore[arg-type]
+        return found[-1]
+
+    yield make
+    for each in found:
+        each.close(grace_s=SECONDS)
+
+
+Make = Callable[..., Batcher]
+
+
+def test_concurrent_requests_get_the_scores_that_they_get_alone(tmp_path: Path, made: Make) -> None:
+    reranker = Reranker(tiny_bert(tmp_path / "model"), engine="torch")
+    words = "the river bridge in winter is cold a city house near the sea".split()
+    pairs = [
+        [(f"where is {words[place % 12]}", " ".join(words[: 1 + (place * 7 + i) % 12])) for i in range(1 + place % 5)]
+        for place in range(24)
+    ]
+    parts = reranker.parts
+    batches: list[Batch] = []
+    batcher = made(reranker.engine, batch_tokens=64, on_batch=batches.append)
+
+    def score(each: list[tuple[str, str]]) -> list[float]:
+        readings = parts.reader.read(each, parts.limits)
+        outcome = batcher.submit([reading.row for reading in readings], parts.run).result(SECONDS)
+        assert outcome.scores.shape == (len(readings), 1)
+        assert outcome.queue_s >= 0 and outcome.compute_s > 0
+        return outcome.scores[:, 0].tolist()
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(score, pairs))
+    for each, scores in zip(pairs, found, strict=True):
+        assert scores == pytest.approx(reranker.score_pairs(each), abs=1e-5)
+    assert sum(batch.rows for batch in batches) == sum(map(len, pairs))
+    assert max(batch.tokens for batch in batches) <= 64
+    assert all(batch.padded_tokens >= batch.tokens for batch in batches)
+
+
+def test_what_comes_during_a_batch_is_joined_in_the_next(engine: Gated, made: Make) -> None:
+    batcher = made(engine, batch_tokens=100)
+    futures = [batcher.submit(rows(10))]
+    engine.began()
+    futures += [batcher.submit(rows(20)), batcher.submit(rows(30, 31))]
+    engine.open()
+    assert [future.result(SECONDS).scores[:, 0].tolist() for future in futures] == [[10], [20], [30, 31]]
+    assert engine.runs == [[10], [20, 31, 30]]
+
+
+def test_a_short_request_is_computed_between_portions_of_a_long_one(engine: Gated, made: Make) -> None:
+    batcher = made(engine, batch_tokens=100)
+    long = batcher.submit(rows(*[50] * 6))
+    engine.began()
+    short = batcher.submit(rows(10))
+    engine.open()
+    short.result(SECONDS)
+    assert long.result(SECONDS).scores[:, 0].tolist() == [50.0] * 6
+    assert engine.runs == [[50, 50], [10, 50], [50, 50], [50]]
+
+
+def test_a_cancelled_request_is_not_computed(engine: Gated, made: Make) -> None:
+    batcher = made(engine, batch_tokens=50)
+    first = batcher.submit(rows(10))
+    engine.began()
+    cancelled, kept = batcher.submit(rows(20)), batcher.submit(rows(30))
+    assert cancelled.cancel()
+    engine.open()
+    first.result(SECONDS), kept.result(SECONDS)
+    assert engine.runs == [[10], [30]]
+    with pytest.raises(CancelledError):
+        cancelled.result()
+
+
+def test_the_rest_of_a_request_cancelled_half_way_is_not_computed(engine: Gated, made: Make) -> None:
+    batcher = made(engine, batch_tokens=50)
+    long = batcher.submit(rows(50, 50, 50))
+    engine.began()
+    assert long.cancel()
+    engine.open()
+    assert batcher.submit(rows(7)).result(SECONDS).scores.tolist() == [[7]]
+    assert engine.runs == [[50], [7]]
+
+
+def test_a_request_past_its_deadline_is_not_computed(engine: Gated, made: Make) -> None:
+    batcher = made(engine)
+    first = batcher.submit(rows(10))
+    engine.began()
+    late = batcher.submit(rows(20), deadline=time.monotonic() - 1)
+    engine.open()
+    first.result(SECONDS)
+    with pytest.raises(Expired, match="deadline"):
+        late.result(SECONDS)
+    assert engine.runs == [[10]]
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(engine: Gated, made: Make) -> None:
+    batcher = made(engine, max_requests=2, max_tokens=1000)
+    futures = [batcher.submit(rows(10))]
+    engine.began()
+    futures += [batcher.submit(rows(10)), batcher.submit(rows(10))]
+    with pytest.raises(QueueFull, match="2 requests with 20 tokens") as refused:
+        batcher.submit(rows(10))
+    assert refused.value.retry_after_s >= 1
+    futures[1].cancel()  # what nobody waits for takes no room
+    futures.append(batcher.submit(rows(40)))
+    engine.open()
+    assert [len(f.result(SECONDS).scores) for f in futures if not f.cancelled()] == [1, 1, 1]
+
+
+def test_tokens_are_bounded_too_but_a_large_request_alone_is_taken(engine: Gated, made: Make) -> None:
+    batcher = made(engine, max_tokens=100)
+    first = batcher.submit(rows(10))
+    engine.began()
+    large = batcher.submit(rows(150))
+    with pytest.raises(QueueFull, match="150 tokens"):
+        batcher.submit(rows(1))
+    engine.open()
+    assert first.result(SECONDS).scores.tolist() == [[10]]
+    assert large.result(SECONDS).scores.tolist() == [[150]]
+
+
+def test_a_request_that_cannot_be_scored_harms_no_other(made: Make) -> None:
+    def judge(row: Row) -> float:
+        if row.ids[0] == 13:
+            raise EngineError("1 of 1 scores are not finite")
+        return len(row)
+
+    engine = Gated(judge)
+    batcher = made(engine)
+    first = batcher.submit(rows(10))
+    engine.began()
+    before, bad, after = batcher.submit(rows(20)), batcher.submit(rows(30, 31, token=13)), batcher.submit(rows(40))
+    engine.open()
+    assert [f.result(SECONDS).scores.tolist() for f in (first, before, after)] == [[[10]], [[20]], [[40]]]
+    with pytest.raises(EngineError, match="not finite"):
+        bad.result(SECONDS)
+    assert batcher.status().restarts == 0
+
+
+def test_a_crashed_engine_is_opened_anew(made: Make) -> None:
+    def crash(row: Row) -> float:
+        raise RuntimeError("device lost")
+
+    broken, whole = Gated(crash), Gated()
+    attempts = iter([OSError("still busy"), whole])
+    calls = threading.Semaphore(0)
+
+    def reopen() -> Runner:
+        found = next(attempts)
+        calls.acquire()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    batcher = made(broken, reopen)
+    hit = batcher.submit(rows(10))
+    broken.began()
+    waiting = batcher.submit(rows(20))
+    broken.open()
+    for future in (hit, waiting):
+        with pytest.raises(EngineDown, match="being restarted") as down:
+            future.result(SECONDS)
+        assert down.value.retry_after_s >= 1
+    status = batcher.status()
+    assert (status.state, status.last_error, status.restarts) == (State.restarting, "RuntimeError: device lost", 0)
+    with pytest.raises(EngineDown, match="being restarted"):
+        batcher.submit(rows(10))
+    calls.release(2)
+    whole.open()
+    until(lambda: batcher.status().state is State.ready)
+    assert batcher.submit(rows(7)).result(SECONDS).scores.tolist() == [[7]]
+    assert batcher.status().restarts == 1
+    assert batcher.status().last_error == "OSError: still busy"
+
+
+def test_close_computes_what_was_accepted(engine: Gated, made: Make) -> None:
+    batcher = made(engine, batch_tokens=10)
+    futures = [batcher.submit(rows(10)) for _ in range(3)]
+    engine.open()
+    assert batcher.close(grace_s=SECONDS)
+    assert [future.result(0).scores.tolist() for future in futures] == [[[10]]] * 3
+    with pytest.raises(EngineDown, match="stopping"):
+        batcher.submit(rows(1))
+
+
+def test_close_fails_what_is_not_done_in_time(engine: Gated, made: Make) -> None:
+    batcher = made(engine, batch_tokens=10)
+    futures = [batcher.submit(rows(10)) for _ in range(2)]
+    engine.began()
+    assert not batcher.close(grace_s=0)
+    with pytest.raises(EngineDown, match="stopping"):
+        futures[1].result(SECONDS)
+    engine.open()
+    assert futures[0].result(SECONDS).scores.tolist() == [[10]]
+
+
+def test_no_rows_need_no_engine(engine: Gated, made: Make) -> None:
+    assert made(engine).submit([]).result(0).scores.shape == (0, 1)
+    assert engine.runs == []
+
+
+def until(is_true: Callable[[], bool]) -> None:
+    """Wait for what another thread does and tells nobody."""
+    end = time.monotonic() + SECONDS
+    while not is_true():
+        assert time.monotonic() < end
+        threading.Event().wait(0.001)

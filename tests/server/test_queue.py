@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from secondpass.server.batching import PATIENCE, Portion, Queue, Request
+from secondpass.types import Row, Run
+
+SPEED = 0.001  # seconds per token
+
+
+def request(*lengths: int, arrived: float = 0.0, **options: object) -> Request:
+    rows = [Row([1] * length, (1, length)) for length in lengths]
+    return Request(rows=rows, arrived=arrived, **options)  # type: ignore[arg-type]
+
+
+def queue(*requests: Request) -> Queue:
+    found = Queue()
+    for each in requests:
+        found.add(each)
+    return found
+
+
+def taken(portions: list[Portion]) -> list[tuple[Request, list[int]]]:
+    return [(portion.request, portion.places) for portion in portions]
+
+
+def test_a_batch_is_cut_where_it_is_full() -> None:
+    long = request(40, 40, 40)
+    waiting = queue(long)
+    assert taken(waiting.take(100, seconds_per_token=SPEED)) == [(long, [2, 1])]
+    assert (len(waiting), waiting.tokens) == (1, 40)
+    assert taken(waiting.take(100, seconds_per_token=SPEED)) == [(long, [0])]
+    assert (len(waiting), waiting.tokens) == (0, 0)
+
+
+def test_a_short_request_goes_before_a_long_one_that_came_first() -> None:
+    long, short = request(*[50] * 20, arrived=0.0), request(10, arrived=1.0)
+    portions = queue(long, short).take(100, seconds_per_token=SPEED)
+    assert taken(portions) == [(short, [0]), (long, [19])]
+
+
+def test_a_long_request_is_overtaken_for_a_bounded_time() -> None:
+    long = request(*[50] * 20)  # 1000 tokens: a second alone
+    patience = PATIENCE * 1000 * SPEED
+    in_time, late = request(10, arrived=patience - 1), request(10, arrived=patience + 1)
+    portions = queue(long, late, in_time).take(60, seconds_per_token=SPEED)
+    assert [portion.request for portion in portions] == [in_time, long]
+
+
+def test_rows_of_a_request_fill_a_batch_longest_first() -> None:
+    mixed = request(5, 50, 20)
+    assert taken(queue(mixed).take(71, seconds_per_token=SPEED)) == [(mixed, [1, 2])]
+
+
+def test_a_row_longer_than_a_batch_comes_alone() -> None:
+    long, other = request(200), request(300)
+    waiting = queue(long, other)
+    assert taken(waiting.take(100, seconds_per_token=SPEED)) == [(long, [0])]
+    assert taken(waiting.take(100, seconds_per_token=SPEED)) == [(other, [0])]
+
+
+def test_priority_comes_before_everything() -> None:
+    usual, urgent = request(10), request(90, arrived=9.0, priority=-1)
+    assert taken(queue(usual, urgent).take(100, seconds_per_token=SPEED)) == [(urgent, [0]), (usual, [0])]
+
+
+def test_requests_of_another_run_are_not_joined() -> None:
+    plain, layered = request(10), request(10, arrived=1.0, run=Run(cutoff_layers=(8,)))
+    waiting = queue(plain, layered)
+    assert taken(waiting.take(100, seconds_per_token=SPEED)) == [(plain, [0])]
+    assert taken(waiting.take(100, seconds_per_token=SPEED)) == [(layered, [0])]
+
+
+def test_what_is_cancelled_or_late_is_dropped() -> None:
+    cancelled, late, good = request(10), request(10, deadline=5.0), request(10, deadline=6.0)
+    waiting = queue(cancelled, late, good)
+    cancelled.future.cancel()
+    assert waiting.drop(5.0) == [late]
+    assert taken(waiting.take(100, seconds_per_token=SPEED)) == [(good, [0])]

@@ -1,0 +1,62 @@
+"""Recipes read from config.json, and what is said where none can be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secondpass import Reranker
+from secondpass.errors import UnknownModel
+from secondpass.models import BACKBONES
+from secondpass.text.families import KNOWN, RECIPES, recipe_for
+from tests.checkpoints import tiny_bert
+
+
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta", "modernbert", "new", "gte", "deberta-v2"])
+@pytest.mark.parametrize("labels", [{"num_labels": 1}, {"id2label": {"0": "LABEL_0"}}])
+def test_a_classifier_of_one_label_is_a_reranker(model_type: str, labels: dict[str, Any]) -> None:
+    assert recipe_for({"model_type": model_type} | labels).head == "classifier"
+    assert model_type in BACKBONES
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"id2label": {"0": "contradiction", "1": "entailment", "2": "neutral"}}, "3 labels"),
+        ({"num_labels": 2}, "2 labels"),
+        ({}, '"num_labels": 1'),
+        ({"num_labels": 1, "architectures": ["BertModel"]}, "BertModel, which has no head.*Embedder"),
+        ({"num_labels": 1, "model_type": "mamba"}, "no recipe for model_type 'mamba'; there are bert"),
+    ],
+)
+def test_what_is_no_reranker_is_refused_with_what_to_do(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(UnknownModel, match=said):
+        recipe_for({"model_type": "bert"} | config)
+
+
+def test_settings_of_sentence_transformers_leave_the_score_a_logit(tmp_path: Path) -> None:
+    plain = Reranker(tiny_bert(tmp_path), dtype="float32", device="cpu").score("river", ["the long river"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    for extra in (
+        {"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"},
+        {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.0.0"}},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | extra))
+        assert Reranker(tmp_path, dtype="float32", device="cpu").score("river", ["the long river"]) == plain
+
+
+def test_a_named_length_is_the_default_and_not_the_limit(tmp_path: Path) -> None:
+    tiny_bert(tmp_path)
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24}))
+    reranker = Reranker(tmp_path, dtype="float32", device="cpu")
+    assert reranker.info().max_length == 24
+    reranker.score("river", ["the long river"], max_length=100)
+
+
+def test_every_known_reranker_is_of_a_known_family() -> None:
+    families = {recipe.family for recipe in RECIPES.values()}
+    assert {known.family for known in KNOWN if known.loads_as == "Reranker"} <= families
+    assert families >= {"gte", "modernbert", "deberta-v2"}
