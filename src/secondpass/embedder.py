@@ -22,7 +22,6 @@ from secondpass.engine.encoder import Heads, Vectors, open_encoder
 from secondpass.reranker import Info
 from secondpass.text.documents import as_documents, clean_query, text_of
 from secondpass.text.prompts import known_prompts, single_rows
-from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import DocumentLike, Row
 
 __all__ = ["Embedder", "lexical_score"]
@@ -127,7 +126,7 @@ class Embedder:
         files = {name: self._checkpoint.folder / file for name, file in _HEAD_FILES.items()}
         files = {name: file for name, file in files.items() if file.is_file()}
         heads = Heads(pooling=pooling or settings.pooling, files=files)
-        self._tokenizer = Tokenizer.from_folder(self._checkpoint.folder)
+        self._tokenizer = self._checkpoint.tokenizer
         self._encoder = open_encoder(self._checkpoint, heads, device=device, dtype=dtype, token_budget=token_budget)
         self._model_type = str(self._checkpoint.config.get("model_type"))
         known = known_prompts(self._checkpoint.name, self._model_type)

@@ -22,10 +22,8 @@ from secondpass.engine.engine import Engine, open_engine
 from secondpass.scoring.deadline import Deadline, Pace, score_within, work_of
 from secondpass.scoring.scoring import Scored, Scoring
 from secondpass.text.documents import as_document, as_documents, clean_query, text_of
-from secondpass.text.families import recipe_for
 from secondpass.text.reader import Reader
 from secondpass.text.recipe import Limits
-from secondpass.text.tokenizer import Tokenizer
 from secondpass.threads import in_thread
 from secondpass.types import Document, DocumentLike, EarlyExit, Hit, Progress, Ranking, Run
 
@@ -106,12 +104,11 @@ class Reranker:
         self._checkpoint = open_checkpoint(
             model, revision=revision, local_files_only=local_files_only, graph=engine == "openvino"
         )
-        recipe = recipe_for(self._checkpoint.config, self._checkpoint.name).instructed(instruction)
-        tokenizer = Tokenizer.from_folder(self._checkpoint.folder)
+        recipe = self._checkpoint.recipe.instructed(instruction)
+        tokenizer = self._checkpoint.tokenizer
         self._open_engine = partial(
             open_engine,
             self._checkpoint,
-            tokenizer,
             engine=engine,
             device=device,
             dtype=dtype,

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from secondpass.errors import CheckpointError, MissingExtra
+from secondpass.text.families import recipe_for
+from secondpass.text.recipe import Recipe
+from secondpass.text.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "minilm"
 INDEX = ".index.json"
@@ -60,6 +64,20 @@ class Checkpoint:
     revision: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     adapter: Path | None = None
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How its family writes and scores a pair. Raises UnknownModel for what is no reranker."""
+        return recipe_for(self.config, self.name)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Read once, for all who need it. Raises CheckpointError where there is none or it is damaged."""
+        return Tokenizer.from_folder(self.folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was read from the files, which a copy in another process reads again."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
     def weight_files(self) -> list[Path]:
         """The files that hold the weights: safetensors, sharded by an index or not, else .bin files, else a graph.

@@ -126,7 +126,7 @@ class ColBERT:
     ) -> None:
         self._checkpoint = open_checkpoint(model, revision=revision, local_files_only=local_files_only)
         settings = ColbertSettings.from_metadata(_read_metadata(self._checkpoint.folder))
-        self._tokenizer = Tokenizer.from_folder(self._checkpoint.folder)
+        self._tokenizer = self._checkpoint.tokenizer
         heads = Heads(token_width=settings.token_width)
         self._encoder = open_encoder(self._checkpoint, heads, device=device, dtype=dtype, token_budget=token_budget)
         self._max_length = self._limit("max_length", max_length, settings.max_length)

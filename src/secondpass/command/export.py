@@ -21,9 +21,7 @@ from secondpass.command.parity import Report, compare, num_bytes
 from secondpass.engine.openvino import padded
 from secondpass.errors import MissingExtra, WrongUse
 from secondpass.reranker import Reranker
-from secondpass.text.families import recipe_for
 from secondpass.text.reader import Reader
-from secondpass.text.tokenizer import Tokenizer
 
 REPORT = "export.json"
 MAX_CALIBRATION = 300  # pairs; more change the ranges of activations little
@@ -72,8 +70,7 @@ def _inputs(checkpoint: Checkpoint, pairs: Sequence[Pair]) -> list[Inputs]:
     """Pairs, evenly taken where there are many, as a graph reads them, one by one."""
     if not pairs:
         return []
-    recipe = recipe_for(checkpoint.config, checkpoint.name)
-    tokenizer = Tokenizer.from_folder(checkpoint.folder)
+    recipe, tokenizer = checkpoint.recipe, checkpoint.tokenizer
     longest = min(length for length in (recipe.max_length, tokenizer.max_length, 512) if length is not None)
     reader = Reader(recipe=recipe, tokenizer=tokenizer, longest=longest, max_query_length=None, has_windows=False)
     chosen = pairs[:: -(-len(pairs) // MAX_CALIBRATION)]

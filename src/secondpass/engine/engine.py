@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.engine.cpu.threads import suit_torch
 from secondpass.errors import MissingExtra
-from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Advance, Row, Run
 
 
@@ -49,7 +48,6 @@ class Engine(Protocol):
 
 def open_engine(
     checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
     *,
     engine: str = "auto",
     device: str = "auto",
@@ -65,7 +63,7 @@ def open_engine(
     if engine not in ("auto", *ENGINES):
         raise ValueError(f"engine is {engine!r}; give 'auto', {' or '.join(map(repr, ENGINES))}")
     picked = _pick(checkpoint, device) if engine == "auto" else engine
-    opened = ENGINES[picked](checkpoint, tokenizer, device, dtype, token_budget)
+    opened = ENGINES[picked](checkpoint, device, dtype, token_budget)
     if score_cache is None:
         return opened
     from secondpass.engine.cache import ScoreCache
@@ -81,9 +79,7 @@ def _pick(checkpoint: Checkpoint, device: str) -> str:
     return "torch" if checkpoint.graph() is None else "openvino"
 
 
-def _open_torch(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, device: str, dtype: str, token_budget: int | None
-) -> Engine:
+def _open_torch(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:
     if find_spec("torch") is None:
         raise MissingExtra("torch", "torch")
     suit_torch()
@@ -93,18 +89,16 @@ def _open_torch(
         return ReplicaEngine(checkpoint, devices, dtype=dtype, token_budget=token_budget)
     from secondpass.engine.torch import TorchEngine
 
-    return TorchEngine(checkpoint, tokenizer, device=devices[0], dtype=dtype, token_budget=token_budget)
+    return TorchEngine(checkpoint, device=devices[0], dtype=dtype, token_budget=token_budget)
 
 
-def _open_openvino(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, device: str, dtype: str, token_budget: int | None
-) -> Engine:
+def _open_openvino(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:
     from secondpass.engine.openvino import OpenVinoEngine
 
     return OpenVinoEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)
 
 
-ENGINES: dict[str, Callable[[Checkpoint, Tokenizer, str, str, int | None], Engine]] = {
+ENGINES: dict[str, Callable[[Checkpoint, str, str, int | None], Engine]] = {
     "torch": _open_torch,
     "openvino": _open_openvino,
 }

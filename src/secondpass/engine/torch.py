@@ -24,8 +24,6 @@ from secondpass.engine.prefix import Portion, share
 from secondpass.errors import EngineError
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import pack
-from secondpass.text.families import recipe_for
-from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Advance, Row, Run
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]  # of one block
@@ -39,7 +37,6 @@ class TorchEngine:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        tokenizer: Tokenizer | None = None,
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -49,7 +46,7 @@ class TorchEngine:
         precision = pick_precision(dtype, self._device)
         self._dtype, self._reason = precision.dtype, precision.reason
         self.device, self.dtype = str(self._device), precision.name
-        self.model = _load(checkpoint, tokenizer, self._dtype).to(self._device).eval()
+        self.model = _load(checkpoint, self._dtype).to(self._device).eval()
         if precision.is_int8 and self.model.is_causal:
             raise ValueError("dtype is 'int8', which runs encoders only; give 'auto' for a decoder")
         config = self.model.backbone.config
@@ -130,10 +127,10 @@ class TorchEngine:
         return values
 
 
-def _load(checkpoint: Checkpoint, tokenizer: Tokenizer | None, dtype: torch.dtype) -> CrossEncoder:
-    """The model; its tokenizer is only read where the score is a word's logit and none is given."""
-    recipe = recipe_for(checkpoint.config, checkpoint.name)
-    answer_ids = recipe.answer_ids(tokenizer or Tokenizer.from_folder(checkpoint.folder)) if recipe.answers else []
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> CrossEncoder:
+    """The model; its tokenizer is only read where the score is a word's logit."""
+    recipe = checkpoint.recipe
+    answer_ids = recipe.answer_ids(checkpoint.tokenizer) if recipe.answers else []
     with torch.device("meta"):
         model = CrossEncoder(checkpoint.config, recipe, answer_ids=answer_ids)
     load_weights(

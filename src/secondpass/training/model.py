@@ -102,7 +102,7 @@ def open_trainable(
         checkpoint=checkpoint,
         model=net,
         recipe=net.recipe,
-        tokenizer=Tokenizer.from_folder(checkpoint.folder),
+        tokenizer=checkpoint.tokenizer,
         config=config,
         layout=layout,
         naming=source.naming,
