@@ -209,3 +209,12 @@ def test_mine_takes_examples_and_an_embedder(model: Path, tmp_path: Path, capsys
     assert all(0 < len(example.negatives) <= 4 and example.has_scores for example in examples)
     code, _, said = called(capsys, "mine", file, "--output", tmp_path / "b.jsonl", "--search", "elastic")
     assert (code, "give bm25" in said) == (2, True)
+
+
+def test_the_output_is_checked_before_the_data(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    code = cli.run(["train", str(model), "missing.jsonl", "--output", str(tmp_path / "file")], cli.Settings())
+    assert code == 1
+    assert "cannot be written" in capsys.readouterr().err

@@ -107,3 +107,16 @@ def test_saved_examples_are_read_back(tmp_path: Path) -> None:
         data = read_data([tmp_path / name])
         assert [example.as_json() for example in data.examples] == [example.as_json() for example in examples]
         assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_lone_surrogates_are_read_as_the_replacement_character(tmp_path: Path) -> None:
+    file = tmp_path / "odd.jsonl"
+    file.write_text('{"query": "q\\ud800", "pos": ["\\udfff"], "neg": ["c"]}\n')
+    example = read_data([file]).examples[0]
+    assert (example.query, example.positives) == ("q\ufffd", ("\ufffd",))
+
+
+def test_the_folder_of_a_model_is_no_data(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="holds a model"):
+        read_data([tmp_path])

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from secondpass.training import LoraSettings, TrainingSettings
+from secondpass.training.collators import Group
 from secondpass.training.learner import Learner
 from secondpass.training.lora import add_lora
 from secondpass.training.model import WORDS, Trainable, open_trainable
 from secondpass.training.processes import Processes
-from secondpass.training.sampling import Group
 from secondpass.types import Row
 from tests.checkpoints import tiny_bert
 from tests.goldens import SHARED

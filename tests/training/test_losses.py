@@ -17,7 +17,7 @@ IS_THERE = torch.tensor([[True, True, True], [True, True, False]])
 
 def losses(name: str, temperature: float = 1.0) -> list[float]:
     scores = Scores(logits=LOGITS, is_there=IS_THERE, teacher=TEACHER)
-    found: list[float] = LOSSES[name](scores, temperature).tolist()
+    found: list[float] = LOSSES[name].of(scores, temperature).tolist()
     return found
 
 
@@ -64,7 +64,7 @@ def test_a_mixed_loss_is_the_weighted_sum() -> None:
 def test_what_is_not_there_has_no_gradient_and_others_are_finite(name: str) -> None:
     logits = LOGITS.clone().requires_grad_()
     scores = Scores(logits=logits, is_there=IS_THERE, teacher=TEACHER)
-    LOSSES[name](scores, 1.0).sum().backward()  # type: ignore[no-untyped-call]
+    LOSSES[name].of(scores, 1.0).sum().backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert bool(logits.grad.isfinite().all())
     assert float(logits.grad[1, 2]) == 0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from secondpass.training import Example
-from secondpass.training.partial import continued
+from secondpass.training.mining import continued
 from tests.training.toy import toy_examples
 
 EXAMPLES = toy_examples(5, has_scores=True)

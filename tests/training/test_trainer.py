@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from secondpass import Reranker
 from secondpass.errors import DataError, TrainingError
 from secondpass.training import Data, DevSet, LoraSettings, Trainer, TrainingSettings, dev_queries
-from secondpass.training.checkpointing import steps_in
+from secondpass.training.checkpointing import claimed, steps_in
 from secondpass.training.learner import Learner, Moved
-from secondpass.training.report import read_log
+from secondpass.training.reporting import read_log
 from tests.checkpoints import tiny_bert
 from tests.training.toy import toy_data, toy_examples
 
@@ -306,3 +306,57 @@ def test_run_json_says_what_the_run_was_told(tmp_path: Path) -> None:
     assert run["is_finished"]
     assert run["settings"]["learning_rate"] == 1e-3
     assert run["data"] == DATA.fingerprint
+
+
+def test_what_is_trained_is_what_is_saved(tmp_path: Path) -> None:
+    example = toy_examples(1)[0]
+    passages = [*example.positives, *example.negatives]
+    run = Trainer("default", DATA, tmp_path / "out", settings=settings(max_steps=1, learning_rate=1e-9))
+    before = run.learner.score(example.query, passages)
+    embedded = Reranker("default", engine="torch", dtype="float32", max_length=512)
+    assert before == pytest.approx(embedded.score(example.query, passages), abs=1e-4)
+    run.train()
+    after = run.learner.score(example.query, passages)
+    saved = Reranker(tmp_path / "out", engine="torch", dtype="float32")
+    assert after == pytest.approx(saved.score(example.query, passages), abs=1e-4)
+    assert after == pytest.approx(before, abs=1e-3)
+
+
+def test_a_folder_with_a_graph_alone_is_no_place_for_a_result(tmp_path: Path) -> None:
+    (tmp_path / "out" / "openvino").mkdir(parents=True)
+    with pytest.raises(TrainingError, match="holds a model"):
+        trainer(tmp_path, "out").train()
+    assert not (tmp_path / "out" / "training").exists()
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
+    held = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "out")], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    assert held.stdout is not None and held.stdin is not None
+    try:
+        assert held.stdout.readline() == b"held\n"
+        with pytest.raises(TrainingError, match="another process is writing"):
+            trainer(tmp_path, "out").train()
+    finally:
+        held.kill()  # a lock does not outlive its process, however that ends
+        held.wait()
+        held.stdout.close()
+        held.stdin.close()
+    assert trainer(tmp_path, "out", max_steps=1).train().is_finished
+
+
+def test_an_output_that_cannot_be_written_is_said_as_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="cannot be written"), claimed(tmp_path / "file"):
+        raise AssertionError
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from secondpass.training.checkpointing import claimed
+with claimed(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""

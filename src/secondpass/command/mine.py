@@ -14,9 +14,8 @@ from secondpass.errors import DataError, WrongUse
 
 if TYPE_CHECKING:
     from secondpass.embedder import Embedder
-    from secondpass.training.collection import Collection
     from secondpass.training.data import Example
-    from secondpass.training.mining import MiningSettings, Search
+    from secondpass.training.mining import Collection, MiningSettings, Search
     from secondpass.types import Progress, Scorer
 
 EMBEDDER = "embedder:"
@@ -49,8 +48,8 @@ def collections(paths: Sequence[str], split: str | None = None) -> list[Collecti
     """BEIR folders each by itself, the examples of all other files together."""
     from secondpass.evaluation.datasets.beir import is_collection
     from secondpass.evaluation.datasets.dataset import load_dataset
-    from secondpass.training.collection import collection_of, collection_of_examples
     from secondpass.training.data import read_data
+    from secondpass.training.mining import collection_of, collection_of_examples
 
     places = [Path(path).expanduser() for path in paths]
     folders = [place for place in places if place.is_dir() and is_collection(place)]
@@ -65,8 +64,8 @@ def mined(
     collections: Sequence[Collection], partial: Path, *, source: Source, settings: MiningSettings
 ) -> list[Example]:
     """Examples that have negatives, from all collections; goes on where an interrupted run of the same stopped."""
+    from secondpass.training.mining import continued
     from secondpass.training.mining import mine as mine_negatives
-    from secondpass.training.partial import continued
 
     judge = None if source.judge is None else open_scorer(source.judge)
     embedder = _open_embedder(source.search)

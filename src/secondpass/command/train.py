@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,25 +51,27 @@ def train(
     is_json: bool = False,
 ) -> None:
     """Train, and print what came of it. Raises WrongUse, SecondpassError, or KeyboardInterrupt after Ctrl-C."""
-    _check_torch()
-    from secondpass.training.describe import described, described_run
+    check_torch()
+    from secondpass.training.checkpointing import check_output, claimed
     from secondpass.training.processes import open_processes
-    from secondpass.training.trainer import Trainer, check_output
+    from secondpass.training.reporting import described
+    from secondpass.training.trainer import Trainer
 
     folder = Path(output).expanduser()
-    check_output(folder, is_resumed=is_resumed)
     processes = open_processes(settings.device)
-    data = _data(paths, folder, settings, sources, processes)
-    if processes.is_first:
-        _say(described(data))
-    dev = _dev_set(sources)
-    try:
-        trainer = Trainer(model, data, folder, settings=settings, dev=dev)
-    except ValueError as error:
-        raise WrongUse(str(error)) from error
-    if trainer.is_first:
-        _say(described_run(trainer))
-    result = trainer.train(resume=is_resumed)
+    with claimed(folder) if processes.is_first else nullcontext():
+        check_output(folder, is_resumed=is_resumed)
+        data = _data(paths, folder, settings, sources, processes)
+        if processes.is_first:
+            _say(described(data))
+        dev = _dev_set(sources)
+        try:
+            trainer = Trainer(model, data, folder, settings=settings, dev=dev)
+        except ValueError as error:
+            raise WrongUse(str(error)) from error
+        if trainer.is_first:
+            _say(trainer.described())
+        result = trainer.train(resume=is_resumed)
     if not trainer.is_first:
         return
     if not result.is_finished:
@@ -77,7 +80,7 @@ def train(
     _tell(result, dev, settings, is_json=is_json)
 
 
-def _check_torch() -> None:
+def check_torch() -> None:
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
@@ -142,8 +145,7 @@ def _prepare(folders: Sequence[Path], files: Sequence[Path], file: Path, sources
 
 def _taught(examples: Sequence[Example], teacher: str, unfinished: Path) -> list[Example]:
     from secondpass.training.data import Data
-    from secondpass.training.mining import taught
-    from secondpass.training.partial import continued
+    from secondpass.training.mining import continued, taught
 
     scorer = mine.open_scorer(teacher)
     key = f"{teacher} {Data(examples=examples).fingerprint}"
@@ -161,7 +163,7 @@ def _dev_set(sources: Sources) -> DevSet | None:
     if sources.dev is None:
         return None
     from secondpass.evaluation.datasets.dataset import load_dataset
-    from secondpass.training.collection import dev_set
+    from secondpass.training.dev import dev_set
 
     for split in _DEV_SPLITS if sources.dev_split is None else (sources.dev_split,):
         try:

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 from secondpass._lazy import lazy_names
 
 _HOME = {
-    "Collection": "collection",
+    "Collection": "mining",
     "Data": "data",
     "DevQuery": "dev",
     "DevSet": "dev",
     "Example": "data",
-    "Judged": "collection",
+    "Judged": "mining",
     "LoraSettings": "settings",
     "MiningSettings": "mining",
     "Trainer": "trainer",
     "TrainingResult": "trainer",
     "TrainingSettings": "settings",
-    "collection_of": "collection",
+    "collection_of": "mining",
     "dev_queries": "dev",
-    "dev_set": "collection",
+    "dev_set": "dev",
     "mine": "mining",
     "read_data": "data",
     "save_data": "data",
@@ -54,10 +54,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from secondpass.training.collection import Collection, Judged, collection_of, dev_set
     from secondpass.training.data import Data, Example, read_data, save_data
     from secondpass.training.dev import DevQuery, DevSet, dev_queries
-    from secondpass.training.mining import MiningSettings, mine, taught
+    from secondpass.training.mining import Collection, Judged, MiningSettings, collection_of, mine, taught
     from secondpass.training.settings import LoraSettings, TrainingSettings
     from secondpass.training.trainer import Trainer, TrainingResult
 

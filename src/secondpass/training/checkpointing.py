@@ -1,4 +1,4 @@
-"""Checkpoints of a run: weights, optimiser and place, so that it goes on as if it had not been stopped.
+"""A run's folder: who writes it, and checkpoints from which it goes on as if it had not been stopped.
 
 A checkpoint is a folder that gets its name when all of it is on disk; until then the one before it stays.
 """
@@ -9,14 +9,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from secondpass.checkpoint.checkpoint import read_json
 from secondpass.checkpoint.save import sync_folder, write_tensors, write_text
 from secondpass.checkpoint.weights import read_tensors
 from secondpass.errors import CheckpointError, TrainingError
@@ -24,10 +27,56 @@ from secondpass.errors import CheckpointError, TrainingError
 _NAME = re.compile(r"step-(\d+)")
 TENSORS, FACTS = "state.safetensors", "state.json"
 NUM_KEPT = 2
+RUN, LOCK = "run.json", "lock"
+# What no folder holds that a run may begin in: weights, graphs, adapters and the runs of other programs.
+_OCCUPIED = ("config.json", "model.safetensors", "adapter_config.json", "openvino", "onnx")
+
+
+@contextmanager
+def claimed(output: Path) -> Iterator[None]:
+    """While it is entered, no other process writes a run into `output`; the same process may claim it again.
+
+    Raises TrainingError where the folder cannot be written to or another process holds it.
+    """
+    _check_unoccupied(output)
+    file = output / "training" / LOCK
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file, timeout=0, is_singleton=True)
+        lock.acquire()
+    except Timeout as error:
+        raise TrainingError(f"another process is writing {output}; wait for it, or give another folder") from error
+    except OSError as error:
+        raise TrainingError(f"{output}: cannot be written ({error}); give another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_output(output: Path, *, is_resumed: bool) -> dict[str, Any] | None:
+    """What the run in `output` that was stopped was told; None where there is none.
+
+    Raises TrainingError where the folder holds a model or a result, or a run and is_resumed is False.
+    """
+    file = output / "training" / RUN
+    before = read_json(file) if file.is_file() else None
+    _check_unoccupied(output)
+    if before is not None and before.get("is_finished"):
+        raise TrainingError(f"{output} holds the result of a finished run; give another folder")
+    if before is not None and not is_resumed:
+        raise TrainingError(f"{output} holds a run that was stopped; go on with --resume, or remove it")
+    return before
+
+
+def _check_unoccupied(output: Path) -> None:
+    has_run = (output / "training" / RUN).is_file()
+    if not has_run and any((output / name).exists() for name in _OCCUPIED):
+        raise TrainingError(f"{output} holds a model; give another folder for the result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class SavedState:
     """A read checkpoint: steps done, weights by our names, the optimiser's tensors, and other facts."""
 
     step: int
@@ -75,7 +124,7 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
 
-def read_state(folder: Path) -> State | None:
+def read_state(folder: Path) -> SavedState | None:
     """The last checkpoint; None where there is none. Raises TrainingError for one that cannot be read."""
     steps = steps_in(folder)
     if not steps:
@@ -86,12 +135,12 @@ def read_state(folder: Path) -> State | None:
         tensors = dict(read_tensors([place / TENSORS]))
     except (OSError, ValueError, CheckpointError) as error:
         raise TrainingError(f"{place} cannot be read ({error}); remove it to go on from the one before") from error
-    return State(
+    return SavedState(
         step=steps[-1], weights=_part(tensors, "weights."), optimiser=_part(tensors, "optimiser."), facts=facts
     )
 
 
-def restore(state: State, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
+def restore(state: SavedState, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
     """Weights and the optimiser's moments as they were. Raises TrainingError where they are of another model."""
     if set(state.weights) != set(parameters):
         raise TrainingError("the checkpoint is of another model; give another --output, or leave out --resume")

@@ -19,6 +19,7 @@ from typing import Any
 from secondpass.checkpoint.save import write_lines
 from secondpass.data.files import lines, parsed, suffix
 from secondpass.errors import DataError
+from secondpass.text.documents import clean_query
 
 KEYS = ("query", "pos", "neg", "pos_scores", "neg_scores")
 SUFFIXES = (".jsonl", ".ndjson", ".json")  # each .gz too
@@ -106,6 +107,8 @@ def data_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path}: there is no such file or folder")
+    if (path / "config.json").is_file():
+        raise DataError(f"{path}: holds a model, no training data; give files or a folder of them")
     files = sorted(file for file in path.rglob("*") if suffix(file) in SUFFIXES and file.is_file())
     if not files:
         raise DataError(f"{path}: holds no {', '.join(SUFFIXES)} file")
@@ -133,7 +136,7 @@ def _example(fields: Mapping[str, Any], source: str, *, needs_negatives: bool) -
         raise ValueError("has no 'neg'; find some with `secondpass mine`")
     _check_apart(positives, negatives)
     return Example(
-        query=query,
+        query=clean_query(query),
         positives=positives,
         negatives=negatives,
         positive_scores=_scores(fields, "pos_scores", len(positives)),
@@ -164,7 +167,7 @@ def _texts(fields: Mapping[str, Any], key: str) -> tuple[str, ...]:
             raise ValueError(f"{key}[{place}] is a {type(value).__name__}, not a string")
         if not value.strip():
             raise ValueError(f"{key}[{place}] is empty")
-    return tuple(values)
+    return tuple(map(clean_query, values))
 
 
 def _check_apart(positives: Sequence[str], negatives: Sequence[str]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from secondpass.evaluation.datasets.dataset import Dataset
 from secondpass.evaluation.measures import parse
+from secondpass.retrieval.bm25 import BM25
 from secondpass.training.data import Example
 
 MEASURES = ("nDCG@10", "MRR@10")
@@ -68,3 +70,33 @@ def total(queries: Sequence[DevQuery], score: Callable[[str, Sequence[str]], Seq
 def mean(figures: Iterable[dict[str, float]]) -> dict[str, float]:
     every = list(figures)
     return {name: sum(one[name] for one in every) / max(len(every), 1) for name in MEASURES}
+
+
+def dev_set(dataset: Dataset, *, depth: int, num_queries: int | None = None, seed: int = 0) -> DevSet:
+    """Queries with the candidates that the set fixes, else the best `depth` of BM25.
+
+    Queries for which no relevant document is found stay, as they do where the first stage is measured.
+    """
+    dataset = dataset if num_queries is None else dataset.sample(num_queries, seed)
+    index = None if dataset.candidates is not None else BM25(dataset.documents.values())
+    names = list(dataset.documents)
+    queries = []
+    for name, query in dataset.queries.items():
+        listed = dataset.candidates[name] if dataset.candidates is not None else []
+        if index is not None:
+            listed = [names[place] for place, _ in index.search(query, depth)]
+        if listed:
+            queries.append(_dev_query(query, listed, dataset.qrels[name], dataset.documents))
+    return DevSet(name=dataset.name, queries=queries, has_first_stage=index is not None)
+
+
+def _dev_query(
+    query: str, listed: Sequence[str], grades: Mapping[str, int], documents: Mapping[str, str]
+) -> DevQuery:
+    found = set(listed)
+    return DevQuery(
+        query=query,
+        documents=tuple(documents[name] for name in listed),
+        grades=tuple(grades.get(name, 0) for name in listed),
+        missed=tuple(grade for name, grade in grades.items() if name not in found and grade > 0),
+    )

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from secondpass.errors import TrainingError
 from secondpass.packed import plan
 from secondpass.text.recipe import TRUNCATIONS, Limits
+from secondpass.training.collators import Group
 from secondpass.training.losses import Scores, group_losses
 from secondpass.training.model import Trainable
-from secondpass.training.processes import Processes
-from secondpass.training.sampling import Group
+from secondpass.training.processes import Processes, Stopping
 from secondpass.training.settings import TrainingSettings
-from secondpass.training.stopping import Stopping
 from secondpass.types import Row
 
 DEFAULT_LENGTH = 512

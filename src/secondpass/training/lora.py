@@ -52,6 +52,8 @@ def add_lora(trainable: Trainable, settings: LoraSettings, *, seed: int) -> None
     """Freeze the backbone and put updates beside its linear layers; the head stays as it is, trained whole."""
     net = trainable.model
     net.backbone.requires_grad_(False)
+    if net.word_match is not None:
+        net.word_match.requires_grad_(False)  # no adapter has a place for it
     generator = torch.Generator().manual_seed(seed)
     for name, module in list(net.backbone.layers.named_modules()):
         if isinstance(module, Linear) and TARGETS[settings.targets].fullmatch(name.rpartition(".")[2]):

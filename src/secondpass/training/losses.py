@@ -56,17 +56,26 @@ def kl(scores: Scores, temperature: float) -> Tensor:
     return temperature**2 * (teacher.exp() * difference).sum(1)
 
 
-LOSSES: Mapping[str, Callable[[Scores, float], Tensor]] = {
-    "cross_entropy": cross_entropy,
-    "binary": binary,
-    "margin_mse": margin_mse,
-    "kl": kl,
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A loss (G,) of scores at a temperature, and what a command line may call it."""
+
+    of: Callable[[Scores, float], Tensor]
+    short: str
+    needs_teacher: bool = False
+
+
+LOSSES: Mapping[str, Loss] = {
+    "cross_entropy": Loss(of=cross_entropy, short="ce"),
+    "binary": Loss(of=binary, short="bce"),
+    "margin_mse": Loss(of=margin_mse, short="mse", needs_teacher=True),
+    "kl": Loss(of=kl, short="kl", needs_teacher=True),
 }
 
 
 def group_losses(scores: Scores, losses: Mapping[str, float], *, temperature: float) -> Tensor:
     """The weighted sum (G,) of the losses."""
-    return torch.stack([weight * LOSSES[name](scores, temperature) for name, weight in losses.items()]).sum(0)
+    return torch.stack([weight * LOSSES[name].of(scores, temperature) for name, weight in losses.items()]).sum(0)
 
 
 def _teacher(scores: Scores) -> Tensor:

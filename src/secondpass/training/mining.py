@@ -5,17 +5,61 @@ The search is BM25, an embedder, or anything with `scores`; a reranker may judge
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secondpass.errors import DataError
+from secondpass.evaluation.datasets.dataset import Dataset
 from secondpass.retrieval.bm25 import best
-from secondpass.training.collection import Collection, Judged
-from secondpass.training.data import Example, folded
-from secondpass.types import Scorer
+from secondpass.training.data import Data, Example, folded, read_example
+from secondpass.types import Progress, Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A query with the places of its relevant passages; source says where it comes from."""
+
+    query: str
+    positives: tuple[int, ...]
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """Passages, and queries with judgements on some of them."""
+
+    name: str
+    passages: Sequence[str]
+    queries: Sequence[Judged]
+
+
+def collection_of(dataset: Dataset) -> Collection:
+    """The queries of a set, with every document that has a grade above 0 as a positive."""
+    places = {name: place for place, name in enumerate(dataset.documents)}
+    queries = []
+    for name, query in dataset.queries.items():
+        relevant = [document for document, grade in dataset.qrels[name].items() if grade > 0]
+        positives = tuple(places[document] for document in relevant if document in places)
+        if positives:
+            queries.append(Judged(query=query, positives=positives, source=f"{dataset.name} {name}"))
+    return Collection(name=dataset.name, passages=list(dataset.documents.values()), queries=queries)
+
+
+def collection_of_examples(data: Data, name: str) -> Collection:
+    """The passages of examples, in which each example's positives are relevant to its query."""
+    texts = dict.fromkeys(text for one in data.examples for text in (*one.positives, *one.negatives))
+    places = {text: place for place, text in enumerate(texts)}
+    queries = [
+        Judged(query=one.query, positives=tuple(places[text] for text in one.positives), source=one.source)
+        for one in data.examples
+    ]
+    return Collection(name=name, passages=list(texts), queries=queries)
 
 
 class Search(Protocol):
@@ -148,3 +192,53 @@ def taught(examples: Sequence[Example], teacher: Scorer, *, start: int = 0) -> I
         scores = teacher.score(example.query, [*example.positives, *example.negatives])
         num = len(example.positives)
         yield replace(example, positive_scores=tuple(scores[:num]), negative_scores=tuple(scores[num:]))
+
+
+def continued(
+    file: Path,
+    key: str,
+    num_examples: int,
+    make: Callable[[int], Iterator[Example]],
+    *,
+    progress: Progress | None = None,
+) -> list[Example]:
+    """All examples: those in `file` from an interrupted run of the same `key`, and make(their count) for the rest.
+
+    Every finished example is appended to the file, which the caller removes when the result is safe. Raises DataError
+    where it cannot be written.
+    """
+    done = _read(file, key)
+    try:
+        if not done:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"key": key}) + "\n", "utf-8")
+        with file.open("a", encoding="utf-8") as stream:
+            for example in make(len(done)):
+                done.append(example)
+                stream.write(example.as_json() + "\n")
+                stream.flush()
+                if progress is not None:
+                    progress(len(done), num_examples)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be written ({error}); what is done is kept") from error
+    return done
+
+
+def _read(file: Path, key: str) -> list[Example]:
+    """The whole lines of a file of the same key; what is half written is cut off."""
+    if not file.is_file():
+        return []
+    text = file.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    lines = whole.decode(errors="replace").split("\n")[:-1]
+    if not lines or lines[0] != json.dumps({"key": key}):
+        return []
+    with file.open("rb+") as stream:
+        stream.truncate(len(whole))
+    try:
+        return [
+            read_example(json.loads(line), f"{file}:{number}", needs_negatives=False)
+            for number, line in enumerate(lines[1:], 2)
+        ]
+    except ValueError as error:
+        raise DataError(f"{file}: cannot be read ({error}); remove it to begin anew") from error

@@ -61,14 +61,10 @@ class Trainable:
         return {name: tensor for name, tensor in self.model.named_parameters() if tensor.requires_grad}
 
     def logits(self, rows: Sequence[Row]) -> Tensor:
-        """Scores (N,) of the rows in float32; the backbone computes in `dtype`, the head in float32."""
+        """Scores (N,) of the rows in float32, by the forward pass that the saved model has."""
         with memory_checked(sum(map(len, rows))):
-            batch = pack(rows).to(self.device)
-            is_mixed = self.dtype != torch.float32
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_mixed):
-                states = self.model.backbone(batch, keep=self.model.head.reads)
-            scores: Tensor = self.model.head(states.float(), batch)
-        return scores
+            scores: Tensor = self.model(pack(rows).to(self.device))
+        return scores[:, 0]
 
 
 def open_trainable(
@@ -98,6 +94,8 @@ def open_trainable(
         net.get_parameter(WORDS).requires_grad_(False)
     if has_gradient_checkpointing:
         recompute_blocks(net)
+    if dtype != torch.float32:  # the backbone alone; what is above it makes float32 of its states
+        net.backbone.forward = torch.autocast(device.type, dtype=dtype)(net.backbone.forward)
     return Trainable(
         checkpoint=checkpoint,
         model=net,

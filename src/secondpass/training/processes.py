@@ -6,9 +6,13 @@ step. A wrapper that exchanges in every backward pass would wait for processes t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,3 +81,35 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         buckets[-1].append(tensor)
         room -= tensor.numel()
     return buckets
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopping:
+    """While it is entered, the first signal sets `is_asked` and is told; the second does what it did before."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.is_asked = False
+        self._say = say
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.is_asked = True
+        self._restore()
+        self._say("stopping after this step; once more stops at once, and what was done since the last save is lost")
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-LOSSES = ("cross_entropy", "binary", "margin_mse", "kl")
-SHORT_LOSSES = {"ce": "cross_entropy", "bce": "binary", "mse": "margin_mse"}
-# These learn from a teacher's scores.
-DISTILLING = ("margin_mse", "kl")
-SCHEDULES = ("linear", "cosine", "constant")
+from secondpass.training.dev import MEASURES
+from secondpass.training.losses import LOSSES
+
+# What is left of the highest learning rate when a share of the steps after the warm-up is done.
+SCHEDULES: Mapping[str, Callable[[float], float]] = {
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),  # Loshchilov and Hutter 2017, without restarts
+    "constant": lambda done: 1.0,
+}
 DTYPES = ("auto", "float32", "bfloat16")
-MEASURES = ("nDCG@10", "MRR@10")
 TARGETS = ("attention", "all")
 # A run may go on with other values of these: they do not change what is learnt.
 FREE = ("device", "token_budget", "has_gradient_checkpointing", "log_every", "save_every", "has_tensorboard")
@@ -93,18 +97,27 @@ class TrainingSettings:
 
     @property
     def needs_teacher(self) -> bool:
-        return any(name in DISTILLING for name in self.losses)
+        return any(LOSSES[name].needs_teacher for name in self.losses)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"losses": dict(self.losses)}
 
 
+def factor(step: int, num_steps: int, *, schedule: str, warmup: float) -> float:
+    """The factor of step `step`, from 0: up to 1 over the warm-up, then down to 0 by the schedule's shape."""
+    num_warmup = math.ceil(warmup * num_steps)
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    return SCHEDULES[schedule]((step - num_warmup) / max(num_steps - num_warmup, 1))
+
+
 def parse_losses(text: str) -> dict[str, float]:
     """Losses from "ce", "ce+kl" or "ce=0.4,kl=0.6". Raises ValueError for what is none."""
+    short = {loss.short: name for name, loss in LOSSES.items()}
     found: dict[str, float] = {}
     for part in text.replace("+", ",").split(","):
         name, _, weight = part.strip().partition("=")
-        name = SHORT_LOSSES.get(name.strip(), name.strip())
+        name = short.get(name.strip(), name.strip())
         _check_choice("a loss", name, LOSSES)
         try:
             found[name] = float(weight) if weight else 1.0
@@ -113,7 +126,7 @@ def parse_losses(text: str) -> dict[str, float]:
     return found
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; give {' or '.join(map(repr, choices))}")
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,26 +17,21 @@ from typing import Any
 
 import torch
 
-from secondpass.checkpoint.checkpoint import read_json
 from secondpass.checkpoint.save import write_text
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.errors import DataError, MissingExtra, TrainingError
-from secondpass.training.checkpointing import read_state, restore, save_state, steps_in
+from secondpass.training.checkpointing import RUN, check_output, claimed, read_state, restore, save_state, steps_in
+from secondpass.training.collators import Sampler
 from secondpass.training.data import Data
 from secondpass.training.dev import MEASURES, DevSet, total
 from secondpass.training.learner import Learner
 from secondpass.training.lora import add_lora
 from secondpass.training.model import Trainable, open_trainable
-from secondpass.training.processes import Processes, open_processes
-from secondpass.training.report import Report
-from secondpass.training.result import CARD, Outcome, card, save_result
-from secondpass.training.sampling import Sampler
-from secondpass.training.schedule import factor
-from secondpass.training.settings import FREE, TrainingSettings
-from secondpass.training.stopping import Stopping
+from secondpass.training.processes import Processes, Stopping, open_processes
+from secondpass.training.reporting import CARD, Pace, RunLog, RunSummary, card, described_run, save_result
+from secondpass.training.settings import FREE, TrainingSettings, factor
 from secondpass.types import Row
 
-RUN = "run.json"
 Figures = Mapping[str, float]
 
 
@@ -97,6 +91,16 @@ class Trainer:
         """Whether this process is the one that writes and speaks."""
         return self._processes.is_first
 
+    def described(self) -> Iterator[str]:
+        """Lines on what is about to happen."""
+        return described_run(
+            self.trainable,
+            self.settings,
+            self.sample_rows(),
+            num_steps=self.num_steps,
+            max_length=self.learner.limits.max_length,
+        )
+
     def sample_rows(self, num_groups: int = 200) -> list[Row]:
         """Rows of the run's first groups, for a look at their lengths."""
         num_steps = min(-(-num_groups // self.settings.batch), self._sampler.steps_per_epoch)
@@ -107,23 +111,28 @@ class Trainer:
         """Train to the end, or until Ctrl-C, after which the result says that it is not finished.
 
         resume: go on from the last checkpoint in `output`; from the start where there is none. Raises TrainingError
-        where the run cannot go on, where the loss is no number any more, and where a checkpoint cannot be written.
+        where the run cannot go on, where another process writes it, where the loss is no number any more, and where
+        a checkpoint cannot be written.
         """
-        step = self._begin(is_resumed=resume)
-        report = Report(
-            self._folder,
-            num_steps=self.num_steps,
-            done=step,
-            is_silent=not self.is_first,
-            has_tensorboard=self.settings.has_tensorboard,
-        )
-        with _deterministic(self.trainable.device), Stopping(report.say) as stopping:
-            try:
-                step = self._run(step, report, stopping)
-            finally:
-                report.close()
-        if step == self.num_steps:
-            self._finish()
+        with claimed(self.output) if self.is_first else nullcontext():
+            step = self._begin(is_resumed=resume)
+            log = RunLog(
+                self._folder,
+                num_steps=self.num_steps,
+                done=step,
+                is_silent=not self.is_first,
+                has_tensorboard=self.settings.has_tensorboard,
+            )
+            with _deterministic(self.trainable.device), Stopping(log.say) as stopping:
+                try:
+                    step = self._run(step, log, stopping)
+                finally:
+                    log.close()
+            if step == self.num_steps:
+                self._finish()
+        return self._result(step)
+
+    def _result(self, step: int) -> TrainingResult:
         best = self._best()
         return TrainingResult(
             folder=self.output,
@@ -134,12 +143,12 @@ class Trainer:
             best_step=int(best.get("step", step)),
         )
 
-    def _run(self, step: int, report: Report, stopping: Stopping) -> int:
+    def _run(self, step: int, log: RunLog, stopping: Stopping) -> int:
         """Steps from `step` on; returns how many are done."""
-        pace = _Pace()
+        pace = Pace()
         while True:
             if self._is_due(step):
-                self._evaluate(step, report)
+                self._evaluate(step, log)
                 self._save(step)
                 pace.restart()
             if step == self.num_steps:
@@ -148,10 +157,10 @@ class Trainer:
             moved = self.learner.step(self._sampler.groups(step), rate=rate, stopping=stopping)
             step += 1
             pace.add(moved.loss, moved.num_tokens)
-            report.advance(step, moved.loss)
+            log.advance(step, moved.loss)
             if step % self.settings.log_every == 0 or step == self.num_steps:
                 more = {"learning_rate": rate, "gradient_norm": moved.gradient_norm}
-                report.figures(step, pace.figures() | more)
+                log.figures(step, pace.figures() | more)
             if moved.is_asked or step % self.settings.save_every == 0:
                 self._save(step)
             if moved.is_asked and step < self.num_steps:
@@ -166,14 +175,14 @@ class Trainer:
         is_time = step % every == 0 or step == self.num_steps
         return self._dev is not None and is_time and all(figures["step"] != step for figures in self._history)
 
-    def _evaluate(self, step: int, report: Report) -> None:
+    def _evaluate(self, step: int, log: RunLog) -> None:
         """Measure on the dev set, and write the model where it is the best so far."""
         assert self._dev is not None
         queries = self._dev.queries
         sums = total(queries[self._processes.rank :: self._processes.count], self.learner.score)
         exchanged = self._processes.sum_figures([sums[name] for name in MEASURES], self.trainable.device)
         figures = {name: value / len(queries) for name, value in zip(MEASURES, exchanged, strict=True)}
-        report.figures(step, figures)
+        log.figures(step, figures)
         self._history.append({"step": step, **figures})
         if step and self._best()["step"] == step:
             self._write_model()
@@ -222,8 +231,8 @@ class Trainer:
             save_result(self.output, self.trainable, self.settings, self._outcome())
         self._processes.wait()
 
-    def _outcome(self) -> Outcome:
-        return Outcome(
+    def _outcome(self) -> RunSummary:
+        return RunSummary(
             data=self._data,
             dev=self._dev,
             history=tuple(self._history),
@@ -242,44 +251,6 @@ class Trainer:
             for step in steps_in(self._folder):
                 shutil.rmtree(self._folder / f"step-{step:08d}", ignore_errors=True)
         self._processes.wait()
-
-
-def check_output(output: Path, *, is_resumed: bool) -> dict[str, Any] | None:
-    """What the run in `output` that was stopped was told; None where there is none.
-
-    Raises TrainingError where the folder holds a result, or a run and is_resumed is False.
-    """
-    file = output / "training" / RUN
-    before = read_json(file) if file.is_file() else None
-    if before is None and (output / "model.safetensors").exists():
-        raise TrainingError(f"{output} holds a model; give another folder for the result")
-    if before is not None and before.get("is_finished"):
-        raise TrainingError(f"{output} holds the result of a finished run; give another folder")
-    if before is not None and not is_resumed:
-        raise TrainingError(f"{output} holds a run that was stopped; go on with --resume, or remove it")
-    return before
-
-
-class _Pace:
-    """Mean loss and speed since the last line."""
-
-    def __init__(self) -> None:
-        self._losses: list[float] = []
-        self.restart()
-
-    def restart(self) -> None:
-        self._began, self._num_tokens = time.perf_counter(), 0
-
-    def add(self, loss: float, num_tokens: int) -> None:
-        self._losses.append(loss)
-        self._num_tokens += num_tokens
-
-    def figures(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self._began
-        found = {"loss": sum(self._losses) / len(self._losses), "tokens_per_s": self._num_tokens / seconds}
-        self._losses.clear()
-        self.restart()
-        return found
 
 
 def _opened(model: str | Path, settings: TrainingSettings, processes: Processes) -> Trainable:

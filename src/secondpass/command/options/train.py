@@ -68,6 +68,8 @@ def train(
     from secondpass.command import train as command
     from secondpass.errors import WrongUse
     from secondpass.training.mining import MiningSettings
+
+    command.check_torch()
     from secondpass.training.settings import LoraSettings, TrainingSettings, parse_losses
 
     try:

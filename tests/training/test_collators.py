@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from secondpass.training.sampling import Sampler
-from secondpass.training.schedule import factor
+from secondpass.training.collators import Sampler
+from secondpass.training.settings import factor
 from tests.training.toy import toy_examples
 
 EXAMPLES = toy_examples(10, num_negatives=6, has_scores=True)

@@ -1,0 +1,306 @@
+"""What a run says: what it will learn from, its figures as they come, and the card of what it leaves."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secondpass import __version__
+from secondpass.checkpoint.checkpoint import EMBEDDED
+from secondpass.checkpoint.save import save_model
+from secondpass.text.recipe import Limits
+from secondpass.training.data import Data
+from secondpass.training.dev import MEASURES, DevSet
+from secondpass.training.lora import merged_tensors, save_adapter
+from secondpass.training.model import Trainable
+from secondpass.training.settings import TrainingSettings
+from secondpass.types import Row
+
+MAX_WIDTH = 90
+
+
+def described(data: Data) -> Iterator[str]:
+    """Lines on the examples: how many, what is left out, and the first one to look at."""
+    examples = data.examples
+    positives = sum(len(example.positives) for example in examples) / len(examples)
+    counts = [len(example.negatives) for example in examples]
+    scored = sum(example.has_scores for example in examples)
+    yield (
+        f"data: {len(examples):,} queries, each with {positives:.1f} positive and {sum(counts) / len(counts):.1f} "
+        f"negative passages ({min(counts)} to {max(counts)}); {scored:,} with a teacher's scores"
+    )
+    if data.problems:
+        yield f"left out: {len(data.problems):,} lines, the first {data.problems[0]}"
+    if data.unread:
+        told = ", ".join(f"{key} ({count:,} lines)" for key, count in data.unread.items())
+        yield f"not read: {told}"
+    first = examples[0]
+    yield f"first query:    {_short(first.query)}"
+    yield f"first positive: {_short(first.positives[0])}"
+    yield f"first negative: {_short(first.negatives[0])}"
+
+
+def described_run(
+    trainable: Trainable, settings: TrainingSettings, rows: Sequence[Row], *, num_steps: int, max_length: int
+) -> Iterator[str]:
+    """Lines on the model, the lengths of its first rows, and the steps to come."""
+    lengths = sorted(map(len, rows))
+    cut = sum(any(row.cut) for row in rows) / len(rows)
+    num_trained = sum(parameter.numel() for parameter in trainable.parameters.values())
+    yield (
+        f"model: {trainable.checkpoint.name}, {trainable.recipe.family}, {num_trained / 1e6:.1f} million weights "
+        f"trained, on {trainable.device} in {str(trainable.dtype).removeprefix('torch.')}"
+    )
+    if trainable.fresh:
+        yield f"new: {', '.join(trainable.fresh)}, drawn at random"
+    yield (
+        f"rows: {sum(lengths) / len(lengths):.0f} tokens on average, 95% up to {lengths[len(lengths) * 95 // 100]}; "
+        f"{cut:.0%} cut at {max_length} (of the first {len(rows)})"
+    )
+    yield (
+        f"run: {num_steps:,} steps of {settings.batch} queries with a positive and up to "
+        f"{settings.num_negatives} negatives; loss {' + '.join(f'{w:g} {n}' for n, w in settings.losses.items())}"
+    )
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_WIDTH else line[: MAX_WIDTH - 1] + "…"
+
+
+LOG = "log.jsonl"
+
+
+class RunLog:
+    """Tells of one run, of which `done` steps were there before; silent in all but the first process.
+
+    folder gets log.jsonl, one object a line, and TensorBoard's events.
+    """
+
+    def __init__(
+        self, folder: Path, *, num_steps: int, done: int = 0, is_silent: bool = False, has_tensorboard: bool = False
+    ) -> None:
+        self._is_silent = is_silent
+        self._num_steps = num_steps
+        self._log = folder / LOG
+        self._board: Any = None
+        self._bar: Any = None
+        if is_silent:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        _forget_after(self._log, done)
+        if has_tensorboard:
+            self._board = _board(folder, done)
+        if sys.stderr.isatty():
+            self._bar = _bar(num_steps, done)
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if self._is_silent:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+    def advance(self, step: int, loss: float) -> None:
+        """A step is done; only the bar shows it."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, description=f"loss {loss:.4f}")
+
+    def figures(self, step: int, figures: Mapping[str, float], *, is_said: bool = True) -> None:
+        """Figures after `step` steps, for the log, TensorBoard and people."""
+        if self._is_silent:
+            return
+        with self._log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"step": step, **figures}) + "\n")
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, step)
+        if is_said and (self._bar is None or "loss" not in figures):
+            told = ", ".join(f"{name} {_written(value)}" for name, value in figures.items())
+            self.say(f"step {step}/{self._num_steps}: {told}")
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class Pace:
+    """Mean loss and speed since the last line."""
+
+    def __init__(self) -> None:
+        self._losses: list[float] = []
+        self.restart()
+
+    def restart(self) -> None:
+        self._began, self._num_tokens = time.perf_counter(), 0
+
+    def add(self, loss: float, num_tokens: int) -> None:
+        self._losses.append(loss)
+        self._num_tokens += num_tokens
+
+    def figures(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self._began
+        found = {"loss": sum(self._losses) / len(self._losses), "tokens_per_s": self._num_tokens / seconds}
+        self._losses.clear()
+        self.restart()
+        return found
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The figures of a run, in order."""
+    file = folder / LOG
+    if not file.is_file():
+        return []
+    lines = file.read_text("utf-8").split("\n")
+    return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be half written
+
+
+def _written(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _forget_after(file: Path, step: int) -> None:
+    """Drop the lines of steps that will be done again."""
+    kept = [line for line in read_log(file.parent) if line["step"] <= step]
+    file.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+
+
+def _board(folder: Path, done: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+
+
+def _bar(num_steps: int, done: int) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=2)
+    bar.add_task("starting", total=num_steps, completed=done)
+    bar.start()
+    return bar
+
+
+CARD = "README.md"
+# Of the settings, those that say nothing of the model.
+_UNTOLD = ("device", "log_every", "save_every", "has_tensorboard", "token_budget")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What came of a run so far; history has the figures on the dev set with their steps."""
+
+    data: Data
+    dev: DevSet | None
+    history: Sequence[Mapping[str, float]]
+    best_step: int
+    num_steps: int
+    limits: Limits
+
+
+def save_result(folder: Path, trainable: Trainable, settings: TrainingSettings, outcome: RunSummary) -> None:
+    """Write the model as it is: config, tokenizer, card, weights with low-rank updates merged in."""
+    save_model(
+        folder,
+        config=trainable.config,
+        tensors=trainable.naming.named(merged_tensors(trainable.model)),
+        base=trainable.checkpoint.folder,
+        max_length=outcome.limits.max_length,
+        texts={CARD: card(trainable, settings, outcome)},
+    )
+    if settings.lora is not None and settings.lora.saves_adapter:
+        save_adapter(trainable, settings.lora, folder / "adapter")
+
+
+def card(trainable: Trainable, settings: TrainingSettings, outcome: RunSummary) -> str:
+    """The model card in Markdown, with the hub's front matter."""
+    parts = [
+        _front_matter(trainable),
+        f"# A reranker trained from {_base_name(trainable)}",
+        "A cross-encoder: it reads a query and a passage together and gives one logit, higher for a better answer.",
+        "```python\nfrom secondpass import Reranker\n\nReranker(folder).rank(query, passages, top_n=5)\n```",
+        "It loads as `sentence_transformers.CrossEncoder` as well.",
+        "## Data\n\n" + _data(outcome),
+        "## Figures\n\n" + _figures(outcome),
+        "## Settings\n\n" + _settings(trainable, settings, outcome),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _base_name(trainable: Trainable) -> str:
+    """A hub's name, or the last part of a folder's: a card is published, paths of a machine are not for it."""
+    checkpoint = trainable.checkpoint
+    if checkpoint.folder == EMBEDDED:
+        return "secondpass's embedded model"
+    return checkpoint.name if checkpoint.revision else Path(checkpoint.name).resolve().name
+
+
+def _front_matter(trainable: Trainable) -> str:
+    base = [f"base_model: {trainable.checkpoint.name}"] if trainable.checkpoint.revision else []
+    tags = ["tags:", "- secondpass", "- sentence-transformers", "- cross-encoder", "- reranker"]
+    return "\n".join(["---", "pipeline_tag: text-ranking", *base, *tags, "---"])
+
+
+def _data(outcome: RunSummary) -> str:
+    examples = outcome.data.examples
+    num_positives = sum(len(example.positives) for example in examples)
+    num_negatives = sum(len(example.negatives) for example in examples)
+    names = ", ".join(f"`{Path(name).name}`" for name in outcome.data.names) or "examples of the caller"
+    lines = [
+        f"{len(examples):,} queries with {num_positives:,} positive and {num_negatives:,} negative passages, "
+        f"from {names}; sha256 `{outcome.data.fingerprint[:16]}`."
+    ]
+    if outcome.data.problems:
+        lines.append(f"{len(outcome.data.problems):,} lines that were not usable were left out.")
+    return "\n".join(lines)
+
+
+def _figures(outcome: RunSummary) -> str:
+    if outcome.dev is None:
+        return "No set was named to measure on; the weights are those of the last step."
+    rows = ["| | " + " | ".join(MEASURES) + " |", "|---|" + "---|" * len(MEASURES)]
+    if outcome.dev.has_first_stage:
+        rows.append(_row("first stage, not reranked", outcome.dev.first_stage()))
+    for figures in outcome.history:
+        step = int(figures["step"])
+        name = "reranked by the start" if step == 0 else f"reranked after step {step:,}"
+        rows.append(_row(name + (" (kept)" if step == outcome.best_step else ""), figures))
+    depth = max(len(query.documents) for query in outcome.dev.queries)
+    told = f"{len(outcome.dev.queries):,} queries of `{outcome.dev.name}`, up to {depth} candidates each."
+    return told + "\n\n" + "\n".join(rows)
+
+
+def _row(name: str, figures: Mapping[str, float]) -> str:
+    return f"| {name} | " + " | ".join(f"{figures[measure]:.4f}" for measure in MEASURES) + " |"
+
+
+def _settings(trainable: Trainable, settings: TrainingSettings, outcome: RunSummary) -> str:
+    told = {key: value for key, value in settings.as_json().items() if key not in _UNTOLD and value is not None}
+    told |= {
+        "steps": outcome.num_steps,
+        "max_length": outcome.limits.max_length,
+        "truncation": outcome.limits.truncation,
+        "dtype": str(trainable.dtype).removeprefix("torch."),
+        "secondpass": __version__,
+    }
+    if trainable.fresh:
+        told["fresh"] = ", ".join(trainable.fresh)
+    rows = [f"| {key} | {_cell(value)} |" for key, value in told.items()]
+    return "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_cell(one)}" for key, one in value.items())
+    return str(value)
