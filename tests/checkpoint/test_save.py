@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from secondpass import Reranker
-from secondpass.checkpoint.save import LAYOUTS, save_model, whole_file, write_tensors, write_text
+from secondpass.checkpoint.save import save_model, whole_file, write_tensors, write_text
 from secondpass.errors import CheckpointError, UnknownModel
+from secondpass.text.families import FAMILIES, saved_head
 from secondpass.training.model import Trainable, open_trainable
 from tests.checkpoints import tiny_bert
 from tests.goldens import SHARED
@@ -77,7 +78,7 @@ def test_a_bare_backbone_is_saved_under_the_names_of_a_reranker(tmp_path: Path, 
     if not whole.is_dir():
         pytest.skip("no reference figures here")
     config = json.loads((whole / "config.json").read_text())
-    layout = LAYOUTS[config["model_type"]]
+    layout = saved_head(config)
     tensors = load_file(whole / "model.safetensors")
     heads = tuple(f"{name}." for name in layout.head.values())
     bare = {name.removeprefix(layout.prefix): x for name, x in tensors.items() if not name.startswith(heads)}
@@ -114,11 +115,11 @@ def test_a_new_head_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
 
 def test_names_of_new_heads_are_read_back_as_ours() -> None:
     from secondpass.checkpoint.weights import rename
-    from secondpass.models import BACKBONES, import_module
+    from secondpass.models import import_module
 
-    for model_type, layout in LAYOUTS.items():
-        renames = import_module(f"secondpass.models.{BACKBONES[model_type][0]}").RENAMES
-        for ours, theirs in layout.head.items():
+    for model_type, family in FAMILIES.items():
+        renames = import_module(f"secondpass.models.{family.backbone.partition('.')[0]}").RENAMES
+        for ours, theirs in family.saved.head.items() if family.saved else ():
             assert rename(f"{theirs}.weight", renames) == f"{ours}.weight", model_type
 
 

@@ -17,8 +17,8 @@ from secondpass import Reranker
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.engine.torch import TorchEngine
 from secondpass.errors import UnknownModel
+from secondpass.models import settings_of
 from secondpass.models.decoder import compress
-from secondpass.models.decoder_configs import DecoderConfig
 from secondpass.packed import pack
 from secondpass.types import Row, Run
 from tests.checkpoints import tiny_bert
@@ -132,11 +132,11 @@ def only_yes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read the logit of Yes alone in every family."""
     from dataclasses import replace
 
-    from secondpass.text.families import RECIPES
+    from secondpass.text.families import FAMILIES
 
-    for key, recipe in RECIPES.items():
-        if recipe.head == "token":
-            monkeypatch.setitem(RECIPES, key, replace(recipe, answers=("Yes",)))
+    for key, family in FAMILIES.items():
+        if family.recipe is not None and family.recipe.head == "token":
+            monkeypatch.setitem(FAMILIES, key, replace(family, recipe=replace(family.recipe, answers=("Yes",))))
 
 
 def test_a_bfloat16_file_is_read_in_float32(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_minicpm_does_not_compress() -> None:
 )
 def test_what_is_not_known_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnknownModel, match=message):
-        DecoderConfig.from_hf(BASE | {"model_type": "llama"} | changes)
+        settings_of(BASE | {"model_type": "llama"} | changes)
 
 
 @needs_golden
@@ -292,12 +292,15 @@ def test_long_documents_are_read_in_windows(name: str) -> None:
 
 
 @needs_golden
-def test_mxbai_probability_is_centred_by_its_size(tmp_path: Path) -> None:
-    reranker = Reranker(Golden("qwen2-llm-reranker").folder, device="cpu")
-    assert reranker.probability(6.0) == 0.5
-    base = tmp_path / "mxbai-rerank-base-v2"
-    base.symlink_to(Golden("qwen2-llm-reranker").folder)
-    assert Reranker(base, device="cpu").probability(4.5) == 0.5
+def test_mxbai_probability_is_centred_by_its_size() -> None:
+    from secondpass.text.families import recipe_for
+
+    folder = Golden("qwen2-llm-reranker").folder
+    assert Reranker(folder, device="cpu").probability(6.0) == 0.5
+    config = open_checkpoint(folder).config
+    widths = {"base": 896, "large": 1536}  # whatever the folder is called
+    midpoints = {size: recipe_for({**config, "hidden_size": width}).midpoint for size, width in widths.items()}
+    assert midpoints == {"base": 4.5, "large": 6.0}
 
 
 @needs_golden

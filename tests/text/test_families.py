@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from secondpass import Reranker
-from secondpass.errors import UnknownModel
-from secondpass.models import BACKBONES
-from secondpass.text.families import KNOWN, RECIPES, recipe_for
+from secondpass.errors import CheckpointError, UnknownModel
+from secondpass.models import build_backbone, named
+from secondpass.text.catalogue import KNOWN
+from secondpass.text.families import FAMILIES, recipe_for
 from tests.checkpoints import tiny_bert
 
 
@@ -19,7 +21,6 @@ from tests.checkpoints import tiny_bert
 @pytest.mark.parametrize("labels", [{"num_labels": 1}, {"id2label": {"0": "LABEL_0"}}])
 def test_a_classifier_of_one_label_is_a_reranker(model_type: str, labels: dict[str, Any]) -> None:
     assert recipe_for({"model_type": model_type} | labels).head == "classifier"
-    assert model_type in BACKBONES
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,24 @@ def test_a_named_length_is_the_default_and_not_the_limit(tmp_path: Path) -> None
 
 
 def test_every_known_reranker_is_of_a_known_family() -> None:
-    families = {recipe.family for recipe in RECIPES.values()}
+    families = {
+        recipe.family for row in FAMILIES.values() for recipe in (row.recipe, row.layer_recipe) if recipe is not None
+    }
     assert {known.family for known in KNOWN if known.loads_as == "Reranker"} <= families
     assert families >= {"gte", "modernbert", "deberta-v2"}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_names_a_backbone_and_its_settings(model_type: str) -> None:
+    with pytest.raises(CheckpointError, match=f"config.json has no '.*', which model_type '{model_type}' needs"):
+        build_backbone({"model_type": model_type})
+    assert issubclass(named(FAMILIES[model_type].backbone), torch.nn.Module)
+
+
+def test_a_decoder_without_heads_by_layer_needs_none() -> None:
+    with pytest.raises(UnknownModel, match="no recipe for model_type 'minicpm'; there are bert"):
+        recipe_for({"model_type": "minicpm"})
+    with pytest.raises(
+        UnknownModel, match="no recipe for model_type 'llama' with start_layer; there are cost_wise_gemma"
+    ):
+        recipe_for({"model_type": "llama", "start_layer": 8})

@@ -68,7 +68,7 @@ class Checkpoint:
     @cached_property
     def recipe(self) -> Recipe:
         """How its family writes and scores a pair. Raises UnknownModel for what is no reranker."""
-        return recipe_for(self.config, self.name)
+        return recipe_for(self.config)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -273,7 +273,7 @@ def _hub_name(model: str | Path, revision: str | None) -> tuple[str, str]:
 
 
 def _suggestion(name: str) -> str:
-    from secondpass.text.families import KNOWN
+    from secondpass.text.catalogue import KNOWN
 
     tail = name.rsplit("/")[-1].lower()
     same = [known.name for known in KNOWN if known.name.split("/")[-1].lower() == tail]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from secondpass.checkpoint.checkpoint import read_json
 from secondpass.checkpoint.weights import Renames, rename
-from secondpass.errors import CheckpointError, UnknownModel
+from secondpass.errors import CheckpointError
+from secondpass.text.families import SavedHead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,62 +35,11 @@ TOKENIZER_SETTINGS = "tokenizer_config.json"
 _NOT_KEPT = ("_name_or_path", "num_labels", "problem_type", "torch_dtype")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How transformers names a classifier of one family: its class, the prefix of its backbone's names, its head."""
-
-    architecture: str
-    prefix: str
-    head: Mapping[str, str]  # our module -> theirs
-
-    def full_name(self, name: str) -> str:
-        """The classifier's name of a tensor that a bare backbone has without the prefix."""
-        is_head = name.rpartition(".")[0] in self.head.values()
-        return name if is_head or name.startswith(self.prefix) else self.prefix + name
-
-
-_ROBERTA_HEAD = {"head.dense": "classifier.dense", "head.out": "classifier.out_proj"}
-# model_type -> layout
-LAYOUTS: Mapping[str, Layout] = {
-    "bert": Layout(
-        architecture="BertForSequenceClassification",
-        prefix="bert.",
-        head={"head.dense": "bert.pooler.dense", "head.out": "classifier"},
-    ),
-    "roberta": Layout(architecture="RobertaForSequenceClassification", prefix="roberta.", head=_ROBERTA_HEAD),
-    "xlm-roberta": Layout(architecture="XLMRobertaForSequenceClassification", prefix="roberta.", head=_ROBERTA_HEAD),
-    "modernbert": Layout(
-        architecture="ModernBertForSequenceClassification",
-        prefix="model.",
-        head={"head.dense": "head.dense", "head.norm": "head.norm", "head.out": "classifier"},
-    ),
-    "new": Layout(
-        architecture="NewForSequenceClassification",
-        prefix="new.",
-        head={"head.dense": "new.pooler.dense", "head.out": "classifier"},
-    ),
-    "deberta-v2": Layout(
-        architecture="DebertaV2ForSequenceClassification",
-        prefix="deberta.",
-        head={"head.dense": "pooler.dense", "head.out": "classifier"},
-    ),
-}
-
-
-def layout_of(config: Mapping[str, Any]) -> Layout:
-    """Raises UnknownModel where it is not known how a new head of this model_type is named."""
-    model_type = str(config.get("model_type"))
-    if model_type not in LAYOUTS:
-        known = ", ".join(sorted(LAYOUTS))
-        raise UnknownModel(f"a head cannot be put on model_type {model_type!r}; it can on {known}")
-    return LAYOUTS[model_type]
-
-
-def classifier_config(config: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+def classifier_config(config: Mapping[str, Any], head: SavedHead) -> dict[str, Any]:
     """config.json of a classifier with one label, of whatever it was before."""
     kept = {key: value for key, value in config.items() if key not in _NOT_KEPT}
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    return {**kept, "architectures": [layout.architecture], **labels}
+    return {**kept, "architectures": [head.architecture], **labels}
 
 
 @dataclass(kw_only=True)

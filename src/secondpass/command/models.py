@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from secondpass.command import show
 from secondpass.errors import SecondpassError, WrongUse
-from secondpass.text.families import KNOWN, Known, recipe_for
+from secondpass.text.catalogue import KNOWN, Known
+from secondpass.text.families import recipe_for
 
 if TYPE_CHECKING:
     from secondpass.checkpoint.hub import CachedModel

@@ -48,7 +48,7 @@ def compress(x: Tensor, batch: Packed, ratio: int) -> tuple[Tensor, Packed]:
     return (sums / counts[:, None]).to(x.dtype), smaller
 
 
-__all__ = ["IGNORED", "RENAMES", "Decoder", "DecoderConfig"]
+__all__ = ["IGNORED", "RENAMES", "Decoder"]
 
 _LAYER = r"model\.layers\.(\d+)\."
 # Hugging Face name -> ours; "@i" is the i-th block of rows of a joined matrix.

@@ -1,12 +1,12 @@
 """Families of decoders: what of one architecture each has, read from its config.json.
 
-A new family is one function here, with a row in FAMILIES, in BACKBONES and in the parity test.
+A new family is one function here, a row in FAMILIES (text/families.py) and one in the parity test.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,15 +91,6 @@ class DecoderConfig:
         """Tensors of a checkpoint that hold again what is read elsewhere."""
         return (r"lm_head\.weight",) if self.is_tied else ()
 
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> DecoderConfig:
-        settings = FAMILIES[config["model_type"]](config)
-        if (start := config.get("start_layer")) is None:
-            return settings
-        if config.get("head_type", "simple") != "simple":
-            raise UnknownModel(f"config.json: head_type is {config['head_type']!r}; only 'simple' heads are known")
-        return replace(settings, layers=tuple(range(start, settings.num_layers + 1, config.get("layer_sep") or 1)))
-
 
 def llama(config: Mapping[str, Any], *, is_tied: bool = False) -> DecoderConfig:
     """Llama (Touvron et al. 2023; Grattafiori et al. 2024 for its rotary scaling)."""
@@ -123,7 +114,17 @@ def llama(config: Mapping[str, Any], *, is_tied: bool = False) -> DecoderConfig:
         attention_scale=head_width**-0.5,
         has_qkv_bias=config.get("attention_bias", False),
         has_out_bias=config.get("attention_bias", False),
+        layers=_layers(config),
     )
+
+
+def _layers(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The layers with a head of their own; none where config.json names no first one."""
+    if (start := config.get("start_layer")) is None:
+        return ()
+    if config.get("head_type", "simple") != "simple":
+        raise UnknownModel(f"config.json: head_type is {config['head_type']!r}; only 'simple' heads are known")
+    return tuple(range(start, config["num_hidden_layers"] + 1, config.get("layer_sep") or 1))
 
 
 def mistral(config: Mapping[str, Any]) -> DecoderConfig:
@@ -185,15 +186,3 @@ def cost_wise_gemma(config: Mapping[str, Any]) -> DecoderConfig:
     if config.get("attn_implementation") == "eager":
         return gemma2(config)
     return replace(gemma2(config), attention_softcap=None)
-
-
-FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
-    "gemma": gemma,
-    "gemma2": gemma2,
-    "cost_wise_gemma": cost_wise_gemma,
-    "minicpm": minicpm,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-    "llama": llama,
-    "mistral": mistral,
-}

@@ -1,9 +1,12 @@
-"""The known families and checkpoints: data only. A new checkpoint of a known family is a row here."""
+"""The known architectures, one row each: data only. A new one is a file in models/, a row here and a parity test.
+
+Nothing of models/ is imported here: a row names its classes, and models/ finds them when a checkpoint is opened.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secondpass.errors import UnknownModel
@@ -47,304 +50,160 @@ _YES = Recipe(
     family="gemma", truncation="only_second", template="lettered", prompt=YES_PROMPT, head="token", answers=("Yes",)
 )
 _LIGHT = replace(_YES, family="gemma2-lightweight", prompt=LIGHT_PROMPT, head="layers_by_place", answers=())
-# The same architecture, other scores: by the last part of the name
-MIDPOINTS = {"mxbai-rerank-base-v2": 4.5}
-
-# model_type in config.json, with "+start_layer" where that is set (one head per layer) -> recipe
-RECIPES: dict[str, Recipe] = {
-    "bert": Recipe(family="bert"),
-    "roberta": Recipe(family="roberta"),
-    # FlagEmbedding is the reference of bge-reranker-base, -large and -v2-m3
-    "xlm-roberta": Recipe(family="xlm-roberta", truncation="only_second"),
-    "modernbert": Recipe(family="modernbert"),
-    "new": Recipe(family="gte"),
-    "gte": Recipe(family="gte"),
-    "deberta-v2": Recipe(family="deberta-v2"),
-    "gemma": _YES,
-    "gemma2": replace(_YES, family="gemma2"),
-    "llama": replace(_YES, family="llama"),
-    "mistral": replace(_YES, family="mistral"),
-    "minicpm+start_layer": replace(_YES, family="minicpm-layerwise", head="layers", answers=()),
-    "gemma2+start_layer": _LIGHT,
-    "cost_wise_gemma+start_layer": _LIGHT,
-    "qwen2": Recipe(
-        family="qwen2",
-        truncation="only_second",
-        template="chat",
-        prompt=MXBAI_PROMPT,
-        head="token",
-        answers=("1", "0"),
-        midpoint=6.0,  # half of the largest score that the reference estimates
-        default_length=8192,
-    ),
-    "qwen3": Recipe(
-        family="qwen3",
-        truncation="only_second",
-        template="one_text",
-        prompt=QWEN3_PROMPT,
-        head="token",
-        answers=("yes", "no"),
-        default_length=8192,
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """What `secondpass models` shows of a checkpoint."""
-
-    name: str
-    family: str
-    languages: str
-    parameters: str
-    max_length: int
-    licence: str
-    use: str
-    loads_as: str = "Reranker"  # or ColBERT, or Embedder
-
-
-KNOWN = (
-    Known(
-        name="default",
-        family="bert",
-        languages="English",
-        parameters="23M",
-        max_length=512,
-        licence="Apache-2.0",
-        use="embedded: works offline at once, without torch",
-    ),
-    Known(
-        name="multilingual",
-        family="bert",
-        languages="many, Chinese above all",
-        parameters="59M",
-        max_length=512,
-        licence="MIT",
-        use="offline, of the package secondpass-multilingual; cosine and word matching, on the openvino engine",
-    ),
-    Known(
-        name="BAAI/bge-reranker-base",
-        family="xlm-roberta",
-        languages="Chinese, English",
-        parameters="278M",
-        max_length=512,
-        licence="MIT",
-        use="Chinese and English on a CPU",
-    ),
-    Known(
-        name="BAAI/bge-reranker-large",
-        family="xlm-roberta",
-        languages="Chinese, English",
-        parameters="560M",
-        max_length=512,
-        licence="MIT",
-        use="as base, better and three times slower",
-    ),
-    Known(
-        name="BAAI/bge-reranker-v2-m3",
-        family="xlm-roberta",
-        languages="over 100",
-        parameters="568M",
-        max_length=8192,
-        licence="Apache-2.0",
-        use="many languages, long passages",
-    ),
-    Known(
-        name="cross-encoder/ms-marco-MiniLM-L6-v2",
-        family="bert",
-        languages="English",
-        parameters="23M",
-        max_length=512,
-        licence="Apache-2.0",
-        use="fast English on a CPU",
-    ),
-    Known(
-        name="cross-encoder/ms-marco-MiniLM-L12-v2",
-        family="bert",
-        languages="English",
-        parameters="33M",
-        max_length=512,
-        licence="Apache-2.0",
-        use="English; twice the cost of L6 for little",
-    ),
-    Known(
-        name="Alibaba-NLP/gte-multilingual-reranker-base",
-        family="gte",
-        languages="over 70",
-        parameters="306M",
-        max_length=8192,
-        licence="Apache-2.0",
-        use="many languages and long passages on a CPU",
-    ),
-    Known(
-        name="Alibaba-NLP/gte-reranker-modernbert-base",
-        family="modernbert",
-        languages="English",
-        parameters="150M",
-        max_length=8192,
-        licence="Apache-2.0",
-        use="English, long passages, code; fast for its quality",
-    ),
-    Known(
-        name="mixedbread-ai/mxbai-rerank-xsmall-v1",
-        family="deberta-v2",
-        languages="English",
-        parameters="71M",
-        max_length=512,
-        licence="Apache-2.0",
-        use="small, English",
-    ),
-    Known(
-        name="mixedbread-ai/mxbai-rerank-base-v1",
-        family="deberta-v2",
-        languages="English",
-        parameters="184M",
-        max_length=512,
-        licence="Apache-2.0",
-        use="English, better than xsmall",
-    ),
-    Known(
-        name="mixedbread-ai/mxbai-rerank-large-v1",
-        family="deberta-v2",
-        languages="English",
-        parameters="435M",
-        max_length=512,
-        licence="Apache-2.0",
-        use="English, best of the v1; for a GPU",
-    ),
-    Known(
-        name="BAAI/bge-reranker-v2-gemma",
-        family="gemma",
-        languages="over 100",
-        parameters="2.5B",
-        max_length=8192,
-        licence="Gemma",
-        use="many languages, best of the bge v2 on a GPU",
-    ),
-    Known(
-        name="BAAI/bge-reranker-v2-minicpm-layerwise",
-        family="minicpm-layerwise",
-        languages="Chinese, English",
-        parameters="2.7B",
-        max_length=2048,
-        licence="Apache-2.0",
-        use="cutoff_layer: 8 to 40 of the layers",
-    ),
-    Known(
-        name="BAAI/bge-reranker-v2.5-gemma2-lightweight",
-        family="gemma2-lightweight",
-        languages="over 100",
-        parameters="9.2B",
-        max_length=8192,
-        licence="Gemma",
-        use="cutoff_layer and compress_ratio trade time for quality",
-    ),
-    Known(
-        name="mixedbread-ai/mxbai-rerank-base-v2",
-        family="qwen2",
-        languages="over 100",
-        parameters="0.5B",
-        max_length=32768,
-        licence="Apache-2.0",
-        use="small LLM reranker, code too",
-    ),
-    Known(
-        name="mixedbread-ai/mxbai-rerank-large-v2",
-        family="qwen2",
-        languages="over 100",
-        parameters="1.5B",
-        max_length=32768,
-        licence="Apache-2.0",
-        use="as base, better and three times slower",
-    ),
-    Known(
-        name="Qwen/Qwen3-Reranker-0.6B",
-        family="qwen3",
-        languages="over 100",
-        parameters="0.6B",
-        max_length=40960,
-        licence="Apache-2.0",
-        use="follows an instruction",
-    ),
-    Known(
-        name="Qwen/Qwen3-Reranker-4B",
-        family="qwen3",
-        languages="over 100",
-        parameters="4B",
-        max_length=40960,
-        licence="Apache-2.0",
-        use="follows an instruction; for a GPU",
-    ),
-    Known(
-        name="Qwen/Qwen3-Reranker-8B",
-        family="qwen3",
-        languages="over 100",
-        parameters="8B",
-        max_length=40960,
-        licence="Apache-2.0",
-        use="follows an instruction; for a large GPU",
-    ),
-    Known(
-        name="colbert-ir/colbertv2.0",
-        family="colbert",
-        languages="English",
-        parameters="110M",
-        max_length=512,
-        licence="MIT",
-        use="thousands of stored documents per query",
-        loads_as="ColBERT",
-    ),
-    Known(
-        name="BAAI/bge-m3",
-        family="xlm-roberta",
-        languages="over 100",
-        parameters="568M",
-        max_length=8192,
-        licence="MIT",
-        use="first stage: dense, sparse and token vectors",
-        loads_as="Embedder",
-    ),
-    Known(
-        name="BAAI/bge-small-en-v1.5",
-        family="bert",
-        languages="English",
-        parameters="33M",
-        max_length=512,
-        licence="MIT",
-        use="first stage: small, English",
-        loads_as="Embedder",
-    ),
-    Known(
-        name="sentence-transformers/all-MiniLM-L6-v2",
-        family="bert",
-        languages="English",
-        parameters="23M",
-        max_length=512,
-        licence="Apache-2.0",
-        use="first stage: smallest, English",
-        loads_as="Embedder",
-    ),
-    Known(
-        name="nomic-ai/nomic-embed-text-v1.5",
-        family="nomic_bert",
-        languages="English",
-        parameters="137M",
-        max_length=8192,
-        licence="Apache-2.0",
-        use="first stage: long texts, any dimension",
-        loads_as="Embedder",
-    ),
+_MXBAI = Recipe(
+    family="qwen2",
+    truncation="only_second",
+    template="chat",
+    prompt=MXBAI_PROMPT,
+    head="token",
+    answers=("1", "0"),
+    midpoint=6.0,  # half of the largest score that the reference estimates
+    default_length=8192,
+)
+_QWEN3 = Recipe(
+    family="qwen3",
+    truncation="only_second",
+    template="one_text",
+    prompt=QWEN3_PROMPT,
+    head="token",
+    answers=("yes", "no"),
+    default_length=8192,
 )
 
 
-def recipe_for(config: Mapping[str, Any], name: str = "") -> Recipe:
+@dataclass(frozen=True, kw_only=True)
+class SavedHead:
+    """How transformers names a classifier of one family: its class, the prefix of its backbone's names, its head."""
+
+    architecture: str
+    prefix: str
+    head: Mapping[str, str]  # our module -> theirs
+
+    def full_name(self, name: str) -> str:
+        """The classifier's name of a tensor that a bare backbone has without the prefix."""
+        is_head = name.rpartition(".")[0] in self.head.values()
+        return name if is_head or name.startswith(self.prefix) else self.prefix + name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One architecture: its backbone and what reads the backbone's settings from config.json, as named in models/.
+
+    recipe is None where the family only embeds. layer_recipe is for checkpoints with start_layer: a head per layer.
+    midpoints holds hidden_size -> midpoint, for sizes that have another than the recipe's. saved is None where a new
+    head cannot be put on the backbone.
+    """
+
+    backbone: str
+    settings: str
+    recipe: Recipe | None = None
+    layer_recipe: Recipe | None = None
+    midpoints: Mapping[int, float] = field(default_factory=dict)
+    saved: SavedHead | None = None
+
+
+_BERT = Family(backbone="bert.Bert", settings="bert.BertConfig.from_hf")
+_GTE = Family(backbone="gte.Gte", settings="gte.GteConfig.from_hf", recipe=Recipe(family="gte"))
+_ROBERTA_HEAD = {"head.dense": "classifier.dense", "head.out": "classifier.out_proj"}
+
+
+def _decoder(
+    settings: str,
+    recipe: Recipe | None = None,
+    *,
+    by_layer: Recipe | None = None,
+    midpoints: Mapping[int, float] | None = None,
+) -> Family:
+    return Family(
+        backbone="decoder.Decoder",
+        settings=f"decoder_configs.{settings}",
+        recipe=recipe,
+        layer_recipe=by_layer,
+        midpoints=midpoints or {},
+    )
+
+
+# model_type in config.json -> family
+FAMILIES: dict[str, Family] = {
+    "bert": replace(
+        _BERT,
+        recipe=Recipe(family="bert"),
+        saved=SavedHead(
+            architecture="BertForSequenceClassification",
+            prefix="bert.",
+            head={"head.dense": "bert.pooler.dense", "head.out": "classifier"},
+        ),
+    ),
+    "roberta": replace(
+        _BERT,
+        recipe=Recipe(family="roberta"),
+        saved=SavedHead(architecture="RobertaForSequenceClassification", prefix="roberta.", head=_ROBERTA_HEAD),
+    ),
+    "xlm-roberta": replace(
+        _BERT,
+        # FlagEmbedding is the reference of bge-reranker-base, -large and -v2-m3
+        recipe=Recipe(family="xlm-roberta", truncation="only_second"),
+        saved=SavedHead(architecture="XLMRobertaForSequenceClassification", prefix="roberta.", head=_ROBERTA_HEAD),
+    ),
+    "modernbert": Family(
+        backbone="modernbert.ModernBert",
+        settings="modernbert.ModernBertConfig.from_hf",
+        recipe=Recipe(family="modernbert"),
+        saved=SavedHead(
+            architecture="ModernBertForSequenceClassification",
+            prefix="model.",
+            head={"head.dense": "head.dense", "head.norm": "head.norm", "head.out": "classifier"},
+        ),
+    ),
+    "new": replace(
+        _GTE,
+        saved=SavedHead(
+            architecture="NewForSequenceClassification",
+            prefix="new.",
+            head={"head.dense": "new.pooler.dense", "head.out": "classifier"},
+        ),
+    ),
+    "gte": _GTE,
+    "deberta-v2": Family(
+        backbone="deberta.Deberta",
+        settings="deberta.DebertaConfig.from_hf",
+        recipe=Recipe(family="deberta-v2"),
+        saved=SavedHead(
+            architecture="DebertaV2ForSequenceClassification",
+            prefix="deberta.",
+            head={"head.dense": "pooler.dense", "head.out": "classifier"},
+        ),
+    ),
+    "nomic_bert": Family(backbone="nomic.Nomic", settings="nomic.NomicConfig.from_hf"),
+    "gemma": _decoder("gemma", _YES),
+    "gemma2": _decoder("gemma2", replace(_YES, family="gemma2"), by_layer=_LIGHT),
+    "cost_wise_gemma": _decoder("cost_wise_gemma", by_layer=_LIGHT),
+    "minicpm": _decoder("minicpm", by_layer=replace(_YES, family="minicpm-layerwise", head="layers", answers=())),
+    "qwen2": _decoder("qwen2", _MXBAI, midpoints={896: 4.5}),  # the width of mxbai-rerank-base-v2
+    "qwen3": _decoder("qwen3", _QWEN3),
+    "llama": _decoder("llama", replace(_YES, family="llama")),
+    "mistral": _decoder("mistral", replace(_YES, family="mistral")),
+}
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The row of a config.json. Raises UnknownModel for a model_type that has none."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise UnknownModel(f"no backbone for model_type {model_type!r}; there are {known}")
+    return FAMILIES[model_type]
+
+
+def recipe_for(config: Mapping[str, Any]) -> Recipe:
     """The recipe that a checkpoint's config.json asks for. Raises UnknownModel where there is none."""
-    model_type = str(config.get("model_type"))
-    key = model_type + ("+start_layer" if config.get("start_layer") is not None else "")
-    if key not in RECIPES:
-        known = ", ".join(sorted(RECIPES))
-        raise UnknownModel(f"no recipe for model_type {key!r}; there are {known}")
-    recipe = RECIPES[key]
+    has_layers = config.get("start_layer") is not None
+    family = FAMILIES.get(str(config.get("model_type")))
+    recipe = None if family is None else _recipe_of(family, has_layers)
+    if family is None or recipe is None:
+        with_layers = " with start_layer" if has_layers else ""
+        known = ", ".join(sorted(name for name, row in FAMILIES.items() if _recipe_of(row, has_layers)))
+        raise UnknownModel(f"no recipe for model_type {config.get('model_type')!r}{with_layers}; there are {known}")
     if recipe.head == "classifier":
         _check_classifier(config)
         return recipe
@@ -353,8 +212,20 @@ def recipe_for(config: Mapping[str, Any], name: str = "") -> Recipe:
     if any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
         _check_classifier(config)
         recipe = replace(recipe, head="label", answers=())
-    midpoint = MIDPOINTS.get(name.rstrip("/").rsplit("/", 1)[-1], recipe.midpoint)
-    return replace(recipe, midpoint=midpoint)
+    return replace(recipe, midpoint=family.midpoints.get(config.get("hidden_size", 0), recipe.midpoint))
+
+
+def _recipe_of(family: Family, has_layers: bool) -> Recipe | None:
+    return family.layer_recipe if has_layers else family.recipe
+
+
+def saved_head(config: Mapping[str, Any]) -> SavedHead:
+    """Raises UnknownModel where it is not known how a new head of this model_type is named."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None or family.saved is None:
+        known = ", ".join(sorted(name for name, row in FAMILIES.items() if row.saved is not None))
+        raise UnknownModel(f"a head cannot be put on model_type {config.get('model_type')!r}; it can on {known}")
+    return family.saved
 
 
 def _check_classifier(config: Mapping[str, Any]) -> None:

@@ -14,13 +14,13 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from secondpass.checkpoint.save import Layout, Naming, classifier_config, layout_of
+from secondpass.checkpoint.save import Naming, classifier_config
 from secondpass.checkpoint.weights import load_weights, rename
 from secondpass.engine.batches import memory_checked
 from secondpass.errors import UnknownModel
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import pack
-from secondpass.text.families import RECIPES, num_labels, recipe_for
+from secondpass.text.families import FAMILIES, SavedHead, num_labels, recipe_for, saved_head
 from secondpass.text.recipe import Recipe
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Row
@@ -42,7 +42,7 @@ class Trainable:
     recipe: Recipe
     tokenizer: Tokenizer
     config: Mapping[str, Any]
-    layout: Layout | None
+    layout: SavedHead | None
     naming: Naming
     fresh: tuple[str, ...]
     device: torch.device
@@ -83,10 +83,10 @@ def open_trainable(
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     _check_encoder(checkpoint.config)
     has_head = _has_head(checkpoint.config)
-    layout = None if has_head else layout_of(checkpoint.config)
+    layout = None if has_head else saved_head(checkpoint.config)
     config = dict(checkpoint.config) if layout is None else classifier_config(checkpoint.config, layout)
     with torch.device("meta"):
-        net = CrossEncoder(config, recipe_for(config, checkpoint.name))
+        net = CrossEncoder(config, recipe_for(config))
     source = _Source(checkpoint, net, layout, seed)
     _load(net, checkpoint, source, has_head=has_head)
     net.to(device).requires_grad_(True)
@@ -132,10 +132,9 @@ def recompute_blocks(net: CrossEncoder) -> None:
 
 def _check_encoder(config: Mapping[str, Any]) -> None:
     model_type = str(config.get("model_type"))
-    recipe = RECIPES.get(model_type)
-    if recipe is None or recipe.head != "classifier":
-        known = ", ".join(name for name, recipe in RECIPES.items() if recipe.head == "classifier")
-        raise UnknownModel(f"model_type {model_type!r} cannot be trained; encoders can: {known}")
+    known = [name for name, family in FAMILIES.items() if family.recipe and family.recipe.head == "classifier"]
+    if model_type not in known:
+        raise UnknownModel(f"model_type {model_type!r} cannot be trained; encoders can: {', '.join(known)}")
 
 
 def _has_head(config: Mapping[str, Any]) -> bool:
@@ -147,7 +146,7 @@ def _has_head(config: Mapping[str, Any]) -> bool:
 class _Source:
     """What is read from a checkpoint on its way into the model: names are noted, a head is added where none is."""
 
-    def __init__(self, checkpoint: Checkpoint, net: CrossEncoder, layout: Layout | None, seed: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, net: CrossEncoder, layout: SavedHead | None, seed: int) -> None:
         self._adapted = change_of(checkpoint)
         self._layout = layout
         self._shapes = {name: tuple(parameter.shape) for name, parameter in net.named_parameters()}
@@ -162,7 +161,7 @@ class _Source:
         if self._layout is not None:
             yield from self._added(self._layout)
 
-    def _wanted(self, tensors: Iterable[tuple[str, Tensor]], layout: Layout) -> Iterator[tuple[str, Tensor]]:
+    def _wanted(self, tensors: Iterable[tuple[str, Tensor]], layout: SavedHead) -> Iterator[tuple[str, Tensor]]:
         """The backbone, and what transformers too would take into the head; not the heads of pre-training."""
         heads = set(layout.head.values())
         for name, tensor in tensors:
@@ -173,7 +172,7 @@ class _Source:
             if target in self._shapes and (is_ours or not is_head):
                 yield name, tensor
 
-    def _added(self, layout: Layout) -> Iterator[tuple[str, Tensor]]:
+    def _added(self, layout: SavedHead) -> Iterator[tuple[str, Tensor]]:
         for target, shape in self._shapes.items():
             if target.startswith("head.") and target not in self.naming.blocks:
                 module, _, kind = target.rpartition(".")
