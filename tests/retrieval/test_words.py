@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import unicodedata
 
-from secondpass.retrieval.words import words
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secondpass.retrieval.words import _marked_words, terms, words
 
 
 @pytest.mark.parametrize(
@@ -34,3 +38,26 @@ def test_words(text: str, expected: list[str]) -> None:
 def test_forms_of_one_word_are_equal() -> None:
     assert words("é") == words("e\u0301")
     assert words("が") == words("か\u3099")
+
+
+MIXED = st.text("กขาิ हिमें 가나 ABCxyz123_ 東京ガが。・ العربيةٌٍ éß\u0301 .,-'😀")
+
+
+@given(MIXED)
+def test_texts_without_marks_are_read_as_those_with(text: str) -> None:
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    if not any("\u0600" <= character <= "\u06ff" for character in plain):
+        assert words(text) == _marked_words(plain.replace("_", " "))
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("getUserName", ["get", "user", "name"]),
+        ("HTTPServer max_length", ["http", "server"]),
+        ("用 readJSON 读", ["read", "json"]),
+        ("Paris NATO x1", []),
+    ],
+)
+def test_terms_are_words_and_the_parts_of_names(text: str, parts: list[str]) -> None:
+    assert terms(text) == words(text) + parts

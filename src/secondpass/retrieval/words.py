@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -15,11 +16,28 @@ _UNSPACED = (
     "\u3130-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _LAST_WITH_MARKS = 0x1FFFF
+_ASCII = re.compile("[a-z0-9]+")
 # Arabic spelling that writers leave out or vary: short vowels and the stretching stroke; forms of alef, ya and ta.
 _ARABIC = {
     **dict.fromkeys((0x640, 0x670, *range(0x64B, 0x660))),
     **str.maketrans("أإآٱىة", "اااايه"),
 }
+
+
+# What is neither letter, digit nor mark: ASCII, punctuation, symbols, emoji. Anything else that is no word character
+# may be a mark; a class of the 2,155 marks takes `re` thirty times as long.
+_NO_MARKS = (
+    "\0-\u02ff\u060c\u061b\u061f\u066a-\u066d\u06d4\u2000-\u20cf\u2100-\u2bff\u3000-\u3029\u3030-\u303f\u309b\u309c"
+    "\u30a0\u30fb\uff00-\uffff\U0001f000-\U0001ffff"
+)
+_ODD = re.compile(f"[^\\w{_NO_MARKS}]")
+_WORD = re.compile("\\w+")
+_SCRIPTS = re.compile(f"([{_UNSPACED}]+)|([^{_UNSPACED}]+)")  # (unspaced, word) of a run without marks
+_ARABIC_RANGE = re.compile("[\u0600-\u06ff]")
+# Where a capital begins another part of a name: getUserName, HTTPServer.
+_PARTS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+|[0-9]+")
+_INNER_CAPITAL = re.compile("[a-z0-9][A-Z]|[A-Z]{2}[a-z]")
+_MIXED = re.compile("[A-Za-z0-9]*[a-z0-9][A-Z][A-Za-z0-9]*|[A-Z]{2,}[a-z][A-Za-z0-9]*")
 
 
 def words(text: str) -> list[str]:
@@ -29,43 +47,59 @@ def words(text: str) -> list[str]:
     neighbouring characters is one, as well as a character that stands alone.
     """
     if text.isascii():
-        return _patterns()[0].findall(text.lower())
+        return _ASCII.findall(text.lower())
+    if not unicodedata.is_normalized("NFKC", text):
+        text = unicodedata.normalize("NFKC", text)
+    text = text.casefold()
+    if _ARABIC_RANGE.search(text):
+        text = text.translate(_ARABIC)
+    text = text.replace("_", " ")
+    if _ODD.search(text):
+        return _marked_words(text)
     found: list[str] = []
-    runs, parts = _patterns()
-    for run in runs.findall(unicodedata.normalize("NFKC", text).casefold().translate(_ARABIC)):
+    for run in _WORD.findall(text):
         if run.isascii():
             found.append(run)
-            continue
-        for unspaced, word in parts.findall(run):
-            found += _pairs(unspaced) if unspaced else [word]
+        else:
+            for unspaced, word in _SCRIPTS.findall(run):
+                found += [word] if word else _pairs(unspaced)
     return found
 
 
-def _pairs(run: str) -> list[str]:
-    characters = _character().findall(run)
-    if len(characters) < 2:
-        return characters
-    return [first + second for first, second in pairwise(characters)]
+def terms(text: str) -> list[str]:
+    """The words of a text, and after them the parts of names like getUserName, which are words already themselves."""
+    found = words(text)
+    if not _INNER_CAPITAL.search(text):
+        return found
+    for name in _MIXED.findall(text):
+        found += [part.lower() for part in _PARTS.findall(name)]
+    return found
+
+
+def _pairs(characters: Sequence[str]) -> list[str]:
+    """Each two neighbours; a character that stands alone."""
+    return [first + second for first, second in pairwise(characters)] or list(characters)
+
+
+def _marked_words(text: str) -> list[str]:
+    """The words of a text with combining marks, which are no letters to `re` and belong to the letter before them."""
+    marks = _marks()
+    found: list[str] = []
+    for run in _pattern(f"[\\w{marks}]+").findall(text):
+        if run.isascii():
+            found.append(run)
+            continue
+        for unspaced, word in _pattern(f"([{_UNSPACED}][{_UNSPACED}{marks}]*)|([^{_UNSPACED}]+)").findall(run):
+            found += [word] if word else _pairs(_pattern(f"(?s:.)[{marks}]*").findall(unspaced))
+    return found
 
 
 @lru_cache(maxsize=1)
 def _marks() -> str:
-    """Combining marks as the inside of a character class: Indic and Thai vowels are no letters to `re`."""
+    """Combining marks as the inside of a character class: Indic and Thai vowels."""
     last = min(sys.maxunicode, _LAST_WITH_MARKS)
     points = [point for point in range(last) if unicodedata.category(chr(point)) in ("Mn", "Mc")]
     return "".join(map(chr, points))
 
 
-@lru_cache(maxsize=1)
-def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Runs of letters, marks and digits; and their parts as (unspaced, word)."""
-    marks = _marks()
-    run = re.compile(f"(?:[^\\W_]|[{marks}])+")
-    unspaced = f"[{_UNSPACED}][{_UNSPACED}{marks}]*"
-    return run, re.compile(f"({unspaced})|([^{_UNSPACED}]+)")
-
-
-@lru_cache(maxsize=1)
-def _character() -> re.Pattern[str]:
-    marks = _marks()
-    return re.compile(f".[{marks}]*", re.DOTALL)
+_pattern = lru_cache(maxsize=3)(re.compile)
