@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def run(place: Place, command: Sequence[str], stdin: str = "") -> subprocess.Com
 
 def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a command line, run in this process."""
-    code = cli.run(arguments, cli.Settings())
+    code = cli.run(arguments)
     shown = capsys.readouterr()
     return code, shown.out, shown.err
 
@@ -62,9 +63,7 @@ def _streams_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_help_is_quick_and_imports_nothing_heavy(place: Place) -> None:
-    code = (
-        "import sys, secondpass.cli as c; c.run(['--help'], c.Settings()); sys.stderr.write(repr(list(sys.modules)))"
-    )
+    code = "import sys, secondpass.cli as c; c.run(['--help']); sys.stderr.write(repr(list(sys.modules)))"
     shown = run(place, [sys.executable, "-c", code])
     assert "rank" in shown.stdout
     for name in ("torch", "numpy", "rich", "openvino", "tokenizers", "huggingface_hub"):
@@ -268,3 +267,53 @@ def test_pull_prints_commit_and_folder(
     assert called(capsys, "pull", str(place.model)) == (0, f"\t{place.model}\n", "")
     code, _, err = called(capsys, "pull", "owner/name", "--revision", "../x")
     assert (code, err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_a_short_line_and_a_help(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    _, line = cli.COMMANDS[name]
+    code, out, _ = called(capsys, name, "--help")
+    assert code == 0 and len(line) <= 64 and line.endswith(".")
+    assert "--debug" in out and "..." not in line
+    assert not re.search(r"<(list|str|int|float|bool)", out)
+
+
+def test_a_shell_is_told_what_could_come_next(place: Place) -> None:
+    """As bash asks: first for a command, then for a flag."""
+    asked = {**place.environment, "_SECONDPASS_COMPLETE": "complete_bash"}
+    for words, index, expected in (("secondpass ca", "1", "calibrate"), ("secondpass rank --exp", "2", "--explain")):
+        environment = {**asked, "COMP_WORDS": words, "COMP_CWORD": index}
+        shown = subprocess.run(COMMAND, capture_output=True, text=True, env=environment, timeout=60)
+        assert expected in shown.stdout.split(), shown.stderr
+
+
+def test_closed_streams_are_no_error(place: Place) -> None:
+    """`>&-`: what would be printed is lost, as was asked for, and no file gets the stream's number."""
+    line = shlex.join(place.rank(str(place.notes)))
+    shown = subprocess.run(["sh", "-c", f"{line} >&-"], capture_output=True, text=True, env=place.environment)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "", "")
+    shown = subprocess.run(["sh", "-c", f"{line} 2>&-"], capture_output=True, text=True, env=place.environment)
+    assert (shown.returncode, shown.stdout.count("\n")) == (0, 3)
+
+
+@pytest.mark.parametrize("delay", [0.03, 0.06, 0.12])
+def test_ctrl_c_while_modules_are_imported_is_silent(place: Place, delay: float) -> None:
+    """Sent at a moment of the imports, which is another one on every machine; from the first of them it is heeded."""
+    code = (
+        "import os, signal, sys, threading; from secondpass import __main__ as start; "
+        f"threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGINT)).start(); "
+        "sys.argv = ['secondpass', 'rank', 'which river', '-']; start.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=place.environment,
+    )
+    assert process.wait(60) == 130
+    assert process.stdout is not None and process.stderr is not None and process.stdin is not None
+    assert (process.stdout.read(), process.stderr.read()) == ("", "")
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()

@@ -1,5 +1,20 @@
-"""`python -m secondpass` is the command `secondpass`."""
+"""Where the command starts, `python -m secondpass` too: Ctrl-C ends it in silence from here on, imports included."""
 
-from secondpass.cli import main
+import os
+import signal
 
-main()
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+
+
+def main() -> None:
+    """The command `secondpass`."""
+    is_heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, as under nohup
+    if is_heeded:
+        signal.signal(signal.SIGINT, lambda signum, frame: os._exit(INTERRUPTED))  # nothing has begun yet
+    from secondpass.cli import main as run_command
+
+    run_command(is_heeded)
+
+
+if __name__ == "__main__":
+    main()

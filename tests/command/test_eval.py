@@ -51,7 +51,7 @@ def _streams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def called(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    code = cli.run([str(argument) for argument in arguments], cli.Settings())
+    code = cli.run([str(argument) for argument in arguments])
     shown = capsys.readouterr()
     return code, shown.out, shown.err
 
@@ -182,7 +182,7 @@ def test_bm25_and_the_embedded_model_need_no_torch(place: Place) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; from secondpass import cli; "
         f"command = ['eval', {str(place.data)!r}, '--queries', '2', '--depth', '3', '--json']; "
-        "sys.exit(cli.run(command, cli.Settings()))"
+        "sys.exit(cli.run(command))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment)

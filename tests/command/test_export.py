@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from secondpass import Reranker
-from secondpass.cli import Settings, run
-from secondpass.command.pairs import read_pairs, sample_pairs
+from secondpass.cli import run
+from secondpass.data.pairs import read_pairs, sample_pairs
 from secondpass.errors import InputError
 from tests.checkpoints import tiny_bert
 
@@ -26,7 +26,7 @@ def test_the_report_is_printed_and_kept(source: Path, tmp_path: Path, capsys: py
     check.write_text("\n".join(json.dumps(row) for row in rows))
     out = tmp_path / "out"
     options = ["--dtype", "int8", "--check", str(check), "--json"]
-    assert run(["export", str(source), "--output", str(out), *options], Settings()) == 0
+    assert run(["export", str(source), "--output", str(out), *options]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown.pop("folder") == str(out)
     assert shown == json.loads((out / "export.json").read_text("utf-8"))
@@ -54,7 +54,7 @@ def test_an_adapter_is_merged(source: Path, tmp_path: Path, capsys: pytest.Captu
     )
     out = tmp_path / "out"
     arguments = ["export", str(tmp_path / "a"), "--output", str(out), "--format", "safetensors"]
-    assert run(arguments, Settings()) == 0
+    assert run(arguments) == 0
     assert "0 of" in capsys.readouterr().out
     assert set(load_file(out / "model.safetensors")) == set(load_file(source / "model.safetensors"))
     pairs = sample_pairs()
@@ -73,7 +73,7 @@ def test_wrong_use_is_one_sentence(source: Path, tmp_path: Path, capsys: pytest.
         ("--check", "nowhere.jsonl"): "nowhere.jsonl: cannot be read",
     }
     for options, message in wrong.items():
-        assert run(["export", str(source), "--output", str(tmp_path / "out"), *options], Settings()) in (1, 2)
+        assert run(["export", str(source), "--output", str(tmp_path / "out"), *options]) in (1, 2)
         shown = capsys.readouterr().err
         assert message in shown and len(shown.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
@@ -81,7 +81,7 @@ def test_wrong_use_is_one_sentence(source: Path, tmp_path: Path, capsys: pytest.
 
 def test_a_folder_that_is_there_is_kept(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("keep me")
-    assert run(["export", str(source), "--output", str(tmp_path)], Settings()) == 2
+    assert run(["export", str(source), "--output", str(tmp_path)]) == 2
     assert "not empty" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -59,7 +59,7 @@ def embedder(model: Path, folder: Path) -> Path:
 
 
 def called(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    code = cli.run([str(argument) for argument in arguments], cli.Settings())
+    code = cli.run([str(argument) for argument in arguments])
     shown = capsys.readouterr()
     return code, shown.out, shown.err
 
@@ -215,6 +215,6 @@ def test_the_output_is_checked_before_the_data(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    code = cli.run(["train", str(model), "missing.jsonl", "--output", str(tmp_path / "file")], cli.Settings())
+    code = cli.run(["train", str(model), "missing.jsonl", "--output", str(tmp_path / "file")])
     assert code == 1
     assert "cannot be written" in capsys.readouterr().err

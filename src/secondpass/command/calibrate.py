@@ -3,72 +3,82 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from secondpass.command import show
-from secondpass.command.progress import watched
-from secondpass.command.sets import Sets, open_scorer
-from secondpass.errors import InputError, WrongUse
+import typer
+
+from secondpass.command.flags import Json, Model, Opening, Revision
+from secondpass.command.output import as_json, watched
+from secondpass.command.sets import SetFlags, Sets
+from secondpass.errors import DataError, WrongUse
 
 if TYPE_CHECKING:
     from secondpass.calibration import Calibration
     from secondpass.evaluation.pairs import Query
+    from secondpass.reranker import Reranker
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """output: a file, or None for calibration.json in the model's folder."""
+def calibrate(
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA", help='Sets as for eval, or lines with "query", "text", "label".')
+    ],
+    *,
+    model: Model = "default",
+    revision: Revision = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Else calibration.json in the model's folder.")
+    ] = None,
+    precision: Annotated[float | None, typer.Option(help="Find the threshold for it, as 0.9.")] = None,
+    depth: Annotated[int, typer.Option(min=1, help="Candidates of each query.")] = 30,
+    flags: SetFlags,
+    opening: Opening,
+    json: Json = False,
+) -> None:
+    """Fit probabilities to labelled pairs, and a threshold for a wanted precision.
 
-    model: str
-    depth: int
-    precision: float | None
-    output: str | None
-    is_json: bool
-
-
-def calibrate(sets: Sets, settings: Settings) -> None:
-    """Fit on all sets, write the file, and print what was held out. Raises WrongUse or SecondpassError."""
+    Says how far they hold on pairs that were held out. Reranker(..., calibration=FILE) uses them.
+    """
     from secondpass.evaluation.calibrate import fit_calibration
     from secondpass.reranker import Reranker
 
-    target = _target(settings)
-    if settings.precision is not None and not 0 < settings.precision <= 1:
-        raise WrongUse(f"--precision {settings.precision}: give more than 0 and at most 1")
-    queries = list(_queries(sets, settings.depth))
-    scorer, info = open_scorer(settings.model, sets.loading)
+    target = _target(model, output)
+    if precision is not None and not 0 < precision <= 1:
+        raise WrongUse(f"--precision {precision}: give more than 0 and at most 1")
+    queries = _queries(Sets(sources=data, flags=flags, opening=opening), depth)
+    scorer = opening.scorer(model, revision=revision, score_cache=flags.cache)
     if not isinstance(scorer, Reranker):
-        raise WrongUse(f"{settings.model}: only a reranker has probabilities to calibrate")
-    scores = _scored(scorer, queries, settings.model)
+        raise WrongUse(f"{model}: only a reranker has probabilities to calibrate")
+    scores, info = _scored(scorer, queries, model), scorer.info()
     calibration = fit_calibration(
         scores,
         [label for query in queries for label in query.labels],
         [query.name for query in queries for _ in query.texts],
-        precision=settings.precision,
+        precision=precision,
         uncalibrated=[scorer.probability(score) for score in scores],
         model={name: info[name] for name in ("model", "revision", "engine", "dtype", "max_length", "truncation")},
-        fitted_on=_origin(sets, settings.depth),
-        seed=sets.seed,
+        fitted_on=_origin(data, flags, depth),
+        seed=flags.seed,
     )
     file = _saved(calibration, target)
-    if settings.is_json:
-        show.as_json({"file": str(file), **asdict(calibration)})
+    if json:
+        as_json({"file": str(file), **asdict(calibration)})
     else:
         sys.stdout.write(_told(calibration, file))
 
 
-def _target(settings: Settings) -> Path:
+def _target(model: str, output: str | None) -> Path:
     """Where it is written; known before the work."""
-    if settings.output is not None:
-        place = Path(settings.output).expanduser().absolute()
-        if not place.parent.is_dir():
-            raise WrongUse(f"{settings.output}: there is no folder {place.parent}")
-        return place
-    folder = Path(settings.model).expanduser()
+    if output is not None:
+        file = Path(output).expanduser().absolute()
+        if not file.parent.is_dir():
+            raise WrongUse(f"{output}: there is no folder {file.parent}")
+        return file
+    folder = Path(model).expanduser()
     if not folder.is_dir():
-        raise WrongUse(f"{settings.model} is no folder to write beside; name a file with --output calibration.json")
+        raise WrongUse(f"{model} is no folder to write beside; name a file with --output calibration.json")
     return folder
 
 
@@ -76,15 +86,15 @@ def _saved(calibration: Calibration, target: Path) -> Path:
     try:
         return calibration.save(target)
     except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
-def _origin(sets: Sets, depth: int) -> dict[str, Any]:
+def _origin(data: Sequence[str], flags: SetFlags, depth: int) -> dict[str, Any]:
     return {
-        "data": [Path(source).name for source in sets.sources],
-        "first_stage": sets.first_stage,
+        "data": [Path(source).name for source in data],
+        "first_stage": flags.first_stage,
         "depth": depth,
-        "seed": sets.seed,
+        "seed": flags.seed,
     }
 
 
@@ -97,7 +107,7 @@ def _queries(sets: Sets, depth: int) -> list[Query]:
     return found + [query for dataset, run in others.each(depth) for query in from_candidates(dataset, run)]
 
 
-def _scored(scorer: Any, queries: list[Query], model: str) -> list[float]:
+def _scored(scorer: Reranker, queries: list[Query], model: str) -> list[float]:
     scores: list[float] = []
     with watched(model) as progress:
         for done, query in enumerate(queries, 1):

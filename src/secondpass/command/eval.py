@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from secondpass.command import show
-from secondpass.command.progress import watched
-from secondpass.command.sets import Sets, open_scorer
-from secondpass.errors import InputError, WrongUse
+import typer
+
+from secondpass.command.flags import Json, Opening, wrong_use
+from secondpass.command.output import as_json, watched
+from secondpass.command.sets import SetFlags, Sets
+from secondpass.errors import DataError, WrongUse
 
 if TYPE_CHECKING:
+    from secondpass.evaluation.comparison import Report
     from secondpass.evaluation.datasets.dataset import Dataset
     from secondpass.evaluation.datasets.trec import Run
     from secondpass.evaluation.evaluation import Evaluation
@@ -21,21 +24,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
-    is_json: bool
-    markdown: str | None
-    html: str | None
-    examples: int
+class Written:
+    """What is shown and written of a report."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """As written on the command line: depths like 20,50,100 and measures like nDCG@10,MAP."""
-
-    models: Sequence[str]
-    depths: str
-    measures: str
-    is_timed: bool
+    examples: Annotated[int, typer.Option(min=0, help="Queries to show that a model hurts most.")] = 3
+    json: Json = False
+    markdown: Annotated[str | None, typer.Option(metavar="FILE", help="Write the tables there too.")] = None
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a report with plots.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,50 +44,80 @@ class Plan:
     is_timed: bool
 
 
-def evaluate(sets: Sets, settings: Settings, output: Output) -> None:
-    """Measure every model on every set, and print or write the report. Raises WrongUse or SecondpassError."""
-    from secondpass.evaluation import figures, tables
+def evaluate(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA", help="BEIR, MIRACL or MS MARCO folders, reranking sets, ir-datasets:NAME, mteb:NAME."
+        ),
+    ],
+    *,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="default, a folder, owner/name, embedder:NAME or colbert:NAME; repeat it to compare.",
+        ),
+    ] = None,
+    depth: Annotated[str, typer.Option(metavar="N,N", help="Candidates to rerank, as in 20,50,100.")] = "100",
+    measures: Annotated[
+        str, typer.Option(help="nDCG@k, MRR@k, recall@k, MAP, precision@k, hit_rate@k; the first decides.")
+    ] = "nDCG@10,MRR@10,recall@10,MAP,hit_rate@1",
+    flags: SetFlags,
+    written: Written,
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Measure time per query.")] = True,
+    opening: Opening,
+) -> None:
+    """Measure whether a reranker helps: with and without it, on your data, and at what cost.
+
+    Prints verdicts and tables in Markdown. Interrupted, a run with --cache goes on where it was.
+    """
     from secondpass.evaluation.comparison import Report
 
-    _check_files(output)
-    plan = _planned(sets, settings)
+    _check_files(written)
+    plan = _planned(Sets(sources=data, flags=flags, opening=opening), depth, measures, is_timed=latency)
     evaluations: list[Evaluation] = []
     infos: dict[str, Mapping[str, Any]] = {}
-    for model in dict.fromkeys(settings.models):
+    for model in dict.fromkeys(models or ["default"]):
         found, infos[model] = _evaluated(model, plan)
         evaluations += found
-    report = Report(evaluations=tuple(evaluations), seed=sets.seed, infos=infos)
-    if output.html is not None:
+    _tell(Report(evaluations=tuple(evaluations), seed=flags.seed, infos=infos), written)
+
+
+def _tell(report: Report, written: Written) -> None:
+    from secondpass.evaluation import figures, tables
+
+    if written.html is not None:
         from secondpass.evaluation import page
 
-        _write(output.html, page.html(report, output.examples))
-    text = tables.markdown(report, output.examples)
-    if output.markdown is not None:
-        _write(output.markdown, text)
-    if output.is_json:
-        show.as_json(figures.as_dict(report, output.examples))
+        _write(written.html, page.html(report, written.examples))
+    text = tables.markdown(report, written.examples)
+    if written.markdown is not None:
+        _write(written.markdown, text)
+    if written.json:
+        as_json(figures.as_dict(report, written.examples))
     else:
         _show(text)
 
 
-def _planned(sets: Sets, settings: Settings) -> Plan:
+def _planned(sets: Sets, depth: str, measures: str, *, is_timed: bool) -> Plan:
     from secondpass.evaluation.measures import as_measures
 
-    depths = _depths(settings.depths)
-    try:
-        measures = as_measures(settings.measures)
-    except ValueError as error:
-        raise WrongUse(str(error)) from error
+    depths = _depths(depth)
+    with wrong_use():
+        named = as_measures(measures)
     prepared = _named_apart(list(sets.each(depths[-1])))
-    return Plan(sets=sets, prepared=prepared, depths=depths, measures=measures, is_timed=settings.is_timed)
+    return Plan(sets=sets, prepared=prepared, depths=depths, measures=named, is_timed=is_timed)
 
 
 def _evaluated(model: str, plan: Plan) -> tuple[list[Evaluation], Mapping[str, Any]]:
     """One model on all sets. Where scores may come from a cache, it is opened again without to time it."""
     from secondpass.evaluation.evaluation import evaluate, timed
 
-    sets = plan.sets
-    scorer, info = open_scorer(model, sets.loading)
+    flags, opening = plan.sets.flags, plan.sets.opening
+    scorer = opening.scorer(model, score_cache=flags.cache)
+    info = asdict(scorer.info())
     found = []
     for dataset, run in plan.prepared:
         with watched(f"{model}, {dataset.name}") as progress:
@@ -103,14 +128,14 @@ def _evaluated(model: str, plan: Plan) -> tuple[list[Evaluation], Mapping[str, A
                 depths=plan.depths,
                 measures=plan.measures,
                 model=model,
-                first_stage_name="BM25" if sets.first_stage == "bm25" else sets.first_stage,
-                is_timed=plan.is_timed and sets.loading.cache is None,
+                first_stage_name="BM25" if flags.first_stage == "bm25" else flags.first_stage,
+                is_timed=plan.is_timed and flags.cache is None,
                 progress=progress,
             )
         found.append(evaluation)
-    if plan.is_timed and sets.loading.cache is not None:
+    if plan.is_timed and flags.cache is not None:
         del scorer  # before the second is opened, so that the memory holds one
-        scorer, _ = open_scorer(model, replace(sets.loading, cache=None))
+        scorer = opening.scorer(model)
         found = [timed(evaluation, scorer) for evaluation in found]
     return found, info
 
@@ -135,12 +160,12 @@ def _depths(written: str) -> tuple[int, ...]:
         raise WrongUse(f"--depth {written}: give whole numbers of 1 or more, as in 20,50,100") from error
 
 
-def _check_files(output: Output) -> None:
+def _check_files(written: Written) -> None:
     """Before the work, what would fail after it."""
-    for name in (output.html, output.markdown):
+    for name in (written.html, written.markdown):
         if name is not None and not Path(name).expanduser().absolute().parent.is_dir():
             raise WrongUse(f"{name}: there is no folder {Path(name).expanduser().absolute().parent}")
-    if output.html is not None:
+    if written.html is not None:
         from secondpass.evaluation import plots
 
         plots.require()
@@ -161,4 +186,4 @@ def _write(name: str, text: str) -> None:
     try:
         Path(name).expanduser().write_text(text, "utf-8")
     except OSError as error:
-        raise InputError(f"{name}: cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{name}: cannot be written: {error.strerror or error}") from error

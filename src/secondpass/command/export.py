@@ -3,73 +3,143 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import combinations
+from json import dumps
 from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any
 
-from secondpass.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from secondpass.checkpoint.export.export import Inputs, export
-from secondpass.checkpoint.save import write_text
-from secondpass.command import show
-from secondpass.command.pairs import Pair, read_pairs, sample_pairs
-from secondpass.command.parity import Report, compare, num_bytes
-from secondpass.engine.openvino import padded
+import typer
+
+from secondpass.command import output
+from secondpass.command.flags import Json, Offline, Revision, wrong_use
 from secondpass.errors import MissingExtra, WrongUse
-from secondpass.reranker import Reranker
-from secondpass.text.reader import Reader
+
+if TYPE_CHECKING:
+    from secondpass.checkpoint.checkpoint import Checkpoint
+    from secondpass.checkpoint.export.export import Inputs
+    from secondpass.data.pairs import Pair
+    from secondpass.reranker import Reranker
 
 REPORT = "export.json"
 MAX_CALIBRATION = 300  # pairs; more change the ranges of activations little
 ALL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# Two passages count as ordered by the reference when its logits differ by more than float32 noise.
+TIE = 1e-4
+NUM_RUNS = 5  # by turns, after one that prepares memory and kernels; the fastest counts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    format: str
-    dtype: str | None
-    calibration: str | None
-    check: str | None
-    revision: str | None
-    overwrite: bool
-    local_files_only: bool
+class Writing:
+    """What is written, and what it is calibrated with."""
+
+    format: Annotated[
+        str,
+        typer.Option(metavar="openvino|onnx|safetensors", help="safetensors: an adapter merged into its base."),
+    ] = "openvino"
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="float32|bfloat16|int8", help="How matrices are stored; else float32."),
+    ] = None
+    calibration: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Pairs by which activations become int8 too (openvino).")
+    ] = None
+    check: Annotated[str | None, typer.Option(metavar="FILE", help="Pairs to compare on; else built in.")] = None
+    revision: Revision = None
+    force: Annotated[bool, typer.Option("--force", help="Replace FOLDER.")] = False
+    local_files_only: Offline = False
 
 
-def run(model: str, output: str, options: Options, *, is_json: bool) -> None:
-    """Export, compare, print the report and keep it in the folder. Raises WrongUse or SecondpassError."""
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """Differences are between logits and between probabilities.
+
+    pairs are those compared, orders the pairs of passages of one query that the reference ranks, order_changes those
+    of them that the export ranks the other way round; top_changes counts queries with another best passage.
+    speed_ratio is the reference's time by the export's.
+    """
+
+    model: str
+    engine: str
+    dtype: str
+    pairs: int
+    max_logit_difference: float
+    mean_logit_difference: float
+    max_probability_difference: float
+    mean_probability_difference: float
+    orders: int
+    order_changes: int
+    queries: int
+    top_changes: int
+    bytes: int
+    reference_bytes: int
+    seconds: float
+    reference_seconds: float
+    speed_ratio: float
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A reranker: a folder or owner/name; default.")],
+    *,
+    folder: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Where the result goes.")],
+    writing: Writing,
+    json: Json = False,
+) -> None:
+    """Write a model as a graph that runs without torch, and compare it with the original.
+
+    FILE has lines such as {"query": "...", "passage": "..."}, FlagEmbedding's {"query", "pos", "neg"}, or
+    query<TAB>passage.
+    """
     if find_spec("torch") is None:
         raise MissingExtra("torch", "export")
-    check = sample_pairs() if options.check is None else read_pairs(Path(options.check))
-    calibration = [] if options.calibration is None else read_pairs(Path(options.calibration))
+    from secondpass.checkpoint.checkpoint import open_checkpoint
+    from secondpass.checkpoint.save import write_text
+    from secondpass.data.pairs import read_pairs, sample_pairs
+
+    check = sample_pairs() if writing.check is None else read_pairs(Path(writing.check))
+    calibration = [] if writing.calibration is None else read_pairs(Path(writing.calibration))
+    with wrong_use():
+        checkpoint = open_checkpoint(model, revision=writing.revision, local_files_only=writing.local_files_only)
+    target = _written(checkpoint, Path(folder).expanduser(), calibration, writing)
+    report = _report(checkpoint, target, check, writing)
+    write_text(target / REPORT, dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
+    if json:
+        output.as_json({"folder": str(target), **asdict(report)})
+    else:
+        output.named_values([("folder", str(target)), *_told(report)])
+
+
+def _written(checkpoint: Checkpoint, folder: Path, calibration: Sequence[Pair], writing: Writing) -> Path:
+    from secondpass.checkpoint.export.export import export as write
+
     try:
-        checkpoint = open_checkpoint(model, revision=options.revision, local_files_only=options.local_files_only)
         with _quiet():
-            folder = export(
+            return write(
                 checkpoint,
-                Path(output).expanduser(),
-                format=options.format,
-                dtype=options.dtype,
+                folder,
+                format=writing.format,
+                dtype=writing.dtype,
                 calibration=_inputs(checkpoint, calibration),
-                overwrite=options.overwrite,
+                overwrite=writing.force,
             )
     except (ValueError, FileExistsError) as error:
         raise WrongUse(str(error)) from error
-    report = _report(checkpoint, folder, check, options)
-    write_text(folder / REPORT, json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
-    if is_json:
-        show.as_json({"folder": str(folder), **asdict(report)})
-    else:
-        _print(folder, report)
 
 
 def _inputs(checkpoint: Checkpoint, pairs: Sequence[Pair]) -> list[Inputs]:
     """Pairs, evenly taken where there are many, as a graph reads them, one by one."""
     if not pairs:
         return []
+    from secondpass.engine.openvino import padded
+    from secondpass.text.reader import Reader
+
     recipe, tokenizer = checkpoint.recipe, checkpoint.tokenizer
     longest = min(length for length in (recipe.max_length, tokenizer.max_length, 512) if length is not None)
     reader = Reader(recipe=recipe, tokenizer=tokenizer, longest=longest, max_query_length=None, has_windows=False)
@@ -78,20 +148,22 @@ def _inputs(checkpoint: Checkpoint, pairs: Sequence[Pair]) -> list[Inputs]:
     return [padded([reading.row], ALL_INPUTS, pad_id=0) for reading in readings]
 
 
-def _report(checkpoint: Checkpoint, folder: Path, check: Sequence[Pair], options: Options) -> Report:
-    merged = options.format == "safetensors"
+def _report(checkpoint: Checkpoint, folder: Path, check: Sequence[Pair], writing: Writing) -> ParityReport:
+    from secondpass.reranker import Reranker
+
+    merged = writing.format == "safetensors"
     source = str(checkpoint.adapter or checkpoint.folder)
     reference = Reranker(
         "default" if checkpoint.name == "default" else source,
         engine="torch",
         device="cpu",
         dtype="float32",
-        local_files_only=options.local_files_only,
+        local_files_only=writing.local_files_only,
     )
     exported = Reranker(
         folder, engine="torch" if merged else "openvino", device="cpu", dtype="float32" if merged else "auto"
     )
-    written = [folder / "model.safetensors"] if merged else list((folder / options.format).iterdir())
+    written = [folder / "model.safetensors"] if merged else list((folder / writing.format).iterdir())
     return compare(reference, exported, check, sizes=(num_bytes(written), num_bytes(checkpoint.weight_files())))
 
 
@@ -103,28 +175,73 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _print(folder: Path, report: Report) -> None:
-    rows = [
-        ("folder", str(folder)),
+def _told(report: ParityReport) -> list[tuple[str, str]]:
+    """What people want to know of it, line by line."""
+    logit = f"at most {report.max_logit_difference:.2g}, mean {report.mean_logit_difference:.2g}"
+    probability = f"at most {report.max_probability_difference:.2g}, mean {report.mean_probability_difference:.2g}"
+    return [
         ("runs on", f"{report.engine}, {report.dtype}"),
         ("pairs compared", str(report.pairs)),
-        ("logit difference", f"at most {report.max_logit_difference:.2g}, mean {report.mean_logit_difference:.2g}"),
-        (
-            "probability difference",
-            f"at most {report.max_probability_difference:.2g}, mean {report.mean_probability_difference:.2g}",
-        ),
+        ("logit difference", logit),
+        ("probability difference", probability),
         ("order changes", f"{report.order_changes} of {report.orders}"),
         ("other best passage", f"{report.top_changes} of {report.queries} queries"),
         ("size", f"{report.bytes / 1e6:.1f} MB, was {report.reference_bytes / 1e6:.1f} MB"),
         ("speed", f"{report.speed_ratio:.1f} times float32 on torch"),
     ]
-    if not sys.stdout.isatty():
-        show.tab_separated(rows)
-        return
-    from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    for name, value in rows:
-        table.add_row(f"[dim]{name}[/dim]", value)
-    Console().print(table)
+
+def compare(
+    reference: Reranker, exported: Reranker, pairs: Sequence[Pair], *, sizes: tuple[int, int]
+) -> ParityReport:
+    """sizes: bytes of the export's and of the reference's weights."""
+    expected, got = reference.score_pairs(pairs), exported.score_pairs(pairs)
+    runs = [(_seconds(reference, pairs), _seconds(exported, pairs)) for _ in range(NUM_RUNS)]
+    reference_seconds, seconds = (min(column) for column in zip(*runs, strict=True))
+    info = exported.info()
+    return ParityReport(
+        model=reference.info().model,
+        engine=info.engine,
+        dtype=info.dtype,
+        pairs=len(pairs),
+        **_differences("logit", expected, got),
+        **_differences("probability", *(list(map(reference.probability, scores)) for scores in (expected, got))),
+        **_orders([query for query, _ in pairs], expected, got),
+        bytes=sizes[0],
+        reference_bytes=sizes[1],
+        seconds=seconds,
+        reference_seconds=reference_seconds,
+        speed_ratio=reference_seconds / seconds,
+    )
+
+
+def _differences(what: str, expected: Sequence[float], got: Sequence[float]) -> dict[str, Any]:
+    values = [abs(a - b) for a, b in zip(got, expected, strict=True)]
+    return {f"max_{what}_difference": max(values), f"mean_{what}_difference": fmean(values)}
+
+
+def _orders(queries: Sequence[str], expected: Sequence[float], got: Sequence[float]) -> dict[str, Any]:
+    indexes: dict[str, list[int]] = {}
+    for index, query in enumerate(queries):
+        indexes.setdefault(query, []).append(index)
+    every = [two for group in indexes.values() for two in combinations(group, 2)]
+    ordered = [(i, j) for i, j in every if abs(expected[i] - expected[j]) > TIE]
+    best = [[max(group, key=scores.__getitem__) for group in indexes.values()] for scores in (expected, got)]
+    return {
+        "orders": len(ordered),
+        "order_changes": sum((expected[i] > expected[j]) != (got[i] > got[j]) for i, j in ordered),
+        "queries": len(indexes),
+        "top_changes": sum(a != b for a, b in zip(*best, strict=True)),
+    }
+
+
+def _seconds(reranker: Reranker, pairs: Sequence[Pair]) -> float:
+    start = time.perf_counter()
+    reranker.score_pairs(pairs)
+    return time.perf_counter() - start
+
+
+def num_bytes(files: Sequence[Path]) -> int:
+    """Of weights; those of an OpenVINO graph lie beside it."""
+    graphs = {file.with_suffix(".bin") for file in files if file.suffix == ".xml"}
+    return sum(file.stat().st_size for file in {*files, *graphs})

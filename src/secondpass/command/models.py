@@ -5,57 +5,67 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from secondpass.command import show
-from secondpass.errors import SecondpassError, WrongUse
-from secondpass.text.catalogue import KNOWN, Known
-from secondpass.text.families import recipe_for
+import typer
+
+from secondpass.command import output
+from secondpass.command.flags import Json, Revision, wrong_use
+from secondpass.errors import SecondpassError
 
 if TYPE_CHECKING:
     from secondpass.checkpoint.hub import CachedModel
+    from secondpass.text.catalogue import Known
 
 
-def models(*, is_json: bool) -> None:
-    """The known checkpoints, then what else is in the cache."""
+def models(*, json: Json = False) -> None:
+    """List the known models and what is in the cache."""
     from secondpass.checkpoint.hub import cached
+    from secondpass.text.catalogue import KNOWN
 
     by_name: dict[str, list[CachedModel]] = {}
     for model in cached():
         by_name.setdefault(model.name, []).append(model)
     known = [(item, by_name.pop(item.name, [])) for item in KNOWN]
     every = known + [(_unknown(here[0]), here) for here in by_name.values()]
-    if is_json:
-        show.as_json([_as_object(item, here) for item, here in every])
+    if json:
+        output.as_json([_as_object(item, here) for item, here in every])
         return
     rows = [{name: str(value or "") for name, value in asdict(item).items()} for item, _ in every]
     for row, (item, here) in zip(rows, every, strict=True):
         row["cached"] = _cached(item, here)
     if sys.stdout.isatty():
-        show.models_table(rows)
+        output.models_table(rows)
     else:
-        show.tab_separated(list(row.values()) for row in rows)
+        output.tab_separated(list(row.values()) for row in rows)
 
 
-def pull(model: str, *, revision: str | None, engine: str) -> None:
-    """Fetch a model and print the commit and the folder."""
+def pull(
+    model: Annotated[str, typer.Argument(metavar="NAME[@REVISION]", help="A model of the hub.")],
+    *,
+    revision: Revision = None,
+    engine: Annotated[
+        str,
+        typer.Option(metavar="auto|openvino", help="openvino: the exported graph in place of the weights."),
+    ] = "auto",
+) -> None:
+    """Fetch a model, and print its commit and folder."""
     from secondpass.checkpoint.checkpoint import open_checkpoint
 
-    try:
+    with wrong_use():
         checkpoint = open_checkpoint(model, revision=revision, graph=engine == "openvino")
-    except ValueError as error:
-        raise WrongUse(str(error)) from error
     if sys.stdout.isatty():
-        sys.stdout.write(
-            f"commit  {checkpoint.revision or 'none: it is here already'}\nfolder  {checkpoint.folder}\n"
-        )
+        commit = checkpoint.revision or "none: it is here already"
+        output.named_values([("commit", commit), ("folder", str(checkpoint.folder))])
     else:
-        show.tab_separated([[checkpoint.revision or "", checkpoint.folder]])
+        output.tab_separated([[checkpoint.revision or "", checkpoint.folder]])
 
 
 def _unknown(model: CachedModel) -> Known:
     """A row for a cached model that is not in the list; the family says whether it could rank."""
     from secondpass.checkpoint.checkpoint import read_json
+    from secondpass.text.catalogue import Known
+    from secondpass.text.families import recipe_for
 
     family, longest = "", 0
     try:

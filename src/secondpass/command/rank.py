@@ -4,119 +4,125 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
 
-from secondpass.command import show
-from secondpass.command.progress import watched
-from secondpass.data.passages import Passage, Reading, read_passages
+import typer
+
+from secondpass.command import output
+from secondpass.command.flags import Json, Model, Opening, Revision, wrong_use
 from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
+    from secondpass.data.passages import Passage
     from secondpass.reranker import Info, Reranker
-    from secondpass.types import Progress, Ranking
+    from secondpass.types import Ranking
+
+
+class Split(str, Enum):
+    auto = "auto"
+    line = "line"
+    paragraph = "paragraph"
+    whole = "whole"
+
+
+class Long(str, Enum):
+    truncate = "truncate"
+    chunk = "chunk"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """The model of a command, as the options name it."""
+class Showing:
+    """What is ranked of a document, how many are shown, and what is said of them."""
 
-    model: str
-    revision: str | None
-    engine: str
-    device: str
-    dtype: str
-    max_length: int | None
-    long_documents: str
-    local_files_only: bool
-    calibration: str | None = None
+    fields: Annotated[str, typer.Option(help="Fields to read, as in title,body; else text.")] = ""
+    top: Annotated[int, typer.Option(min=0, help="How many to show; 0: all.")] = 10
+    json: Json = False
+    explain: Annotated[bool, typer.Option("--explain", help="Add tokens, truncation, timing and engine.")] = False
+    budget_ms: Annotated[
+        float | None, typer.Option(min=0.001, help="Milliseconds for ranking; passages beyond stay unscored, last.")
+    ] = None
 
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    top: int  # 0: all
-    is_json: bool
-    is_explained: bool
-    budget_ms: float | None = None
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.fields.split(",") if name.strip())
 
 
 def rank(
-    query: str, paths: Sequence[str], arguments: Sequence[str], *, how: Reading, options: Options, output: Output
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What is asked.")],
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH", help="Files, folders, or - for standard input.")
+    ] = None,
+    *,
+    passage: Annotated[list[str] | None, typer.Option(help="A passage; repeat it for more.")] = None,
+    split: Annotated[
+        Split, typer.Option(help="How texts are cut; auto: paragraphs where blank lines part them, else lines.")
+    ] = Split.auto,
+    showing: Showing,
+    model: Model = "default",
+    revision: Revision = None,
+    long: Annotated[
+        Long, typer.Option(help="Long passages: cut as the model's makers do, or read in windows.")
+    ] = Long.truncate,
+    opening: Opening,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What `secondpass calibrate` fitted, for the probabilities.")
+    ] = None,
 ) -> None:
-    """Rank the passages of all inputs and print the ranking. Raises WrongUse or SecondpassError."""
+    """Rank passages by how well they answer a query.
+
+    Reads .txt, .md, .jsonl and .json, gzipped or not, a folder of them, a BEIR folder, or standard input. Prints a
+    table on a terminal, else tab-separated lines: rank (from 1), probability, score (raw logit), source, text.
+    """
+    from secondpass.data.passages import Reading, read_passages
+
     if not query.strip():
         raise WrongUse('the query is empty; give one, as in: secondpass rank "how long" notes.txt')
-    passages = read_passages(paths, arguments, how)
-    try:
-        reranker = open_reranker(options)
-        ranking = _ranked(reranker, query, passages, how=how, output=output)
-    except ValueError as error:
-        raise WrongUse(str(error)) from error
-    sources = [passage.source for passage in passages]
-    info = reranker.info()
-    if output.is_json:
-        _print_json(ranking, sources, info)
-    elif sys.stdout.isatty():
-        show.ranking_table(ranking, sources, how.fields)
-    else:
-        show.tab_separated(show.hit_row(hit, sources[hit.index], how.fields) for hit in ranking)
+    passages = read_passages(paths or [], passage or [], Reading(split=split.value, fields=showing.names))
+    reranker = opening.reranker(model, revision=revision, long_documents=long.value, calibration=calibration)
+    with wrong_use():
+        ranking = _ranked(reranker, query, passages, showing)
+    _show(ranking, [passage.source for passage in passages], reranker.info(), showing)
     sys.stdout.flush()
-    _remark(ranking, info, is_explained=output.is_explained, is_chunked=options.long_documents == "chunk")
+    _remark(ranking, reranker.info(), showing, is_chunked=long is Long.chunk)
 
 
-def open_reranker(options: Options) -> Reranker:
-    from secondpass.reranker import Reranker
-
-    return Reranker(
-        options.model,
-        revision=options.revision,
-        engine=options.engine,
-        device=options.device,
-        dtype=options.dtype,
-        max_length=options.max_length,
-        long_documents=options.long_documents,
-        calibration=options.calibration,
-        local_files_only=options.local_files_only,
-    )
-
-
-def _ranked(reranker: Reranker, query: str, passages: Sequence[Passage], *, how: Reading, output: Output) -> Ranking:
+def _ranked(reranker: Reranker, query: str, passages: Sequence[Passage], showing: Showing) -> Ranking:
     """The ranking, with progress while it is made where people watch."""
-    documents = [passage.document for passage in passages]
-
-    def ranked(progress: Progress | None) -> Ranking:
+    if showing.budget_ms is not None:
+        reranker.warm_up()
+    with output.watched("ranking") as progress:
         return reranker.rank(
             query,
-            documents,
-            top_n=output.top or None,
-            rank_fields=how.fields or None,
-            explain=output.is_explained,
-            budget_ms=output.budget_ms,
+            [passage.document for passage in passages],
+            top_n=showing.top or None,
+            rank_fields=showing.names or None,
+            explain=showing.explain,
+            budget_ms=showing.budget_ms,
             progress=progress,
         )
 
-    if output.budget_ms is not None:
-        reranker.warm_up()
-    with watched("ranking") as progress:
-        return ranked(progress)
+
+def _show(ranking: Ranking, sources: Sequence[str], info: Info, showing: Showing) -> None:
+    if showing.json:
+        results = [output.hit_object(hit, sources[hit.index]) for hit in ranking]
+        usage = asdict(ranking.usage)
+        output.as_json({"query": ranking.query, "model": asdict(info), "usage": usage, "results": results})
+    elif sys.stdout.isatty():
+        output.ranking_table(ranking, sources, showing.names)
+    else:
+        output.tab_separated(output.hit_row(hit, sources[hit.index], showing.names) for hit in ranking)
 
 
-def _print_json(ranking: Ranking, sources: Sequence[str], info: Info) -> None:
-    from dataclasses import asdict
-
-    results = [show.hit_object(hit, sources[hit.index]) for hit in ranking]
-    usage = asdict(ranking.usage)
-    show.as_json({"query": ranking.query, "model": asdict(info), "usage": usage, "results": results})
-
-
-def _remark(ranking: Ranking, info: Info, *, is_explained: bool, is_chunked: bool) -> None:
+def _remark(ranking: Ranking, info: Info, showing: Showing, *, is_chunked: bool) -> None:
     """Say on standard error what was cut, where people watch or asked, and what it cost when they asked."""
     usage = ranking.usage
-    if usage.truncated and not is_chunked and (is_explained or sys.stderr.isatty()):
+    if usage.truncated and not is_chunked and (showing.explain or sys.stderr.isatty()):
         verb = "was" if usage.truncated == 1 else "were"
         cut = f"{usage.truncated} of {usage.rows} passages {verb} cut at {info.max_length} tokens"
         sys.stderr.write(f"{cut}; --long chunk reads them whole\n")
     if usage.unscored:
         sys.stderr.write(f"{usage.unscored} passages were left unscored when the time was over; they are last\n")
-    if is_explained:
-        sys.stderr.write(show.usage_line(ranking, info) + "\n")
+    if showing.explain:
+        sys.stderr.write(output.usage_line(ranking, info) + "\n")

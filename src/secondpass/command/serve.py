@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from secondpass.errors import MissingExtra, WrongUse
 
@@ -15,19 +17,75 @@ if TYPE_CHECKING:
     from secondpass.server.settings import ModelSource
 
 PACKAGES = ("starlette", "pydantic", "uvicorn", "httptools", "prometheus_client")
+Texts = list[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sources:
-    """What to serve, as `path` or `name=path`: the model of the argument, more rerankers, embedders."""
+class ServerFlags:
+    """Settings that have a flag; each field is named as the field of the server's Settings."""
 
-    model: str | None
-    models: Sequence[str]
-    embedders: Sequence[str]
+    host: Annotated[str | None, typer.Option(help="Address to listen on; else 127.0.0.1.")] = None
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; else 8787. 0: any free one.")] = None
+    api_key_file: Annotated[str | None, typer.Option(metavar="FILE", help="File with keys, one a line.")] = None
+    calibration: Annotated[
+        Texts, typer.Option(metavar="[NAME=]FILE", help="What `secondpass calibrate` fitted, for the probabilities.")
+    ] = None
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes, each with the models; else 1.")] = None
+    allowed_hosts: Annotated[
+        Texts, typer.Option("--allowed-host", metavar="NAME", help="A name under which clients reach it.")
+    ] = None
+    cors_origins: Annotated[
+        Texts, typer.Option("--cors-origin", metavar="ORIGIN", help="An origin whose pages may call.")
+    ] = None
+    trusted_proxies: Annotated[
+        Texts,
+        typer.Option("--trusted-proxy", metavar="ADDRESS", help="A proxy that ends TLS; else those on this machine."),
+    ] = None
+    tls_certificate: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Certificate chain in PEM; with --tls-key.")
+    ] = None
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Private key in PEM.")] = None
+    insecure: Annotated[bool | None, typer.Option("--insecure", help="Listen beyond this machine without a key.")] = (
+        None
+    )
+    allow_model_changes: Annotated[
+        bool | None, typer.Option("--allow-model-changes", help="Load and unload over /admin/models.")
+    ] = None
+    local_files_only: Annotated[
+        bool | None, typer.Option("--local-files-only", "--offline", help="Never use the network.")
+    ] = None
+    log_texts: Annotated[bool | None, typer.Option("--log-texts", help="Log queries and documents.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if value not in (None, [])
+        }
 
 
-def serve(sources: Sources, *, config: str | None, given: Mapping[str, Any], more: Sequence[str]) -> int:
-    """Serve until told to stop; the exit code. more has settings as name=value. Raises WrongUse for a bad one."""
+def serve(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A folder, owner/name, or name=path.")] = None,
+    *,
+    models: Annotated[
+        Texts, typer.Option("--model", metavar="NAME=PATH", help="One more reranker; repeat it for more.")
+    ] = None,
+    embedders: Annotated[
+        Texts, typer.Option("--embedder", metavar="NAME=PATH", help="An embedder, for /v1/embeddings.")
+    ] = None,
+    flags: ServerFlags,
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="Settings in TOML.")] = None,
+    more: Annotated[
+        Texts, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of docs/serving.md.")
+    ] = None,
+) -> None:
+    """Serve rerankers over HTTP, in the APIs that rerank clients already speak.
+
+    Starts on this machine alone, with the embedded model unless another is named. Settings come from the command
+    line, SECONDPASS_* in the environment, and --config, in this order.
+    """
     for package in PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra(package, "serve")
@@ -36,9 +94,10 @@ def serve(sources: Sources, *, config: str | None, given: Mapping[str, Any], mor
     from secondpass.server.settings import PREFIX, SettingsError, load_settings, parse_settings
 
     try:
-        named = {"models": _models(sources), **given}
-        named = {name: value for name, value in named.items() if value is not None}
-        settings = load_settings({**parse_settings(more), **named}, os.environ, config)
+        given = flags.given()
+        if sources := _sources([model] if model else [], models or [], embedders or []):
+            given["models"] = sources
+        settings = load_settings({**parse_settings(more or []), **given}, os.environ, config)
         keys = read_keys(settings, os.environ.get(PREFIX + "API_KEYS"))
         check_exposure(settings, keys)
     except SettingsError as error:
@@ -50,16 +109,15 @@ def serve(sources: Sources, *, config: str | None, given: Mapping[str, Any], mor
         sys.stdout.write(greeting(f"{scheme}://{host}:{port}{settings.root_path}", has_keys=bool(keys)))
         sys.stdout.flush()
 
-    return running.run(settings, keys, say)
+    raise typer.Exit(running.run(settings, keys, say))
 
 
-def _models(sources: Sources) -> tuple[ModelSource, ...] | None:
+def _sources(first: Sequence[str], models: Sequence[str], embedders: Sequence[str]) -> tuple[ModelSource, ...]:
+    """What to serve, each as `path` or `name=path`."""
     from secondpass.server.settings import model_source
 
-    rerankers = ([sources.model] if sources.model else []) + list(sources.models)
-    found = [model_source(text) for text in rerankers]
-    found += [replace(model_source(text), kind="embedder") for text in sources.embedders]
-    return tuple(found) or None
+    found = [model_source(text) for text in (*first, *models)]
+    return (*found, *(replace(model_source(text), kind="embedder") for text in embedders))
 
 
 def greeting(url: str, *, has_keys: bool) -> str:

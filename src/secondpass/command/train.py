@@ -7,155 +7,246 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from secondpass.command import mine, show
-from secondpass.command.progress import watched
+import typer
+
+from secondpass.command import mine, output
+from secondpass.command.flags import Json, JudgedSplit, Opening, Search, wrong_use
 from secondpass.errors import DataError, MissingExtra, TrainingError, WrongUse
 
 if TYPE_CHECKING:
     from secondpass.training.data import Data, Example
     from secondpass.training.dev import DevSet
-    from secondpass.training.mining import MiningSettings
     from secondpass.training.processes import Processes
     from secondpass.training.settings import TrainingSettings
     from secondpass.training.trainer import TrainingResult
 
 PREPARED, NOTE = "data.jsonl.gz", "data.json"  # mined or taught, so that a run that goes on need not do it again
 _DEV_SPLITS = ("dev", "validation", None)
+MIN_MINED = 15  # negatives of a query, of which a step draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    loss: Annotated[
+        str, typer.Option(help="ce, binary, margin_mse, kl, or a sum such as ce+kl or ce=0.4,kl=0.6.")
+    ] = "ce"
+    lora: Annotated[int | None, typer.Option(metavar="RANK", min=1, help="Train low-rank updates only.")] = None
+    lora_alpha: Annotated[float | None, typer.Option(help="Else twice the rank.")] = None
+    lora_targets: Annotated[str, typer.Option(metavar="attention|all", help="What gets updates.")] = "all"
+    adapter: Annotated[bool, typer.Option("--adapter", help="Save the updates in PEFT's layout too.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How it is trained; each field is named as the field of TrainingSettings."""
+
+    temperature: Annotated[float, typer.Option(help="Of kl.")] = 1.0
+    num_negatives: Annotated[int, typer.Option("--negatives", min=1, help="Negatives beside each positive.")] = 7
+    epochs: Annotated[int, typer.Option(min=1, help="Times that every query is seen.")] = 1
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None
+    batch: Annotated[int, typer.Option(min=1, help="Queries per step, over all processes.")] = 16
+    learning_rate: Annotated[float, typer.Option("--lr", help="Highest learning rate.")] = 2e-5
+    schedule: Annotated[str, typer.Option(metavar="linear|cosine|constant", help="Of the rate.")] = "linear"
+    warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.1
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.01
+    max_gradient_norm: Annotated[float, typer.Option("--clip", help="Highest norm of the gradient.")] = 1.0
+    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a pair; else 512.")] = None
+    has_frozen_words: Annotated[bool, typer.Option("--freeze-words", help="Leave the word embeddings.")] = False
+    has_gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
+    ] = False
+    token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens in one forward pass.")] = None
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where it is trained.")] = "auto"
+    dtype: Annotated[
+        str, typer.Option(metavar="auto|float32|bfloat16", help="Of the computation; weights are float32.")
+    ] = "auto"
+    seed: Annotated[int, typer.Option(help="Of order, draws and new weights.")] = 1
+    eval_every: Annotated[int | None, typer.Option(min=1, help="Steps; else at the end of an epoch.")] = None
+    measure: Annotated[str, typer.Option(metavar="nDCG@10|MRR@10", help="By which the best is kept.")] = "nDCG@10"
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between lines.")] = 10
+    has_tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write events into OUTPUT/training.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """Where data comes from, beside its paths: a teacher, how negatives are mined, a set to measure on."""
 
-    teacher: str | None
-    mining: mine.Source
-    mining_settings: MiningSettings
-    is_skipping: bool
-    dev: str | None
-    dev_split: str | None
-    dev_depth: int
-    dev_queries: int | None
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Scores for kl and margin_mse: a reranker, or embedder:NAME; else the data's."
+        ),
+    ] = None
+    search: Search = "bm25"
+    split: JudgedSplit = None
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that are wrong.")] = False
+    dev: Annotated[str | None, typer.Option("--eval", metavar="DATA", help="A set to measure on.")] = None
+    dev_split: Annotated[str | None, typer.Option("--eval-split", help="Its split; else dev, if there is one.")] = (
+        None
+    )
+    dev_depth: Annotated[int, typer.Option("--eval-depth", min=1, help="BM25 candidates to rerank.")] = 30
+    dev_queries: Annotated[
+        int | None, typer.Option("--eval-queries", min=1, help="Only so many queries, drawn once.")
+    ] = None
 
 
 def train(
-    model: str,
-    paths: Sequence[str],
-    output: str,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A reranker or a plain encoder.")],
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA", help="FlagEmbedding's JSONL, in files or folders; BEIR folders.")
+    ],
     *,
-    settings: TrainingSettings,
+    folder: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder of the result.")],
+    loss: Loss,
+    course: Course,
     sources: Sources,
-    is_resumed: bool = False,
-    is_json: bool = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in OUTPUT was stopped.")] = False,
+    json: Json = False,
 ) -> None:
-    """Train, and print what came of it. Raises WrongUse, SecondpassError, or KeyboardInterrupt after Ctrl-C."""
-    check_torch()
+    """Train a reranker: data is checked first, the result is an ordinary Hugging Face folder.
+
+    Ctrl-C saves, and --resume goes on. Several processes: accelerate launch -m secondpass train ...
+    """
+    if find_spec("torch") is None:
+        raise MissingExtra("torch", "train")
     from secondpass.training.checkpointing import check_output, claimed
     from secondpass.training.processes import open_processes
     from secondpass.training.reporting import described
     from secondpass.training.trainer import Trainer
 
-    folder = Path(output).expanduser()
+    settings = _settings(loss, course)
+    target = Path(folder).expanduser()
     processes = open_processes(settings.device)
-    with claimed(folder) if processes.is_first else nullcontext():
-        check_output(folder, is_resumed=is_resumed)
-        data = _data(paths, folder, settings, sources, processes)
+    with claimed(target) if processes.is_first else nullcontext():
+        check_output(target, is_resumed=resume)
+        examples = _data(data, target, settings, sources, processes)
         if processes.is_first:
-            _say(described(data))
+            _say(described(examples))
         dev = _dev_set(sources)
-        try:
-            trainer = Trainer(model, data, folder, settings=settings, dev=dev)
-        except ValueError as error:
-            raise WrongUse(str(error)) from error
+        with wrong_use():
+            trainer = Trainer(model, examples, target, settings=settings, dev=dev)
         if trainer.is_first:
             _say(trainer.described())
-        result = trainer.train(resume=is_resumed)
+        result = trainer.train(resume=resume)
     if not trainer.is_first:
         return
     if not result.is_finished:
         _say([f"stopped after step {result.step} of {result.num_steps}; all is saved. To go on: {_again()}"])
         raise KeyboardInterrupt
-    _tell(result, dev, settings, is_json=is_json)
+    _tell(result, dev, settings, is_json=json)
 
 
-def check_torch() -> None:
-    from importlib.util import find_spec
+def _settings(loss: Loss, course: Course) -> TrainingSettings:
+    from secondpass.training.settings import LoraSettings, TrainingSettings, parse_losses
 
-    if find_spec("torch") is None:
-        raise MissingExtra("torch", "train")
+    with wrong_use():
+        updates = None
+        if loss.lora is not None:
+            alpha = loss.lora_alpha or 2.0 * loss.lora
+            updates = LoraSettings(rank=loss.lora, alpha=alpha, targets=loss.lora_targets, saves_adapter=loss.adapter)
+        return TrainingSettings(losses=parse_losses(loss.loss), lora=updates, **asdict(course))
 
 
 def _data(
     paths: Sequence[str], folder: Path, settings: TrainingSettings, sources: Sources, processes: Processes
 ) -> Data:
     """The examples; where they have to be mined or taught, that is done once and kept beside the run."""
-    from secondpass.evaluation.datasets.beir import is_collection
     from secondpass.training.data import read_data
 
     if sources.teacher is not None and not settings.needs_teacher:
         raise WrongUse("a teacher is named, but no loss learns from one; add kl or margin_mse, as in --loss ce+kl")
-    places = [Path(path).expanduser() for path in paths]
-    folders = [place for place in places if place.is_dir() and is_collection(place)]
+    folders, files = mine.parted(paths)
     if not folders and sources.teacher is None:
-        return read_data(places, is_skipping=sources.is_skipping)
+        return read_data(files, is_skipping=sources.skip_bad)
     file = folder / "training" / PREPARED
     if processes.is_first:
-        _prepare_once(folders, [place for place in places if place not in folders], file, sources)
+        _prepare_once(_Preparation(folders=folders, files=files, settings=settings, sources=sources), file)
     processes.wait()
     return replace(read_data([file]), names=tuple(paths))
 
 
-def _prepare_once(folders: Sequence[Path], files: Sequence[Path], file: Path, sources: Sources) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Preparation:
+    """Data that has to be mined or taught before it can be learnt from."""
+
+    folders: Sequence[Path]
+    files: Sequence[Path]
+    settings: TrainingSettings
+    sources: Sources
+
+    @property
+    def miner(self) -> mine.Miner:
+        return mine.Miner(search=self.sources.search, split=self.sources.split)
+
+    @property
+    def choice(self) -> mine.Choice:
+        return mine.Choice(negatives=max(MIN_MINED, self.settings.num_negatives))
+
+    @property
+    def opening(self) -> Opening:
+        """Of the teacher and of what mines."""
+        return Opening(device=self.settings.device)
+
+    def as_json(self) -> dict[str, object]:
+        """What the result depends on."""
+        return {
+            "data": [str(path.resolve()) for path in (*self.folders, *self.files)],
+            "teacher": self.sources.teacher,
+            "mining": asdict(self.miner) | asdict(self.choice.settings()),
+            "is_skipping": self.sources.skip_bad,
+        }
+
+
+def _prepare_once(preparation: _Preparation, file: Path) -> None:
     """Prepare the data, unless it is there and was prepared from the same. Raises TrainingError where it was not."""
     import json
 
     from secondpass.checkpoint.save import write_text
 
-    note = file.with_name(NOTE)
-    how = {
-        "data": [str(place.resolve()) for place in (*folders, *files)],
-        "teacher": sources.teacher,
-        "mining": asdict(sources.mining) | asdict(sources.mining_settings),
-        "is_skipping": sources.is_skipping,
-    }
+    note, how = file.with_name(NOTE), preparation.as_json()
     if file.exists() and note.exists():
         if json.loads(note.read_text("utf-8")) == how:
             return
         if (file.parent / "run.json").exists():
             raise TrainingError(f"{file.parent.parent} holds a run with other data; give another folder")
-    _prepare(folders, files, file, sources)
+    _prepare(preparation, file)
     write_text(note, json.dumps(how, indent=2, ensure_ascii=False) + "\n")
 
 
-def _prepare(folders: Sequence[Path], files: Sequence[Path], file: Path, sources: Sources) -> None:
+def _prepare(preparation: _Preparation, file: Path) -> None:
     from secondpass.training.data import read_data, save_data
 
-    examples = list(read_data(files, is_skipping=sources.is_skipping).examples) if files else []
+    sources, opening = preparation.sources, preparation.opening
+    examples = list(read_data(preparation.files, is_skipping=sources.skip_bad).examples) if preparation.files else []
     unfinished = file.with_name("unfinished")
-    if folders:
-        collections = mine.collections([str(place) for place in folders], sources.mining.split)
-        examples += mine.mined(collections, unfinished, source=sources.mining, settings=sources.mining_settings)
+    if preparation.folders:
+        collections = mine.collections([str(folder) for folder in preparation.folders], sources.split)
+        settings = preparation.choice.settings()
+        examples += mine.mined(collections, unfinished, miner=preparation.miner, settings=settings, opening=opening)
     if sources.teacher is not None:
-        examples = _taught(examples, sources.teacher, unfinished)
+        examples = _taught(examples, sources.teacher, unfinished, opening)
     save_data(examples, file)
     mine.forget(unfinished)
 
 
-def _taught(examples: Sequence[Example], teacher: str, unfinished: Path) -> list[Example]:
+def _taught(examples: Sequence[Example], teacher: str, unfinished: Path, opening: Opening) -> list[Example]:
     from secondpass.training.data import Data
     from secondpass.training.mining import continued, taught
 
-    scorer = mine.open_scorer(teacher)
+    scorer = opening.scorer(teacher)
     key = f"{teacher} {Data(examples=examples).fingerprint}"
-    place = unfinished.with_name(f"{unfinished.name}-taught")
+    file = unfinished.with_name(f"{unfinished.name}-taught")
 
     def make(start: int) -> Iterator[Example]:
         return taught(examples, scorer, start=start)
 
-    with watched("asking the teacher") as progress:
-        return continued(place, key, len(examples), make, progress=progress)
+    with output.watched("asking the teacher") as progress:
+        return continued(file, key, len(examples), make, progress=progress)
 
 
 def _dev_set(sources: Sources) -> DevSet | None:
@@ -190,7 +281,7 @@ def _again() -> str:
 def _tell(result: TrainingResult, dev: DevSet | None, settings: TrainingSettings, *, is_json: bool) -> None:
     if is_json:
         told = asdict(result) | {"folder": str(result.folder)}
-        show.as_json(told if dev is None else told | {"first_stage": dev.first_stage()})
+        output.as_json(told if dev is None else told | {"first_stage": dev.first_stage()})
         return
     if dev is not None:
         rows = [("first stage", dev.first_stage())] if dev.has_first_stage else []

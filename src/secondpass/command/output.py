@@ -1,14 +1,13 @@
-"""Results on a terminal as tables, elsewhere as tab-separated lines."""
+"""Results on a terminal as tables, elsewhere as tab-separated lines; progress where people watch."""
 
 from __future__ import annotations
 
 import json
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-from secondpass.types import Hit, Ranking
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from secondpass.reranker import Info
+    from secondpass.types import Hit, Progress, Ranking
 
 BAR_WIDTH = 11
 MAX_SOURCE_WIDTH = 28
@@ -25,10 +25,39 @@ EXTRA_WIDTHS = {"tokens": 6, "cut": 4, "span": 11}
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
+@contextmanager
+def watched(what: str) -> Iterator[Progress | None]:
+    """A bar on standard error that is told of (done, all) while it is entered; None where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True, refresh_per_second=5) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def tab_separated(rows: Iterable[Sequence[object]]) -> None:
     """One row a line; backslash, tab and line ends inside of a value are written \\\\, \\t, \\n and \\r."""
     for row in rows:
         sys.stdout.write("\t".join(str(value).translate(_ESCAPES) for value in row) + "\n")
+
+
+def named_values(rows: Sequence[tuple[str, str]]) -> None:
+    """A name and a value a line."""
+    if not sys.stdout.isatty():
+        tab_separated(rows)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    for name, value in rows:
+        table.add_row(Text(name, style="dim"), Text(value))
+    Console().print(table)
 
 
 def as_json(value: object) -> None:

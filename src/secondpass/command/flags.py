@@ -1,0 +1,119 @@
+"""Flags that several commands have, and the models that they open.
+
+A dataclass here is one parameter of a command; its fields are the flags (see `secondpass.cli`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secondpass.errors import WrongUse
+
+if TYPE_CHECKING:
+    from secondpass.colbert.colbert import ColBERT
+    from secondpass.embedder import Embedder
+    from secondpass.reranker import Reranker
+
+EMBEDDER, COLBERT = "embedder:", "colbert:"
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON with everything.")]
+Model = Annotated[
+    str, typer.Option(metavar="MODEL", help="default (embedded), multilingual, a folder, or owner/name[@revision].")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model of the hub.")]
+Offline = Annotated[bool, typer.Option("--local-files-only", "--offline", help="Never use the network.")]
+Seed = Annotated[int, typer.Option(help="Of draws.")]
+SetSplit = Annotated[str | None, typer.Option(help="Else the first there is of test, dev, validation, train.")]
+Search = Annotated[str, typer.Option(metavar="bm25|embedder:NAME", help="What finds negatives in BEIR folders.")]
+JudgedSplit = Annotated[str | None, typer.Option(help="Judgements of BEIR folders; else train.")]
+
+
+@contextmanager
+def wrong_use() -> Iterator[None]:
+    """What is a ValueError in Python is wrong use on the command line."""
+    try:
+        yield
+    except ValueError as error:
+        raise WrongUse(str(error)) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How a model is opened."""
+
+    engine: Annotated[str, typer.Option(metavar="auto|torch|openvino", help="What runs the model.")] = "auto"
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where torch runs it.")] = "auto"
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|float32|bfloat16|float16|int8",
+            help="auto: by model and processor; int8: encoders on the CPU; float16: on a GPU.",
+        ),
+    ] = "auto"
+    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a pair; else the model's.")] = None
+    local_files_only: Offline = False
+
+    def reranker(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        long_documents: str = "truncate",
+        calibration: str | None = None,
+        score_cache: str | None = None,
+    ) -> Reranker:
+        from secondpass.reranker import Reranker
+
+        with wrong_use():
+            return Reranker(
+                model,
+                revision=revision,
+                engine=self.engine,
+                device=self.device,
+                dtype=self.dtype,
+                max_length=self.max_length,
+                long_documents=long_documents,
+                local_files_only=self.local_files_only,
+                calibration=calibration,
+                score_cache=score_cache,
+            )
+
+    def embedder(self, model: str, *, max_length: int | None = None) -> Embedder:
+        """max_length: of a text, where it is not what the makers say; the flag is about pairs."""
+        from secondpass.embedder import Embedder
+
+        with wrong_use():
+            return Embedder(
+                model,
+                device=self.device,
+                dtype=self.dtype,
+                max_length=max_length,
+                local_files_only=self.local_files_only,
+            )
+
+    def colbert(self, model: str) -> ColBERT:
+        from secondpass.colbert.colbert import ColBERT
+
+        with wrong_use():
+            return ColBERT(
+                model,
+                device=self.device,
+                dtype=self.dtype,
+                max_length=self.max_length,
+                local_files_only=self.local_files_only,
+            )
+
+    def scorer(
+        self, model: str, *, revision: str | None = None, score_cache: str | None = None
+    ) -> Reranker | Embedder | ColBERT:
+        """A reranker, or what embedder:NAME and colbert:NAME say."""
+        if model.startswith(EMBEDDER) and model != EMBEDDER:
+            return self.embedder(model.removeprefix(EMBEDDER), max_length=self.max_length)
+        if model.startswith(COLBERT) and model != COLBERT:
+            return self.colbert(model.removeprefix(COLBERT))
+        return self.reranker(model, revision=revision, score_cache=score_cache)
