@@ -25,9 +25,11 @@ $(CLIENTS)/%/ready: $(TESTED)/requirements-%.txt
 	$(@D)/bin/python -m pip install -qq -r $<
 	touch $@
 
-test-clients: $(CLIENTS)/all/ready $(CLIENTS)/newest/ready $(CLIENTS)/infinity/ready
+test-clients: $(CLIENTS)/all/ready $(CLIENTS)/newest/ready $(CLIENTS)/infinity/ready $(CLIENTS)/more/ready
 	$(CLIENTS)/all/bin/python -m pip install -qq -e ".[serve]"
 	$(CLIENTS)/newest/bin/python -m pip install -qq -e ".[serve]"
+	$(CLIENTS)/more/bin/python -m pip install -qq -e ".[serve]"
+	$(CLIENTS)/more/bin/python -m pytest -W ignore -m clients $(TESTED)/test_more.py
 	SECONDPASS_INFINITY_PYTHON=$(CLIENTS)/infinity/bin/python \
 		$(CLIENTS)/all/bin/python -m pytest -W ignore -m clients $(TESTED)
 	SECONDPASS_RECORD= $(CLIENTS)/newest/bin/python -m pytest -W ignore -m clients $(addprefix $(TESTED)/test_,cohere.py vllm.py voyageai.py)

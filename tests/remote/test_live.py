@@ -11,7 +11,7 @@ import pytest
 from secondpass import RemoteReranker, Reranker
 from secondpass.errors import RemoteError
 from secondpass.server.settings import ModelSource
-from secondpass.wire.apis import FORMS
+from secondpass.wire.apis import APIS as FORMS
 from tests.server.live import serving
 
 QUERY = "How do I keep bread fresh?"

@@ -11,7 +11,7 @@ import pytest
 from secondpass.server.dialects import DIALECTS
 from secondpass.server.metrics import Metrics
 from secondpass.server.settings import ModelSource, Settings
-from secondpass.wire.apis import FORMS
+from secondpass.wire.apis import APIS as FORMS
 
 FILE = Path(__file__).parents[2] / "docs" / "serving.md"
 pytestmark = pytest.mark.skipif(not FILE.exists(), reason="needs the folder docs")

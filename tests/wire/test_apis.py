@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secondpass.errors import RemoteError
-from secondpass.wire.apis import FORMS, endpoint, logit, read, request, sigmoid
+from secondpass.wire.apis import APIS as FORMS
+from secondpass.wire.apis import endpoint, logit, read, request, sigmoid
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,16 @@ BODIES: dict[str, dict[str, Any]] = {
         "return_documents": False,
     },
     "llamacpp": {"model": "m", "query": "q", "documents": ["a", "b"]},
+    "mixedbread": {"model": "m", "query": "q", "input": ["a", "b"], "return_input": False},
+    "pinecone": {"model": "m", "query": "q", "documents": ["a", "b"], "return_documents": False},
+    "dashscope": {
+        "model": "m",
+        "input": {"query": "q", "documents": ["a", "b"]},
+        "parameters": {"return_documents": False},
+    },
+    "dashscope-compatible": {"model": "m", "query": "q", "documents": ["a", "b"]},
+    "isaacus": {"model": "m", "query": "q", "texts": ["a", "b"]},
+    "weaviate": {"model": "m", "query": "q", "documents": ["a", "b"], "property": ""},
 }
 
 
@@ -135,6 +146,16 @@ ANSWERS: dict[str, Any] = {
     },
 }
 ANSWERS |= {"cohere-v1": ANSWERS["cohere"], "llamacpp": ANSWERS["infinity"]}
+SCORED = [{"index": 1, "score": 0.75}, {"index": 0, "score": 0.5}]
+ANSWERS |= {
+    "mixedbread": {"data": SCORED, "model": "m", "object": "list", "usage": {"total_tokens": 14}},
+    "pinecone": {"data": SCORED, "model": "m", "usage": {"rerank_units": 1}},
+    "dashscope": {"output": {"results": ANSWERS["jina"]["results"]}, "usage": {"total_tokens": 14}},
+    "dashscope-compatible": ANSWERS["jina"],
+    "isaacus": {"results": SCORED, "usage": {"input_tokens": 14}},
+    "weaviate": {"query": "q", "scores": [{"document": "a", "score": 0.5}, {"document": "b", "score": 0.75}]},
+}
+SILENT = ("cohere", "cohere-v1", "tei", "nim", "pinecone", "weaviate")  # of tokens
 
 
 @pytest.mark.parametrize("dialect", FORMS)
@@ -142,7 +163,7 @@ def test_answers_are_logits_and_probabilities_in_input_order(dialect: str) -> No
     answer = read(FORMS[dialect], json.loads(json.dumps(ANSWERS[dialect])), 2)
     assert answer.scores == pytest.approx([0.0, math.log(3)])
     assert answer.probabilities == pytest.approx([0.5, 0.75])
-    assert answer.tokens == (0 if dialect in ("cohere", "cohere-v1", "tei", "nim") else 14)
+    assert answer.tokens == (0 if dialect in SILENT else 14)
     assert answer.truncated == (dialect == "secondpass")
 
 

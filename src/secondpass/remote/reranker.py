@@ -16,7 +16,7 @@ from secondpass.errors import RemoteError
 from secondpass.remote.transport import Patience, Transport, shown
 from secondpass.text.documents import as_documents, clean_query, text_of
 from secondpass.types import Document, DocumentLike, Hit, Ranking, Usage
-from secondpass.wire.apis import FORMS, Answer, Form, endpoint, read, request
+from secondpass.wire.apis import APIS, Answer, Api, endpoint, read, request
 
 logger = logging.getLogger("secondpass")
 KEY_VARIABLE = "SECONDPASS_API_KEY"
@@ -71,17 +71,17 @@ class RemoteReranker:
         ca_file: str | Path | None = None,
         fail_open: bool = False,
     ) -> None:
-        self._form = _form(dialect, scores, max_batch)
+        self._api = _api(dialect, scores, max_batch)
         self._dialect, self._model, self._fails_open = dialect, model, fail_open
         key = _key(os.environ.get(KEY_VARIABLE) if api_key is None else api_key)
-        sent = _headers(key, headers or {})
+        sent = _headers(key, {**self._api.headers, **(headers or {})})
         self._transport = Transport(
-            endpoint(url, self._form.path),
+            endpoint(url, self._api.path),
             patience=Patience(timeout_s=timeout_s, deadline_s=deadline_s, retries=retries, backoff_s=backoff_s),
             headers=sent,
             secrets=[value for value in (key, *(headers or {}).values()) if value and len(value) >= SHORTEST_SECRET],
             ca_file=ca_file,
-            says_deadline=self._form.takes_deadline,
+            says_deadline=self._api.takes_deadline,
         )
 
     def rank(
@@ -169,7 +169,7 @@ class RemoteReranker:
         """One answer for all documents, whatever the number of requests."""
         until = time.monotonic() + self._transport.patience.deadline_s
         gate = asyncio.Semaphore(MAX_CONCURRENT)
-        size = self._form.max_batch
+        size = self._api.max_batch
         batches = [asked.texts[start : start + size] for start in range(0, len(asked.texts), size)]
         tasks = [asyncio.ensure_future(self._batch(asked.query, texts, gate, until)) for texts in batches]
         try:
@@ -186,24 +186,24 @@ class RemoteReranker:
 
     async def _batch(self, query: str, texts: list[str], gate: asyncio.Semaphore, until: float) -> Answer:
         async with gate:
-            body = await self._transport.post(request(self._form, query, texts, self._model), until)
+            body = await self._transport.post(request(self._api, query, texts, self._model), until)
         try:
-            return read(self._form, body, len(texts))
+            return read(self._api, body, len(texts))
         except RemoteError as error:
             raise RemoteError(f"{shown(self._transport.address)}: {error}") from None
 
 
-def _form(dialect: str, scores: str | None, max_batch: int | None) -> Form:
-    if dialect not in FORMS:
-        raise ValueError(f"dialect is {dialect!r}; there are {', '.join(FORMS)}")
+def _api(dialect: str, scores: str | None, max_batch: int | None) -> Api:
+    if dialect not in APIS:
+        raise ValueError(f"dialect is {dialect!r}; there are {', '.join(APIS)}")
     if scores not in (None, "logit", "probability"):
         raise ValueError(f"scores is {scores!r}; give 'logit' or 'probability', or None for the dialect's own")
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch is {max_batch}; give 1 or more, or None for the dialect's limit")
-    form = FORMS[dialect]
-    if scores is not None and form.probability is None:
-        form = replace(form, gives=scores)
-    return form if max_batch is None else replace(form, max_batch=max_batch)
+    api = APIS[dialect]
+    if scores is not None and api.probability is None:
+        api = replace(api, gives="logit" if scores == "logit" else "probability", raw={})
+    return api if max_batch is None else replace(api, max_batch=max_batch)
 
 
 def _key(key: str | None) -> str | None:

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from secondpass.errors import SecondpassError
 from secondpass.server.body import Disconnected, parse_json, read_body
-from secondpass.server.dialects.refusals import failure
+from secondpass.server.dialects import refusals
 from secondpass.server.service import Service
 from secondpass.server.settings import ModelSource, Settings, SettingsError, model_of
 from secondpass.wire.calls import Fault, Refusal
@@ -64,7 +64,7 @@ def _refusing(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[R
             found = Refusal(Fault.invalid, f"the model cannot be loaded: {error}", parameter="path")
         except Disconnected:
             return Response(status_code=499)
-        reply = failure(found, request.state.request_id)
+        reply = refusals.cohere(found, request.state.request_id)
         return JSONResponse(reply.body, reply.status, headers=dict(reply.headers))
 
     return answered

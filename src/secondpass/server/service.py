@@ -185,13 +185,15 @@ class Service:
         started = time.monotonic()
         reranker = hosted.model
         assert isinstance(reranker, Reranker)
-        asked = await self._in_pool(lambda: read(reranker, pairs, call.budgets, call.instruction), context)
+        instruction, warnings = _instruction(call, reranker)
+        asked = await self._in_pool(lambda: read(reranker, pairs, call.budgets, instruction), context)
         tokenized = time.monotonic()
         rows = [reading.row for reading in asked.readings]
         outcome = await self._computed(hosted, rows, reranker.parts.run, context, priority=call.priority)
         return Ranked(
             id=context.request_id,
             model=hosted.source.name,
+            warnings=warnings,
             items=tuple(asked.items(outcome.scores[:, 0].tolist(), reranker)),
             cost=asked.cost(),
             timing=_timing(started, tokenized, outcome),
@@ -252,6 +254,17 @@ class Service:
     def _observe(self, model: str, batch: Batch) -> None:
         if self.on_batch is not None:
             self.on_batch(model, batch)
+
+
+def _instruction(call: RerankCall | ScoreCall, reranker: Reranker) -> tuple[str | None, tuple[str, ...]]:
+    """The instruction, and a warning where it is left out of a call that bears it."""
+    if not call.instruction or isinstance(call, ScoreCall) or not call.is_lenient:
+        return call.instruction, ()
+    try:
+        reranker.parts.reader.recipe.instructed(call.instruction)
+    except ValueError as error:
+        return None, (f"the instruction was left out: {error}",)
+    return call.instruction, ()
 
 
 async def _within(awaitable: Awaitable[T], context: CallContext) -> T:

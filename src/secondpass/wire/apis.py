@@ -1,73 +1,355 @@
-"""How each rerank API writes a request and an answer, as data; what an answer must hold; no HTTP here."""
+"""Rerank APIs as data: a row says how one asks and answers. The server writes by it, RemoteReranker reads by it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from secondpass.errors import RemoteError
+from secondpass.wire.calls import Fault
 
 MAX_LOGIT = math.log(2.0**53 - 1)  # logit of the largest double below 1
-_ROUTES = ("rerank", "reranking", "ranking", "rank")
+_ROUTES = ("rerank", "reranking", "rerankings", "reranks", "text-rerank", "ranking", "rank")
+Errors = Literal["cohere", "jina", "openai", "infinity", "tei", "llamacpp", "secondpass", "weaviate", "dashscope"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
-    """One API: where it listens, what its fields are called, and what its numbers mean.
+class Returned:
+    """How documents are given back: the field that asks for them, and their name and form in a result."""
 
-    results None: the answer itself is the list. score is the name of the number that is a raw logit when gives is
-    "logit" and its activation when gives is "probability"; probability names the second where both are there.
+    asked_by: str = "return_documents"
+    unasked: bool = False
+    name: str = "document"
+    form: Literal["object", "text", "parts"] = "object"  # {"text": ...} and other fields, a string, vLLM's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truncation:
+    """The field that says whether long texts are cut: its value that refuses, and what holds where it is absent."""
+
+    name: str
+    refuses: bool | str = False
+    cuts_unasked: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Api:
+    """One API. The defaults are Cohere's names, which most others took over.
+
+    path is where its clients post; served are the addresses at which this project's server documents it. score is
+    the number that is a raw logit when gives is "logit", its activation when gives is "probability"; probability
+    names the second where both are there. results None: the answer itself is the list.
     """
 
+    name: str
+    title: str
     path: str
+    served: tuple[str, ...] = ()
+    is_usual: bool = False  # answers a body at its addresses that is surely nobody's
+    is_lenient: bool = False  # an instruction that the model does not take is left out, with a warning
+    # The request
     documents: str = "documents"
+    top: str = "top_n"
+    fields: tuple[str, ...] = ()  # that are read beside query, documents, model and top
+    reads_objects: bool = False  # documents may be objects with `text`; else strings only
+    reads_query_objects: bool = False
+    takes_one: bool = False  # a single document may stand without its list
+    wraps_texts: bool = False  # clients send {"text": ...} in place of a string
+    nested: tuple[str, str] | None = None  # the objects that hold query and documents, and the other options
+    returned: Returned | None = None
+    truncation: Truncation | None = None
+    raw: Mapping[str, bool] = field(default_factory=dict)  # fields, and their values, that ask for logits
+    # The answer
     results: str | None = "results"
+    inside: str | None = None  # the object that holds the results
     score: str = "relevance_score"
     probability: str | None = None
-    gives: str = "probability"
-    top: str | None = None  # sent as the number of texts, where it tells a server that speaks several dialects which
-    takes_deadline: bool = False  # as a header, so that the server drops what nobody waits for
-    wraps_texts: bool = False  # {"text": ...} in place of a string
+    gives: Literal["probability", "logit"] = "probability"
+    constant: tuple[str, str] | None = None  # what every result says beside
+    is_sorted: bool = True  # else in input order, and without an index
+    head: tuple[str, ...] = ("id", "object", "model", "created", "usage")
+    object: str = "rerank"
+    usage: tuple[str, ...] = ("prompt_tokens", "completion_tokens", "total_tokens")
+    errors: Errors = "cohere"
+    statuses: Mapping[Fault, int] = field(default_factory=dict)  # where they are not the usual ones
+    # What shows that a body is this API's
+    signs: frozenset[str] = frozenset()  # fields that only its clients send
+    headers: Mapping[str, str] = field(default_factory=dict)  # and headers, with what RemoteReranker writes in them
+    models: str | None = None  # a pattern of its models' names
+    unless: frozenset[str] = frozenset()  # fields that say that it is not, whatever the model
+    # What RemoteReranker sends
     constants: Mapping[str, Any] = field(default_factory=dict)
+    sends_top: bool = False  # the number of texts, where it tells a server of several dialects which is meant
+    takes_deadline: bool = False  # as a header, so that the server drops what nobody waits for
     max_batch: int = 1000
 
+    @property
+    def has_logits(self) -> bool:
+        """Whether a server answers RemoteReranker with logits: by itself, or because it is asked for them."""
+        return self.gives == "logit" or any(self.constants.get(name) is value for name, value in self.raw.items())
 
-FORMS: Mapping[str, Form] = {
-    "secondpass": Form(
-        path="/api/rank", score="score", probability="probability", gives="logit", takes_deadline=True
-    ),
-    "cohere": Form(path="/v2/rerank"),
-    "cohere-v1": Form(path="/v1/rerank", constants={"return_documents": False}),
-    "jina": Form(path="/v1/rerank", constants={"return_documents": False}),
-    "voyage": Form(
-        path="/v1/rerank", results="data", top="top_k", constants={"return_documents": False, "truncation": True}
-    ),
-    "tei": Form(
-        path="/rerank",
-        documents="texts",
-        results=None,
-        score="score",
-        gives="logit",
-        constants={"raw_scores": True, "truncate": True, "return_text": False},
-        max_batch=32,
-    ),
-    # Its switch for logits has had several names, and an unknown name is ignored: the default is what is sure.
-    "vllm": Form(path="/rerank", constants={"truncate_prompt_tokens": -1}),
-    "nim": Form(
-        path="/v1/ranking",
-        documents="passages",
-        results="rankings",
-        score="logit",
-        gives="logit",
-        wraps_texts=True,
-        constants={"truncate": "END"},
-        max_batch=32,
-    ),
-    "infinity": Form(path="/rerank", gives="logit", constants={"raw_scores": True, "return_documents": False}),
-    "llamacpp": Form(path="/v1/reranking", gives="logit"),
+
+COHERE_FIELDS = ("rank_fields", "max_chunks_per_doc", "max_tokens_per_doc", "priority", "instruction")
+VLLM_SIGNS = (
+    "truncate_prompt_tokens",
+    "truncation_side",
+    "max_tokens_per_query",
+    "use_activation",
+    "activation",  # the older name of use_activation
+    "chat_template_kwargs",
+    "mm_processor_kwargs",
+    "cache_salt",
+)
+
+APIS: Mapping[str, Api] = {
+    row.name: row
+    for row in (
+        Api(
+            name="secondpass",
+            title="secondpass",
+            path="/api/rank",
+            fields=(
+                "instruction",
+                "long_documents",
+                "budget_ms",
+                "first_scores",
+                "early_exit",
+                "cutoff_layer",
+                "compress_ratio",
+                "compress_layers",
+            ),
+            reads_objects=True,
+            score="score",
+            probability="probability",
+            gives="logit",
+            errors="secondpass",
+            takes_deadline=True,
+        ),
+        Api(
+            name="cohere",
+            title="Cohere",
+            path="/v2/rerank",
+            is_usual=True,
+            is_lenient=True,  # SiliconFlow's clients send an instruction to any model
+            fields=COHERE_FIELDS,
+            reads_objects=True,
+            returned=Returned(),
+            head=("id", "object", "model", "created", "usage", "meta"),
+        ),
+        Api(
+            name="cohere-v1",
+            title="Cohere",
+            path="/v1/rerank",
+            is_usual=True,
+            is_lenient=True,  # SiliconFlow's clients send an instruction to any model
+            fields=COHERE_FIELDS,
+            reads_objects=True,
+            returned=Returned(),
+            head=("id", "object", "model", "created", "usage", "meta"),
+            constants={"return_documents": False},
+        ),
+        Api(
+            name="jina",
+            title="Jina",
+            path="/v1/rerank",
+            fields=("max_doc_length", "max_query_length"),
+            reads_objects=True,
+            reads_query_objects=True,
+            returned=Returned(unasked=True),
+            truncation=Truncation(name="truncation"),
+            errors="jina",
+            statuses={Fault.unknown_model: 400},
+            # Its models are also served by others, and asked for by Cohere's client.
+            models=r"(jinaai/)?jina-.*",
+            unless=frozenset(COHERE_FIELDS),
+            constants={"return_documents": False},
+        ),
+        Api(
+            name="voyage",
+            title="Voyage AI",
+            path="/v1/rerank",
+            top="top_k",
+            returned=Returned(form="text"),
+            truncation=Truncation(name="truncation"),
+            results="data",
+            head=("object", "model", "usage"),
+            object="list",
+            usage=("total_tokens",),
+            # Its client makes a MalformedRequestError of 422, an InvalidRequestError of 400.
+            statuses={Fault.malformed: 422, Fault.unsupported: 400, Fault.unknown_model: 400},
+            signs=frozenset({"top_k"}),
+            models=r"rerank-(lite-)?\d.*",  # rerank-2.5, rerank-lite-1; Cohere's have a letter there
+            constants={"return_documents": False, "truncation": True},
+            sends_top=True,
+        ),
+        Api(
+            name="tei",
+            title="Text Embeddings Inference",
+            path="/rerank",
+            documents="texts",
+            fields=("truncation_direction",),
+            returned=Returned(asked_by="return_text", name="text", form="text"),
+            truncation=Truncation(name="truncate"),
+            raw={"raw_scores": True},
+            results=None,
+            score="score",
+            errors="tei",
+            constants={"raw_scores": True, "truncate": True, "return_text": False},
+            max_batch=32,
+        ),
+        # Its switch for logits has had several names, and an unknown name is ignored: the default is what is sure.
+        Api(
+            name="vllm",
+            title="vLLM",
+            path="/rerank",
+            served=("/v1/rerank", "/v2/rerank"),
+            fields=(*VLLM_SIGNS, "max_tokens_per_doc", "instruction", "priority"),
+            reads_objects=True,
+            reads_query_objects=True,
+            takes_one=True,
+            returned=Returned(unasked=True, form="parts"),
+            raw={"use_activation": False, "activation": False},
+            head=("id", "model", "usage"),
+            errors="openai",
+            statuses={Fault.unsupported: 400},
+            signs=frozenset(VLLM_SIGNS),
+            constants={"truncate_prompt_tokens": -1},
+        ),
+        Api(
+            name="nim",
+            title="NVIDIA NIM",
+            path="/v1/ranking",
+            served=("/v1/ranking", "/v1/retrieval/{model}/reranking", "/nim/rerank"),
+            documents="passages",
+            top="top_k",  # not in NIM's description; LiteLLM sends it
+            reads_objects=True,
+            reads_query_objects=True,
+            wraps_texts=True,
+            truncation=Truncation(name="truncate", refuses="NONE", cuts_unasked=False),
+            results="rankings",
+            score="logit",
+            gives="logit",
+            head=("usage",),
+            constants={"truncate": "END"},
+            max_batch=32,
+        ),
+        Api(
+            name="infinity",
+            title="infinity",
+            path="/rerank",
+            served=("/infinity/rerank",),  # it gives documents back as strings
+            returned=Returned(form="text"),
+            raw={"raw_scores": True},
+            errors="infinity",
+            statuses={
+                Fault.malformed: 422,
+                Fault.invalid: 422,
+                Fault.unsupported: 400,
+                Fault.unknown_model: 400,
+            },
+            signs=frozenset({"raw_scores"}),
+            constants={"raw_scores": True, "return_documents": False},
+        ),
+        Api(
+            name="llamacpp",
+            title="llama.cpp",
+            path="/v1/reranking",
+            served=("/v1/reranking", "/llamacpp/rerank"),
+            is_usual=True,
+            gives="logit",  # as its rank pooling does
+            head=("model", "object", "usage"),
+            object="list",
+            errors="llamacpp",
+            statuses={Fault.unsupported: 501, Fault.unknown_model: 400},
+        ),
+        Api(
+            name="mixedbread",
+            title="Mixedbread",
+            path="/v1/reranking",
+            served=("/v1/reranking", "/mixedbread/rerank"),
+            documents="input",
+            top="top_k",
+            fields=("rank_fields", "instruction"),
+            is_lenient=True,
+            reads_objects=True,
+            returned=Returned(asked_by="return_input", name="input"),
+            results="data",
+            score="score",
+            constant=("object", "rank_result"),
+            head=("id", "object", "model", "created", "usage", "top_k", "return_input"),
+            object="list",
+            constants={"return_input": False},
+        ),
+        Api(
+            name="pinecone",
+            title="Pinecone",
+            path="/rerank",
+            fields=("rank_fields", "parameters"),
+            reads_objects=True,
+            returned=Returned(unasked=True),
+            results="data",
+            score="score",
+            head=("model", "usage"),
+            usage=("rerank_units",),
+            headers={"x-pinecone-api-version": "2025-10"},
+            constants={"return_documents": False},
+            max_batch=100,
+        ),
+        Api(
+            name="dashscope",
+            title="DashScope",
+            path="/api/v1/services/rerank/text-rerank/text-rerank",
+            fields=("instruct",),
+            is_lenient=True,
+            nested=("input", "parameters"),
+            returned=Returned(),
+            inside="output",
+            head=("request_id", "usage"),
+            usage=("total_tokens",),
+            errors="dashscope",
+            constants={"return_documents": False},
+            max_batch=500,
+        ),
+        Api(
+            name="dashscope-compatible",
+            title="DashScope, flat",
+            path="/compatible-api/v1/reranks",
+            served=("/v1/reranks",),
+            fields=("instruct",),
+            is_lenient=True,
+            returned=Returned(),
+            max_batch=500,
+        ),
+        Api(
+            name="isaacus",
+            title="Isaacus",
+            path="/v1/rerankings",
+            documents="texts",
+            score="score",
+            head=("usage",),
+            usage=("input_tokens",),
+        ),
+        # The module that calls Weaviate's own container reads the scores by their place.
+        Api(
+            name="weaviate",
+            title="Weaviate's reranker-transformers",
+            path="/rerank",
+            served=("/weaviate/rerank",),
+            fields=("property",),
+            returned=Returned(unasked=True, form="text"),
+            results="scores",
+            score="score",
+            is_sorted=False,
+            head=("query",),
+            errors="weaviate",
+            signs=frozenset({"property"}),
+            constants={"property": ""},
+            max_batch=32,
+        ),
+    )
 }
 
 
@@ -108,26 +390,32 @@ def _without_login(parts: SplitResult) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def request(form: Form, query: str, texts: Sequence[str], model: str | None) -> dict[str, Any]:
+def request(api: Api, query: str, texts: Sequence[str], model: str | None) -> dict[str, Any]:
     """The body that asks for a score of every text; the best few are taken here, since batches are compared."""
-    body: dict[str, Any] = {"model": model} if model is not None else {}
-    body["query"] = {"text": query} if form.wraps_texts else query
-    body[form.documents] = [{"text": text} for text in texts] if form.wraps_texts else list(texts)
-    return body | ({form.top: len(texts)} if form.top else {}) | dict(form.constants)
+    named = {} if model is None else {"model": model}
+    asked = {
+        "query": {"text": query} if api.wraps_texts else query,
+        api.documents: [{"text": text} for text in texts] if api.wraps_texts else list(texts),
+    }
+    options = ({api.top: len(texts)} if api.sends_top else {}) | dict(api.constants)
+    if api.nested is None:
+        return named | asked | options
+    return named | {api.nested[0]: asked, api.nested[1]: options}
 
 
-def read(form: Form, body: Any, count: int) -> Answer:
+def read(api: Api, body: Any, count: int) -> Answer:
     """What the server answered for `count` documents. Raises RemoteError for anything but one number for each."""
-    items = body if form.results is None else body.get(form.results) if isinstance(body, dict) else None
+    holder = body.get(api.inside) if api.inside is not None and isinstance(body, dict) else body
+    items = holder if api.results is None else holder.get(api.results) if isinstance(holder, dict) else None
     if not isinstance(items, list):
-        where = "a list" if form.results is None else f"a list under {form.results!r}"
+        where = "a list" if api.results is None else f"a list under {api.results!r}"
         raise RemoteError(f"the answer is {_shape(body)}; {where} is needed: is it the right dialect?")
     scores, probabilities = [math.nan] * count, [math.nan] * count
     seen: set[int] = set()
-    for item in items:
-        index = _index(item, count, seen)
+    for place, item in enumerate(items):
+        index = _index(item if api.is_sorted else {"index": place}, count, seen)
         seen.add(index)
-        scores[index], probabilities[index] = _numbers(form, item, index)
+        scores[index], probabilities[index] = _numbers(api, item, index)
     if len(seen) != count:
         missing = next(index for index in range(count) if index not in seen)
         raise RemoteError(f"the answer has {len(seen)} of {count} documents; the first without a score is {missing}")
@@ -146,12 +434,12 @@ def _index(item: Any, count: int, seen: set[int]) -> int:
     return index
 
 
-def _numbers(form: Form, item: Mapping[str, Any], index: int) -> tuple[float, float]:
+def _numbers(api: Api, item: Mapping[str, Any], index: int) -> tuple[float, float]:
     """Logit and probability of one item."""
-    value = _number(item, form.score, index)
-    if form.probability is not None:
-        return value, _probability(_number(item, form.probability, index), index)
-    if form.gives == "logit":
+    value = _number(item, api.score, index)
+    if api.probability is not None:
+        return value, _probability(_number(item, api.probability, index), index)
+    if api.has_logits:
         return value, sigmoid(value)
     return logit(_probability(value, index)), value
 
@@ -179,7 +467,10 @@ def _cost(body: Any) -> tuple[int, int]:
     usage = body.get("usage") if isinstance(body, dict) else None
     if not isinstance(usage, dict):
         return 0, 0
-    tokens, truncated = usage.get("total_tokens", usage.get("tokens")), usage.get("truncated")
+    tokens, truncated = (
+        usage.get("total_tokens", usage.get("tokens", usage.get("input_tokens"))),
+        usage.get("truncated"),
+    )
     return (tokens if isinstance(tokens, int) else 0), (truncated if isinstance(truncated, int) else 0)
 
 

@@ -26,7 +26,10 @@ class Budgets:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RerankCall:
-    """Rank documents for a query. model is what the client wrote, None for the server's first; top_n None: all."""
+    """Rank documents for a query. model is what the client wrote, None for the server's first; top_n None: all.
+
+    is_lenient True leaves out an instruction that the model does not take, and says so, in place of a refusal.
+    """
 
     query: str
     documents: tuple[str, ...]
@@ -35,6 +38,7 @@ class RerankCall:
     budgets: Budgets = Budgets()
     instruction: str | None = None
     priority: int = 0  # lower is earlier
+    is_lenient: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +103,7 @@ class Ranked:
     items: tuple[Item, ...]
     cost: Cost = Cost()
     timing: Timing = Timing()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +131,7 @@ class ModelCard:
     is_reranker: bool = True
     is_embedder: bool = False
     created: int = 0  # seconds since the epoch when it was loaded
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +160,6 @@ class Fault(str, Enum):
     overloaded = "overloaded"  # the queue is full; retry_after is set
     deadline = "deadline"  # not done within the caller's or the server's deadline
     unavailable = "unavailable"  # starting, stopping, or the engine is being restarted
-    cancelled = "cancelled"  # the client went away
     internal = "internal"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 RECORDED = Path(__file__).parents[1] / "dialects" / "recorded"
+SIGNS = ("x-pinecone-api-version",)  # headers that tell an API from others at its address
 Asgi = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Any]
 
 
@@ -87,7 +88,7 @@ def _client(package: str) -> str:
 def write(name: str, package: str, dialect: str, exchange: Exchange) -> None:
     """Keep an exchange as recorded/NAME.json."""
     RECORDED.mkdir(exist_ok=True)
-    record = {
+    record: dict[str, Any] = {
         "client": _client(package),
         "dialect": dialect,
         "method": exchange.method,
@@ -96,4 +97,6 @@ def write(name: str, package: str, dialect: str, exchange: Exchange) -> None:
         "status": exchange.status,
         "response": exchange.response,
     }
+    if signs := {name: value for name, value in exchange.headers.items() if name in SIGNS}:
+        record["headers"] = signs
     (RECORDED / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")

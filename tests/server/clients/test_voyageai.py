@@ -70,7 +70,7 @@ def test_voyageai_wrong_type_is_a_malformed_request_error(voyage: Any) -> None:
     from voyageai import error
 
     with pytest.raises(error.MalformedRequestError, match="top_k is a string"):
-        voyage.rerank(QUERY, list(PASSAGES), model="rerank-2.5", top_k="3")
+        voyage.rerank(QUERY, list(PASSAGES), model="rerank-2.5", top_k="three")
 
 
 def test_errors_have_the_words_of_the_server(live: Live, voyage: Any) -> None:

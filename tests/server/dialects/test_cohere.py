@@ -72,7 +72,7 @@ def test_an_answer_of_v2() -> None:
         },
         "object": "rerank",
         "model": "default",
-        "usage": {"prompt_tokens": 42, "total_tokens": 42},
+        "usage": {"prompt_tokens": 42, "completion_tokens": 0, "total_tokens": 42},
     }
 
 
@@ -103,7 +103,7 @@ def test_a_search_unit_is_a_hundred_documents_or_windows(rows: int, units: int) 
         ("query", {"text": "q"}, Fault.malformed, "query is an object; it should be a valid string"),
         ("documents", "abc", Fault.malformed, "documents is a string"),
         ("documents", [], Fault.invalid, "documents is empty"),
-        ("top_n", "3", Fault.malformed, "top_n is a string; it should be a valid integer"),
+        ("top_n", "three", Fault.malformed, "top_n is a string; it should be a valid integer"),
         ("top_n", -1, Fault.invalid, "top_n is -1; it should be greater than or equal to 0"),
         ("top_n", 1.5, Fault.malformed, "top_n is a number"),
         ("top_n", True, Fault.malformed, "top_n is a boolean"),

@@ -17,14 +17,21 @@ from tests.server.dialects.answers import CARD, ranked, routes
 # The least that each route's request needs, by its model's name.
 LEAST: dict[str, dict[str, Any]] = {
     "CohereRequest": {"query": "q", "documents": ["a", "b"]},
+    "CohereV1Request": {"query": "q", "documents": ["a", "b"]},
     "JinaRequest": {"query": "q", "documents": ["a", {"text": "b"}]},
     "VoyageRequest": {"query": "q", "documents": ["a", "b"]},
     "TeiRequest": {"query": "q", "texts": ["a", "b"]},
-    "VllmRerankRequest": {"query": "q", "documents": ["a", "b"]},
+    "VllmRequest": {"query": "q", "documents": ["a", "b"]},
     "VllmScoreRequest": {"text_1": "q", "text_2": ["a", "b"]},
     "NimRequest": {"query": {"text": "q"}, "passages": [{"text": "a"}, {"text": "b"}]},
     "InfinityRequest": {"query": "q", "documents": ["a", "b"]},
-    "LlamaRequest": {"query": "q", "documents": ["a", "b"]},
+    "LlamacppRequest": {"query": "q", "documents": ["a", "b"]},
+    "MixedbreadRequest": {"query": "q", "input": ["a", {"text": "b"}]},
+    "PineconeRequest": {"query": "q", "documents": [{"text": "a"}, {"text": "b"}]},
+    "DashscopeRequest": {"input": {"query": "q", "documents": ["a", "b"]}},
+    "DashscopeCompatibleRequest": {"query": "q", "documents": ["a", "b"]},
+    "IsaacusRequest": {"query": "q", "texts": ["a", "b"]},
+    "WeaviateRequest": {"query": "q", "documents": ["a", "b"]},
     "DeepInfraRequest": {"queries": ["q", "r"], "documents": ["a", "b"]},
     "NativeRequest": {"query": "q", "documents": ["a", {"text": "b"}]},
     "EmbeddingsRequest": {"input": ["a", "b"]},
@@ -152,12 +159,12 @@ def test_every_field_is_described_for_openapi(dialect: Dialect, route: Route) ->
     assert route.request_model is not None
     schema = route.request_model.model_json_schema()
     assert schema["description"]
-    assert all("type" in field or "anyOf" in field or "enum" in field for field in schema["properties"].values())
+    assert all({"type", "anyOf", "enum", "$ref"} & field.keys() for field in schema["properties"].values())
 
 
 @pytest.mark.parametrize("value", [10**400, 1e300, -(10**400)])
 def test_giant_numbers_are_harmless(value: float) -> None:
-    route = next(route for dialect, route in POSTED if dialect.name == "cohere")
+    route = next(route for dialect, route in POSTED if dialect.name in ("cohere", "logits"))
     try:
         call = parse(route, {**least(route), "top_n": value, "max_tokens_per_doc": value})
     except Refusal as refusal:

@@ -65,7 +65,6 @@ def test_a_body_that_is_too_large_is_413_everywhere(dialect: Dialect) -> None:
         ("cohere", Fault.invalid, 400),
         ("cohere", Fault.unsupported, 422),
         ("cohere", Fault.unknown_model, 404),
-        ("cohere", Fault.cancelled, 499),
         ("voyage", Fault.malformed, 422),
         ("voyage", Fault.invalid, 400),
         ("jina", Fault.unknown_model, 400),

@@ -1,7 +1,8 @@
-"""The dialects that rerank clients speak, one file each, and which of them a request is in.
+"""The dialects that rerank clients speak, and which of them a request is in.
 
 Every route answers with and without "/v1", and below any prefix. A dialect's name as a part of the prefix
-("/infinity/rerank") selects it; else the body decides, and what is nobody else's is Cohere's.
+("/infinity/rerank") selects it; else the body's signs decide: the name of its documents, then its options, then its
+model. A body without any sign is read by the usual dialect of the address, which is Cohere's at /rerank.
 """
 
 from __future__ import annotations
@@ -15,20 +16,16 @@ from typing import Any
 from secondpass.server.dialects.cohere import COHERE, LOGITS
 from secondpass.server.dialects.deepinfra import DEEPINFRA
 from secondpass.server.dialects.dialect import Dialect, Headers, Reply, Route
-from secondpass.server.dialects.infinity import INFINITY
-from secondpass.server.dialects.jina import JINA
-from secondpass.server.dialects.llamacpp import LLAMACPP
 from secondpass.server.dialects.native import NATIVE
-from secondpass.server.dialects.nim import NIM
 from secondpass.server.dialects.openai import OPENAI
-from secondpass.server.dialects.tei import TEI
+from secondpass.server.dialects.quirks import INFINITY, LLAMACPP, TEI, WEAVIATE
+from secondpass.server.dialects.rerank import dialect as by_row
 from secondpass.server.dialects.vllm import VLLM
-from secondpass.server.dialects.voyage import VOYAGE
 from secondpass.wire.calls import Fault, Refusal
 
-# In the order in which they may claim a body; where none does, the last one that has the path answers.
+_BY_ROW = ("jina", "voyage", "nim", "mixedbread", "pinecone", "dashscope", "dashscope-compatible", "isaacus")
 DIALECTS: tuple[Dialect, ...] = (
-    NATIVE, OPENAI, DEEPINFRA, NIM, LLAMACPP, TEI, INFINITY, VOYAGE, VLLM, JINA, LOGITS, COHERE,
+    NATIVE, COHERE, LOGITS, TEI, VLLM, INFINITY, LLAMACPP, WEAVIATE, DEEPINFRA, OPENAI, *map(by_row, _BY_ROW),
 )  # fmt: skip
 
 MAX_PATH = 2048  # characters
@@ -47,20 +44,21 @@ class Candidate:
 
 @lru_cache(maxsize=256)
 def find(path: str, method: str = "POST") -> tuple[Candidate, ...]:
-    """The routes that a path may mean, in the order in which they may claim a body; the last one is the usual one."""
+    """The routes that a path may mean; the last one is the usual one."""
     found = []
     if len(path) > MAX_PATH:
         return ()
     path = re.sub("//+", "/", path)  # of a base URL that ends in one
-    for dialect in DIALECTS:
-        for route in dialect.routes:
+    for each in DIALECTS:
+        for route in each.routes:
             match = _pattern(route.path).fullmatch(path)
             if match and route.method == method:
                 parts = match["prefix"].split("/")
-                candidate = Candidate(dialect=dialect, route=route, model=match.groupdict().get("model"))
-                found.append((dialect.name in parts, _precedence(route.path), candidate))
+                candidate = Candidate(dialect=each, route=route, model=match.groupdict().get("model"))
+                found.append((each.name in parts, _precedence(route.path), candidate))
     best = max((rank for *rank, _ in found), default=None)
-    return tuple(candidate for *rank, candidate in found if rank == best)
+    likely = (candidate for *rank, candidate in found if rank == best)
+    return tuple(sorted(likely, key=lambda one: (one.route.is_usual, one.dialect.name)))
 
 
 def choose(path: str, body: Any, headers: Headers, method: str = "POST") -> tuple[Dialect, Route]:
@@ -70,15 +68,20 @@ def choose(path: str, body: Any, headers: Headers, method: str = "POST") -> tupl
         there = ", ".join(sorted({route.documented for dialect in DIALECTS for route in dialect.routes}))
         raise Refusal(Fault.not_found, f"no {method} at {path[:200]}; there are {there}")
     fields = body if isinstance(body, Mapping) else {}
-    chosen = next((one for one in candidates if one.dialect.claims(fields, headers)), candidates[-1])
-    return chosen.dialect, _named(chosen.route, chosen.model)
+    # Of equal ones the last counts, so that where nothing shows whose a body is, the usual one has it.
+    strengths = [candidate.dialect.signs.strength(fields, headers) for candidate in candidates]
+    _, chosen = max(zip(strengths, range(len(strengths)), strict=True))
+    found = candidates[chosen]
+    return found.dialect, _named(found.route, found.model)
 
 
 def _named(route: Route, model: str | None) -> Route:
     """The route with the path's model as that of a body that has none."""
-    parse = route.parse
-    if model is None or parse is None:
+    parse, write = route.parse, route.write
+    if model is None:
         return route
+    if parse is None:
+        return replace(route, write=lambda answer, call, body: write(answer, call, {"model": model}))
     return replace(route, parse=lambda body, headers: parse(_with_model(body, model), headers))
 
 

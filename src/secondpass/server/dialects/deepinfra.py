@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Route
+from secondpass.server.dialects import refusals
+from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Route, Signs
 from secondpass.server.dialects.documents import read_texts
 from secondpass.server.dialects.fields import Request, Response, Texts, read
-from secondpass.server.dialects.refusals import failure
 from secondpass.wire.calls import Fault, Ranked, Refusal, ScoreCall
 
 
@@ -66,6 +66,6 @@ DEEPINFRA = Dialect(
             response_model=DeepInfraResponse,
         ),
     ),
-    claims=lambda body, headers: "queries" in body,
-    refuse=failure,
+    signs=Signs(documents="queries"),
+    refuse=refusals.cohere,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -30,9 +31,9 @@ class Reply:
 class Route:
     """One address of a dialect.
 
-    path is the tail that is matched, without "/v1", which may always stand before it; "{model}" in it is one or
-    more segments, which parse finds in the body as `model` where the body has none. documented is the full path as
-    the dialect's own documentation has it.
+    documented is the full path as the dialect's own documentation has it; "{model}" in it is one or more segments,
+    which parse finds in the body as `model` where the body has none. path is the tail that is matched: "/v1" may
+    always stand before it. is_usual: it answers a body that is surely no other dialect's.
     parse reads a body, or raises Refusal. It is None for kinds that are asked with GET and no body: info, models
     and health, whose answer is a ServerCard.
     write takes the answer, the call and the body that it was read from (None and {} with GET), or raises Refusal.
@@ -45,6 +46,7 @@ class Route:
     response_model: type[BaseModel] | None
     parse: Callable[[Any, Headers], Call] | None = None
     request_model: type[BaseModel] | None = None
+    is_usual: bool = False
 
     @property
     def method(self) -> str:
@@ -52,15 +54,30 @@ class Route:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dialect:
-    """How one family of clients writes calls and reads answers.
+class Signs:
+    """What shows that a body on an address of several dialects is of this one."""
 
-    claims says whether a body on a path that several dialects share is surely of this one. refuse writes a refusal
-    as these clients read it.
-    """
+    documents: str | None = None  # the field of the documents, where it has a name of its own
+    fields: frozenset[str] = frozenset()
+    headers: frozenset[str] = frozenset()
+    models: str | None = None
+    unless: frozenset[str] = frozenset()
+
+    def strength(self, body: Body, headers: Headers) -> int:
+        """0 for none. The documents' own name or a header weighs more than options, an option more than a model."""
+        if self.documents in body or not self.headers.isdisjoint(headers):
+            return 100
+        model = body.get("model")
+        is_named = self.models is not None and isinstance(model, str) and re.fullmatch(self.models, model)
+        return 10 * len(self.fields & body.keys()) + bool(is_named and self.unless.isdisjoint(body))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How one family of clients writes calls and reads answers. refuse writes a refusal as these clients read it."""
 
     name: str
     title: str
     routes: tuple[Route, ...]
-    claims: Callable[[Body, Headers], bool]
     refuse: Callable[[Refusal, str], Reply]
+    signs: Signs = Signs()

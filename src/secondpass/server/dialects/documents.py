@@ -37,6 +37,11 @@ def read_documents(
     return tuple(read_document(document, f"{name}[{i}]", fields) for i, document in enumerate(documents))
 
 
+def as_list(value: object) -> object:
+    """A single text or object as a list of one."""
+    return [value] if isinstance(value, str | Mapping) else value
+
+
 def read_texts(texts: object, name: str) -> tuple[str, ...]:
     """The texts of a list of strings, where a dialect has no other documents."""
     if not isinstance(texts, list):

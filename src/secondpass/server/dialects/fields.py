@@ -1,9 +1,9 @@
-"""Reading the fields of a JSON body: pydantic models that refuse in one plain sentence which names the field."""
+"""The fields of JSON bodies by name, read by pydantic models that refuse in one sentence which names the field."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
@@ -21,9 +21,16 @@ def kind(value: object) -> str:
 
 
 def _integral(value: object) -> object:
-    """3.0 is an integer in JSON; one beyond the largest that anything here counts to means that."""
+    """3.0 is an integer in JSON, and "3" means one; beyond the largest that anything here counts to is that."""
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
+        value = int(value)
     whole = int(value) if isinstance(value, float) and value.is_integer() else value
     return min(whole, _LARGEST) if isinstance(whole, int) and not isinstance(whole, bool) else whole
+
+
+def truth(value: object) -> object:
+    """A boolean that a client wrote as text, as RAGFlow's does, is one."""
+    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
 _TEXT_OR_OBJECT = {"anyOf": [{"type": "string"}, {"type": "object"}]}
@@ -31,6 +38,7 @@ _TEXT_OR_OBJECT = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 Whole = Annotated[int, BeforeValidator(_integral)]
 Count = Annotated[Whole, Field(ge=0)]
 Positive = Annotated[Whole, Field(ge=1)]
+Flag = Annotated[bool, BeforeValidator(truth)]
 # Checked one by one in documents.py, which says what is wrong with which
 Documents = Annotated[list[Any], WithJsonSchema({"type": "array", "items": _TEXT_OR_OBJECT, "minItems": 1})]
 Texts = Annotated[list[Any], WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 1})]
@@ -41,6 +49,29 @@ AnyTexts = Annotated[
     ),
 ]
 TextOrObject = Annotated[Any, WithJsonSchema(_TEXT_OR_OBJECT)]
+# What a field is called, it is in every API that has it; all of them may be absent or null.
+FIELDS: Mapping[str, Any] = {
+    "model": str,
+    "top_n": Count,
+    "top_k": Count,
+    "priority": Whole,
+    "instruction": str,
+    "instruct": str,
+    "property": str,
+    "parameters": dict[str, Any],
+    "rank_fields": list[str],
+    "max_chunks_per_doc": Positive,
+    "max_tokens_per_doc": Count,
+    "max_tokens_per_query": Count,
+    "max_doc_length": Count,
+    "max_query_length": Count,
+    "truncate_prompt_tokens": Annotated[Whole, Field(ge=-1)],
+    "truncation_side": Literal["left", "right"],
+    "truncation_direction": Literal["Left", "Right", "left", "right"],
+    "chat_template_kwargs": dict[str, Any],
+    "mm_processor_kwargs": dict[str, Any],
+    "cache_salt": str,
+}
 
 
 class Request(BaseModel):

@@ -7,8 +7,9 @@ from typing import Any, Literal
 from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Route
 from secondpass.server.dialects.documents import read_documents
 from secondpass.server.dialects.fields import Count, Documents, Request, Response, read
-from secondpass.server.dialects.refusals import headers_of, status_of
-from secondpass.wire.calls import Budgets, Fault, Ranked, Refusal, RerankCall, ServerCard
+from secondpass.server.dialects.refusals import refuses
+from secondpass.wire.apis import APIS
+from secondpass.wire.calls import Budgets, Ranked, RerankCall, ServerCard
 
 
 class NativeRequest(Request):
@@ -81,14 +82,6 @@ class NativeModels(Response):
     max_documents: int | None
 
 
-class NativeFailure(Response):
-    """type is one of a fixed set of words; parameter names the field at fault."""
-
-    type: str
-    message: str
-    parameter: str | None
-
-
 def parse(body: Any, headers: Headers) -> RerankCall:
     asked = read(NativeRequest, body)
     return RerankCall(
@@ -142,13 +135,6 @@ def write_models(card: ServerCard, call: None, body: Body) -> Reply:
     )
 
 
-def refuse(refusal: Refusal, request_id: str) -> Reply:
-    error = NativeFailure(type=refusal.fault.value, message=refusal.message, parameter=refusal.parameter)
-    status = 413 if refusal.fault is Fault.too_large else status_of(refusal)
-    body = {"id": request_id, "error": error.model_dump()}
-    return Reply(status=status, body=body, headers=headers_of(refusal))
-
-
 NATIVE = Dialect(
     name="secondpass",
     title="secondpass",
@@ -170,6 +156,5 @@ NATIVE = Dialect(
             response_model=NativeModels,
         ),
     ),
-    claims=lambda body, headers: False,  # no other dialect has its addresses
-    refuse=refuse,
+    refuse=refuses(APIS["secondpass"]),
 )

@@ -10,14 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import WithJsonSchema
 
-from secondpass.server.dialects.answers import Usage, usage
+from secondpass.server.dialects import refusals
 from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Route
 from secondpass.server.dialects.documents import read_texts
 from secondpass.server.dialects.fields import Positive, Request, Response, read
-from secondpass.server.dialects.refusals import STATUS, openai_failure
-from secondpass.wire.calls import EmbedCall, Fault, Refusal, ServerCard, Vectors
+from secondpass.server.dialects.rerank import usage
+from secondpass.wire.calls import EmbedCall, Fault, ModelCard, Refusal, ServerCard, Vectors
 
-STATUSES = {**STATUS, Fault.unsupported: 400}
 QUERIES = ("query", "search_query")  # what input_type says of a text that is searched with
 Input = Annotated[
     Any,
@@ -35,6 +34,13 @@ class EmbeddingsRequest(Request):
     input_type: str | None = None
 
 
+class EmbeddingsUsage(Response):
+    """Tokens read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
 class Embedding(Response):
     """One vector, as numbers or as base64 of little-endian float32."""
 
@@ -49,7 +55,7 @@ class EmbeddingsResponse(Response):
     object: str
     model: str
     data: list[Embedding]
-    usage: Usage
+    usage: EmbeddingsUsage
 
 
 class Model(Response):
@@ -63,6 +69,14 @@ class Model(Response):
     parent: None
     max_model_len: int
     capabilities: list[str]
+
+
+class OneModel(Model):
+    """A model that is served, with what Xinference's clients look for."""
+
+    model_type: str
+    model_name: str
+    model_ability: list[str]
 
 
 class ModelsResponse(Response):
@@ -94,20 +108,35 @@ def write(answer: Vectors, call: EmbedCall, body: Body) -> Reply:
 
 
 def write_models(card: ServerCard, call: None, body: Body) -> Reply:
-    data = [
-        Model(
-            id=model.name,
-            object="model",
-            created=model.created,
-            owned_by="secondpass",
-            root=model.name,
-            parent=None,
-            max_model_len=model.max_length,
-            capabilities=["rerank"] * model.is_reranker + ["embed"] * model.is_embedder,
-        )
-        for model in card.models
-    ]
-    return Reply(body=ModelsResponse(object="list", data=data).model_dump())
+    return Reply(
+        body=ModelsResponse(object="list", data=[Model(**_model(model)) for model in card.models]).model_dump()
+    )
+
+
+def write_model(card: ServerCard, call: None, body: Body) -> Reply:
+    """The model that the address names. Raises Refusal where none is called so."""
+    name = body.get("model", "default")
+    found = next((model for model in card.models if name in (model.name, *model.aliases)), None)
+    if found is None:
+        there = ", ".join(model.name for model in card.models) or "none"
+        raise Refusal(Fault.unknown_model, f"no model is named {name[:100]!r}; there are {there}", parameter="model")
+    kind = "rerank" if found.is_reranker else "embedding"
+    model = _model(found)
+    one = OneModel(**model, model_type=kind, model_name=found.name, model_ability=model["capabilities"])
+    return Reply(body=one.model_dump())
+
+
+def _model(model: ModelCard) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "secondpass",
+        "root": model.name,
+        "parent": None,
+        "max_model_len": model.max_length,
+        "capabilities": ["rerank"] * model.is_reranker + ["embed"] * model.is_embedder,
+    }
 
 
 def packed(vector: Sequence[float]) -> str:
@@ -125,7 +154,7 @@ def shortened(vector: Sequence[float], width: int) -> list[float]:
 
 
 def refuse(refusal: Refusal, request_id: str) -> Reply:
-    return openai_failure(refusal, request_id, STATUSES)
+    return refusals.openai(refusal, request_id, {Fault.unsupported: 400})
 
 
 OPENAI = Dialect(
@@ -148,7 +177,13 @@ OPENAI = Dialect(
             write=write_models,
             response_model=ModelsResponse,
         ),
+        Route(
+            path="/models/{model}",
+            documented="/v1/models/{model}",
+            kind="models",
+            write=write_model,
+            response_model=OneModel,
+        ),
     ),
-    claims=lambda body, headers: "input" in body,
     refuse=refuse,
 )
