@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from secondpass.calibration import Calibration, as_calibration
 from secondpass.checkpoint.checkpoint import open_checkpoint
-from secondpass.checkpoint.sentence_transformers import named_length
 from secondpass.engine.engine import Engine, open_engine
 from secondpass.scoring.deadline import Deadline, Pace, score_within, work_of
 from secondpass.scoring.scoring import Scored, Scoring
@@ -126,7 +125,7 @@ class Reranker:
             max_query_length=max_query_length,
             has_windows=long_documents == "chunk",
         )
-        named = named_length(self._checkpoint.folder) or recipe.default_length or self._reader.longest
+        named = self._checkpoint.usual_length or recipe.default_length or self._reader.longest
         usual = min(named, self._reader.longest)
         self._limits = self._reader.limits(
             usual if max_length is None else max_length, recipe.truncation if truncation is None else truncation

@@ -129,3 +129,45 @@ def test_an_encoder_takes_an_adapter_too(tmp_path: Path) -> None:
     ]
     assert figures[1] == pytest.approx(figures[2], abs=1e-6)
     assert figures[1] != pytest.approx(figures[0], abs=1e-3)
+
+
+def test_an_adapter_that_names_itself_is_refused(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", str(tmp_path / "adapter"), FACTORS)
+    with pytest.raises(CheckpointError, match="is an adapter too"):
+        open_checkpoint(adapter)
+
+
+def test_adapters_in_a_ring_are_refused(tmp_path: Path) -> None:
+    first = write_adapter(tmp_path / "a", str(tmp_path / "b"), FACTORS)
+    write_adapter(tmp_path / "b", str(first), FACTORS)
+    with pytest.raises(CheckpointError, match="b is an adapter too; merge that one first"):
+        open_checkpoint(first)
+
+
+@pytest.mark.parametrize(("revision", "message"), [(5, "revision is 5"), ("v1", "has no revisions")])
+def test_a_revision_that_the_base_cannot_have(tmp_path: Path, revision: object, message: str) -> None:
+    adapter = write_adapter(tmp_path / "adapter", str(tiny_bert(tmp_path / "base")), FACTORS, revision=revision)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(adapter)
+
+
+def test_the_identity_of_an_adapter_has_its_bases_in_it(tmp_path: Path) -> None:
+    opened = open_checkpoint(write_adapter(tmp_path / "adapter", str(tiny_bert(tmp_path / "base")), FACTORS))
+    assert opened.base is not None
+    pinned = [replace(opened, revision="a" * 40, base=replace(opened.base, revision=it * 40)) for it in "bc"]
+    assert pinned[0].identity() != pinned[1].identity()
+    before = opened.identity()
+    save_file({"other": torch.ones(3)}, tmp_path / "base" / "model.safetensors")
+    assert opened.identity() != before
+
+
+def test_an_adapter_is_read_to_its_own_length(tmp_path: Path) -> None:
+    base = tiny_bert(tmp_path / "base")
+    key = "base_model.model.bert.encoder.layer.1.attention.self.query.lora_{}.weight"
+    factors = {key.format("A"): torch.ones(2, 16), key.format("B"): torch.ones(16, 2)}
+    adapter = write_adapter(tmp_path / "adapter", str(base), factors)
+    assert Reranker(adapter, device="cpu").info().max_length == 128
+    (adapter / "sentence_bert_config.json").write_text('{"max_seq_length": 48}')
+    assert Reranker(adapter, device="cpu").info().max_length == 48
+    merged = save_merged(open_checkpoint(adapter), tmp_path / "merged")
+    assert Reranker(merged, device="cpu").info().max_length == 48

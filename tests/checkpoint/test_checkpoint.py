@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from secondpass.checkpoint.checkpoint import Checkpoint, inside, open_checkpoint, settings_of, weights_of
+from secondpass.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from secondpass.checkpoint.layout import inside, settings_of, weights_of
 from secondpass.errors import CheckpointError
 
 
@@ -27,7 +28,8 @@ def test_a_folder_is_a_checkpoint_without_a_revision(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["./model", "../model", "/model", "~/no-such-model", "a/b/c", "model", "", "own er/x"]
 )
-def test_what_can_only_be_a_path_is_not_looked_up(name: str) -> None:
+def test_what_can_only_be_a_path_is_not_looked_up(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="no such folder; a model of the hub is written owner/name"):
         open_checkpoint(name)
 

@@ -241,7 +241,7 @@ def test_a_graph_comes_only_where_it_is_asked_for(hub: Hub) -> None:
 
 
 def test_without_torch_the_graph_comes_and_no_weights(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secondpass.checkpoint.checkpoint.find_spec", lambda name: None)
+    monkeypatch.setattr("secondpass.checkpoint.layout.find_spec", lambda name: None)
     onnx = {name: content for name, content in GRAPHS.items() if name.startswith("onnx")}
     hub.commit(NAME, model_files() | onnx)
     checkpoint = open_checkpoint(NAME)
@@ -253,7 +253,7 @@ def test_weights_without_a_graph_need_torch(hub: Hub, monkeypatch: pytest.Monkey
     hub.commit(NAME, model_files())
     with pytest.raises(CheckpointError, match=r"no openvino/ or onnx/ graph"):
         open_checkpoint(NAME, graph=True)
-    monkeypatch.setattr("secondpass.checkpoint.checkpoint.find_spec", lambda name: None)
+    monkeypatch.setattr("secondpass.checkpoint.layout.find_spec", lambda name: None)
     with pytest.raises(MissingExtra):
         open_checkpoint(NAME)
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from secondpass import Reranker
-from secondpass.checkpoint.save import save_model, whole_file, write_tensors, write_text
+from secondpass.checkpoint.atomic import whole_file, write_text
+from secondpass.checkpoint.save import save_model, write_tensors
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.text.families import FAMILIES, saved_head
 from secondpass.training.model import Trainable, open_trainable
@@ -153,3 +154,18 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     write_text(tmp_path / "a.txt", "whole")
     assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_graph_of_other_weights_does_not_stay(tmp_path: Path) -> None:
+    from secondpass.checkpoint.checkpoint import open_checkpoint
+
+    folder = tiny_bert(tmp_path / "model")
+    for name in ("openvino/openvino_model.xml", "openvino/openvino_model.bin", "onnx/model.onnx", "export.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    (folder / "openvino" / "mine.txt").write_text("mine")
+    assert open_checkpoint(folder).graph() is not None
+    saved(folder, open_trainable(folder, device=CPU))
+    assert open_checkpoint(folder).graph() is None
+    assert not (folder / "export.json").exists()
+    assert (folder / "openvino" / "mine.txt").read_text() == "mine"

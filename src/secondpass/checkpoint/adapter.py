@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondpass.checkpoint.checkpoint import ADAPTER, Checkpoint, read_json
+from secondpass.checkpoint.atomic import whole_folder
+from secondpass.checkpoint.checkpoint import Checkpoint
+from secondpass.checkpoint.layout import ADAPTER, INDEX, LENGTH, tokenizer_files
+from secondpass.checkpoint.save import write_tensors
 from secondpass.checkpoint.weights import Change, read_tensors
 from secondpass.errors import CheckpointError
+from secondpass.json_file import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,28 +105,23 @@ def save_merged(checkpoint: Checkpoint, folder: Path) -> Path:
     Returns the folder, which appears whole or not at all. Raises FileExistsError where it is not empty and
     ValueError for a checkpoint without an adapter.
     """
-    if checkpoint.adapter is None:
-        raise ValueError(f"{checkpoint.name} has no adapter to merge")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; give a new folder")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for file in checkpoint.folder.glob("*.json"):
-        if not file.name.endswith(".index.json"):
-            shutil.copyfile(file, partial / file.name)
-    _write_weights(checkpoint, open_adapter(checkpoint.adapter), partial / "model.safetensors")
-    if folder.exists():
-        folder.rmdir()
-    return partial.rename(folder)
+    with whole_folder(folder) as partial:
+        write_merged(checkpoint, partial)
+    return folder
 
 
-def _write_weights(checkpoint: Checkpoint, adapter: Adapter, file: Path) -> None:
-    from safetensors.torch import save_file
-
-    precision = {name: tensor.dtype for name, tensor in read_tensors(checkpoint.weight_files())}
-    merged = {
-        name: tensor.to(precision.get(name, tensor.dtype)).contiguous()
-        for name, tensor in adapter.applied(read_tensors(checkpoint.weight_files()))
-    }
-    save_file(merged, file, metadata={"format": "pt"})
+def write_merged(checkpoint: Checkpoint, folder: Path) -> None:
+    """As `save_merged`, into a folder that is there."""
+    if checkpoint.adapter is None:
+        raise ValueError(f"{checkpoint.name} has no adapter to merge")
+    own = checkpoint.adapter / LENGTH  # what an adapter says of its length holds for the whole
+    settings = {file for file in checkpoint.folder.glob("*.json") if not file.name.endswith(INDEX)}
+    for file in (*settings.union(tokenizer_files(checkpoint.folder)), *([own] if own.is_file() else [])):
+        shutil.copyfile(file, folder / file.name)
+    adapter, files = open_adapter(checkpoint.adapter), checkpoint.weight_files()
+    precision = {name: tensor.dtype for name, tensor in read_tensors(files)}
+    merged = adapter.applied(read_tensors(files))
+    tensors = {name: tensor.to(precision.get(name, tensor.dtype)) for name, tensor in merged}
+    write_tensors(folder / "model.safetensors", tensors)

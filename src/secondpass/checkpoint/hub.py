@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secondpass.checkpoint.checkpoint import INDEX, inside, read_json, settings_of, shard_names, weights_of
+from secondpass.checkpoint.layout import INDEX, inside, settings_of, shard_names, weights_of
 from secondpass.errors import CheckpointError, DownloadError
+from secondpass.json_file import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo

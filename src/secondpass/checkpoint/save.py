@@ -1,36 +1,23 @@
-"""A cross-encoder as an ordinary Hugging Face folder, and files that appear whole or not at all."""
+"""A cross-encoder as an ordinary Hugging Face folder."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondpass.checkpoint.checkpoint import read_json
+from secondpass.checkpoint.atomic import whole_file, write_text
+from secondpass.checkpoint.layout import GRAPHS, REPORT, graph_parts, tokenizer_files
 from secondpass.checkpoint.weights import Renames, rename
-from secondpass.errors import CheckpointError
+from secondpass.json_file import read_json
 from secondpass.text.families import SavedHead
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What makes a tokenizer; nothing else of a base is copied, an embedder's modules.json would be wrong for a reranker.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spm.model",
-)
 TOKENIZER_SETTINGS = "tokenizer_config.json"
 _NOT_KEPT = ("_name_or_path", "num_labels", "problem_type", "torch_dtype")
 
@@ -83,8 +70,8 @@ def save_model(
     """Write config.json, the base's tokenizer, other `texts` by file name, and last of all the weights.
 
     Each file is replaced at once, so that a folder that could be loaded before can be loaded at any moment. tensors
-    are by their names in the file. max_length: where all libraries that load the folder cut a row from now on.
-    Raises CheckpointError where a file cannot be written.
+    are by their names in the file. max_length: where all libraries that load the folder cut a row from now on. A
+    graph of other weights that lay in the folder goes. Raises CheckpointError where a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
@@ -99,10 +86,14 @@ def save_model(
         settings = read_json(file) if file.is_file() else {}
         write_text(file, json.dumps(settings | {"model_max_length": max_length}, indent=2, ensure_ascii=False) + "\n")
     write_tensors(folder / "model.safetensors", tensors)
+    _remove_graphs(folder)
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+def _remove_graphs(folder: Path) -> None:
+    """What was exported from the weights that were here before would still score as they did."""
+    names = [file.relative_to(folder).as_posix() for file in folder.glob("**/*") if file.is_file()]
+    for name in (REPORT, *(part for graph in GRAPHS for part in graph_parts(graph, names))):
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -113,54 +104,3 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     with whole_file(file) as partial:
         save_file(own, partial, metadata={"format": "pt", **(metadata or {})})
         partial.chmod(0o644)  # safetensors makes files that nobody else can read
-
-
-def write_text(file: Path, text: str) -> None:
-    with whole_file(file) as partial:
-        partial.write_text(text, "utf-8")
-
-
-def write_lines(file: Path, lines: Iterable[str]) -> None:
-    """Lines, gzipped where the file's name says so."""
-    import gzip
-
-    with whole_file(file) as partial:
-        if file.suffix == ".gz":
-            with gzip.open(partial, "wt", encoding="utf-8") as stream:
-                stream.writelines(line + "\n" for line in lines)
-        else:
-            with partial.open("w", encoding="utf-8") as stream:
-                stream.writelines(line + "\n" for line in lines)
-
-
-@contextmanager
-def whole_file(file: Path) -> Iterator[Path]:
-    """A name to write under; afterwards the file has its own name and is on disk. On an error nothing is left.
-
-    Raises CheckpointError where the disk is full or the place cannot be written to.
-    """
-    from safetensors import SafetensorError
-
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    try:
-        yield partial
-        with partial.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        partial.replace(file)
-        sync_folder(file.parent)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be written ({error}); what was there before is untouched") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    """Renames in a folder are on disk after this; where folders cannot be opened, as on Windows, nothing is done."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

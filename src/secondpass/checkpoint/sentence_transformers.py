@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secondpass.checkpoint.checkpoint import inside, read_json
+from secondpass.checkpoint.layout import LENGTH, inside
 from secondpass.errors import CheckpointError, UnknownModel
+from secondpass.json_file import read_json, read_json_list
 
 # Their key -> ours. A newer form of the file has "pooling_mode" with one of the values.
 _POOLINGS = {
@@ -53,7 +53,10 @@ def read_settings(folder: Path) -> SentenceSettings:
 
 def named_length(folder: Path) -> int | None:
     """The length in tokens that sentence-transformers cuts at, where it wrote one; for cross-encoders too."""
-    length: int | None = _read(folder / "sentence_bert_config.json").get("max_seq_length")
+    file = folder / LENGTH
+    length = _read(file).get("max_seq_length")
+    if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
+        raise CheckpointError(f"{file}: max_seq_length is {length!r}; a whole number from 1 is needed")
     return length
 
 
@@ -67,9 +70,8 @@ def _read_modules(folder: Path) -> list[tuple[str, str]]:
     if not file.is_file():
         return []
     try:
-        modules = json.loads(file.read_text("utf-8"))
-        return [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in modules]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in read_json_list(file)]
+    except (TypeError, KeyError) as error:
         raise CheckpointError(f"{file}: not a list of modules with 'type' and 'path': {error}") from error
 
 
@@ -87,5 +89,7 @@ def _pooling(file: Path) -> str:
 def _prompts(file: Path) -> dict[str, str]:
     """Newer versions write empty prompts where a model's own were never told to them: these count as none."""
     prompts = _read(file).get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values() if text):
+        raise CheckpointError(f"{file}: prompts is no object of texts")
     found = {kind: [prompts[name] for name in names if prompts.get(name)] for kind, names in _KINDS.items()}
     return {kind: values[0] for kind, values in found.items() if values}

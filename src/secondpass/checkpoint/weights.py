@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secondpass.checkpoint.export.openvino_weights import read_constants
+from secondpass.checkpoint.graph import read_constants
 from secondpass.checkpoint.mapped import is_mapped, leave_memory
 from secondpass.errors import CheckpointError
 

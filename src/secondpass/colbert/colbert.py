@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.checkpoint.checkpoint import open_checkpoint, read_json
+from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.colbert.store import Origin, TokenVectors
 from secondpass.engine.encoder import Heads, Vectors, open_encoder
 from secondpass.errors import CheckpointError, UnknownModel
+from secondpass.json_file import read_json
 from secondpass.reranker import Info
 from secondpass.text.documents import as_documents, clean_query, text_of
 from secondpass.text.prompts import single_rows

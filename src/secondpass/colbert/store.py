@@ -6,8 +6,6 @@ A folder holds vectors.npy (T, D), lengths.npy (N,), documents.jsonl and vectors
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.checkpoint.checkpoint import read_json
+from secondpass.checkpoint.atomic import whole_folder
 from secondpass.errors import CheckpointError
+from secondpass.json_file import read_json
 from secondpass.types import Document
 
 FORMAT = 1
@@ -81,16 +80,11 @@ class TokenVectors:
         if folder.exists() and not (folder / "vectors.json").is_file():
             raise FileExistsError(f"{folder}: is there and holds no vectors; give another folder")
         lines = [_as_line(document, index) for index, document in enumerate(self.documents)]
-        part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
-        part.mkdir(parents=True)
-        try:
-            np.save(part / "vectors.npy", self.vectors.astype(dtype, copy=False))
-            np.save(part / "lengths.npy", self.lengths)
-            (part / "documents.jsonl").write_text("".join(lines), "utf-8")
-            (part / "vectors.json").write_text(json.dumps({"format": FORMAT, **asdict(self.origin)}), "utf-8")
-            _replace(part, folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        with whole_folder(folder) as partial:  # what others have mapped of the old one stays readable to them
+            np.save(partial / "vectors.npy", self.vectors.astype(dtype, copy=False))
+            np.save(partial / "lengths.npy", self.lengths)
+            (partial / "documents.jsonl").write_text("".join(lines), "utf-8")
+            (partial / "vectors.json").write_text(json.dumps({"format": FORMAT, **asdict(self.origin)}), "utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> TokenVectors:
@@ -123,17 +117,3 @@ def _as_line(document: Document, index: int) -> str:
 def _from_line(line: str) -> Document:
     content = json.loads(line)
     return Document(content["text"], content["fields"])
-
-
-def _replace(part: Path, folder: Path) -> None:
-    """Put `part` in the place of `folder`. What others have mapped of the old one stays readable to them."""
-    old = part.with_suffix(".old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        part.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -24,11 +24,10 @@ from secondpass.errors import MissingExtra, WrongUse
 
 if TYPE_CHECKING:
     from secondpass.checkpoint.checkpoint import Checkpoint
-    from secondpass.checkpoint.export.export import Inputs
+    from secondpass.checkpoint.export.trace import Inputs
     from secondpass.data.pairs import Pair
     from secondpass.reranker import Reranker
 
-REPORT = "export.json"
 MAX_CALIBRATION = 300  # pairs; more change the ranges of activations little
 ALL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # Two passages count as ordered by the reference when its logits differ by more than float32 noise.
@@ -99,8 +98,9 @@ def export(
     """
     if find_spec("torch") is None:
         raise MissingExtra("torch", "export")
+    from secondpass.checkpoint.atomic import write_text
     from secondpass.checkpoint.checkpoint import open_checkpoint
-    from secondpass.checkpoint.save import write_text
+    from secondpass.checkpoint.layout import REPORT
     from secondpass.data.pairs import read_pairs, sample_pairs
 
     check = sample_pairs() if writing.check is None else read_pairs(Path(writing.check))

@@ -63,7 +63,7 @@ def pull(
 
 def _unknown(model: CachedModel) -> Known:
     """A row for a cached model that is not in the list; the family says whether it could rank."""
-    from secondpass.checkpoint.checkpoint import read_json
+    from secondpass.json_file import read_json
     from secondpass.text.catalogue import Known
     from secondpass.text.families import recipe_for
 

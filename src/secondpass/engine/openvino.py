@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.checkpoint.checkpoint import Checkpoint
-from secondpass.checkpoint.openvino import import_openvino
+from secondpass.checkpoint.graph import import_openvino
 from secondpass.engine.cpu.threads import cpu_quota, num_cores
 from secondpass.errors import CheckpointError, EngineError
 from secondpass.types import Advance, Row, Run

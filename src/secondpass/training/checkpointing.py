@@ -6,7 +6,6 @@ A checkpoint is a folder that gets its name when all of it is on disk; until the
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,10 +18,11 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from secondpass.checkpoint.checkpoint import read_json
-from secondpass.checkpoint.save import sync_folder, write_tensors, write_text
+from secondpass.checkpoint.atomic import whole_folder, write_text
+from secondpass.checkpoint.save import write_tensors
 from secondpass.checkpoint.weights import read_tensors
 from secondpass.errors import CheckpointError, TrainingError
+from secondpass.json_file import read_json
 
 _NAME = re.compile(r"step-(\d+)")
 TENSORS, FACTS = "state.safetensors", "state.json"
@@ -94,22 +94,17 @@ def save_state(
 ) -> Path:
     """Write folder/step-N and remove all but the last checkpoints. Raises TrainingError where that fails."""
     final = folder / f"step-{step:08d}"
-    partial = folder / f".partial-{os.getpid()}"
     tensors = {f"weights.{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimiser.state[parameter].items():
             tensors[f"optimiser.{key}.{name}"] = value
     try:
-        for stale in folder.glob(".partial-*"):  # of a process that was killed
+        for stale in folder.glob(".step-*"):  # of a process that was killed
             shutil.rmtree(stale, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write_tensors(partial / TENSORS, tensors)
-        write_text(partial / FACTS, json.dumps({"step": step, **facts}) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        sync_folder(folder)
-    except (OSError, CheckpointError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        with whole_folder(final) as partial:
+            write_tensors(partial / TENSORS, tensors)
+            write_text(partial / FACTS, json.dumps({"step": step, **facts}) + "\n")
+    except CheckpointError as error:
         good = steps_in(folder)
         kept = f"the checkpoint of step {good[-1]} is whole" if good else "there is none before it"
         raise TrainingError(f"the checkpoint of step {step} could not be saved: {error}; {kept}") from error

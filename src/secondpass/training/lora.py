@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secondpass.checkpoint.adapter import WEIGHTS
-from secondpass.checkpoint.checkpoint import ADAPTER
-from secondpass.checkpoint.save import write_tensors, write_text
+from secondpass.checkpoint.atomic import write_text
+from secondpass.checkpoint.layout import ADAPTER, LENGTH
+from secondpass.checkpoint.save import write_tensors
 from secondpass.models.layers import ACTIVATIONS, Linear
 from secondpass.training.model import Trainable
 from secondpass.training.settings import LoraSettings
@@ -77,8 +78,8 @@ def merged_tensors(net: nn.Module) -> dict[str, Tensor]:
         return own | {name: update.merged() for name, update in low_rank.items()}
 
 
-def save_adapter(trainable: Trainable, settings: LoraSettings, folder: Path) -> None:
-    """Updates and head in PEFT's layout, for the base that the run started from."""
+def save_adapter(trainable: Trainable, settings: LoraSettings, folder: Path, *, max_length: int) -> None:
+    """Updates and head in PEFT's layout, for the base that the run started from, read to the length of the run."""
     naming, net = trainable.naming, trainable.model
     tensors: dict[str, Tensor] = {}
     changed: list[str] = []
@@ -105,6 +106,7 @@ def save_adapter(trainable: Trainable, settings: LoraSettings, folder: Path) -> 
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS[0], {name: tensor.detach().clone() for name, tensor in tensors.items()})
+    write_text(folder / LENGTH, json.dumps({"max_seq_length": max_length}) + "\n")
     write_text(folder / ADAPTER, json.dumps(config, indent=2) + "\n")
 
 

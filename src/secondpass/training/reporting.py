@@ -220,7 +220,7 @@ def save_result(folder: Path, trainable: Trainable, settings: TrainingSettings, 
         texts={CARD: card(trainable, settings, outcome)},
     )
     if settings.lora is not None and settings.lora.saves_adapter:
-        save_adapter(trainable, settings.lora, folder / "adapter")
+        save_adapter(trainable, settings.lora, folder / "adapter", max_length=outcome.limits.max_length)
 
 
 def card(trainable: Trainable, settings: TrainingSettings, outcome: RunSummary) -> str:

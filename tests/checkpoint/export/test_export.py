@@ -14,7 +14,7 @@ from secondpass import Reranker
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.checkpoint.export import export as module
 from secondpass.checkpoint.export.export import export
-from secondpass.checkpoint.export.openvino_weights import read_constants
+from secondpass.checkpoint.graph import read_constants
 from secondpass.errors import CheckpointError, MissingExtra
 from tests.checkpoints import tiny_bert
 from tests.goldens import SHARED
@@ -146,12 +146,28 @@ def test_a_folder_is_replaced_only_when_asked(source: Path, tmp_path: Path) -> N
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "mine.txt").write_text("keep me")
-    with pytest.raises(FileExistsError, match="not empty"):
-        export(open_checkpoint(source), folder)
+    for overwrite in (False, True):  # nobody asked for a folder of something else to go
+        with pytest.raises(FileExistsError, match=r"not empty, and holds no export\.json"):
+            export(open_checkpoint(source), folder, overwrite=overwrite)
     assert (folder / "mine.txt").read_text() == "keep me"
+    (folder / "mine.txt").unlink()
+    export(open_checkpoint(source), folder)
+    (folder / "openvino" / "openvino_model.bin").unlink()
+    with pytest.raises(FileExistsError, match="--force to replace the export there"):
+        export(open_checkpoint(source), folder)
     export(open_checkpoint(source), folder, overwrite=True)
-    assert not (folder / "mine.txt").exists()
     assert (folder / "openvino" / "openvino_model.bin").is_file()
+
+
+@pytest.mark.parametrize("name", [".", "..", "../.."])
+def test_the_current_folder_is_never_replaced(
+    source: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    with pytest.raises(FileExistsError, match="is the current folder or holds it"):
+        export(open_checkpoint(source), Path(name), overwrite=True)
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_the_model_itself_is_never_replaced(source: Path, tmp_path: Path) -> None:

@@ -6,24 +6,23 @@ engine and other libraries look for it.
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from secondpass.checkpoint.adapter import save_merged
+from secondpass.checkpoint.adapter import write_merged
+from secondpass.checkpoint.atomic import whole_folder, write_text
 from secondpass.checkpoint.checkpoint import Checkpoint
-from secondpass.checkpoint.save import tokenizer_files
-from secondpass.errors import CheckpointError
+from secondpass.checkpoint.layout import LENGTH, REPORT, tokenizer_files
+
+if TYPE_CHECKING:
+    from secondpass.checkpoint.export.trace import Inputs
 
 DTYPES = ("float32", "bfloat16", "int8")
 # What is read beside the weights and the tokenizer.
-SETTINGS = ("config.json", "sentence_bert_config.json", "config_sentence_transformers.json", "calibration.json")
-Inputs = Mapping[str, NDArray[np.int64]]  # of one call, each (N, L)
+SETTINGS = ("config.json", LENGTH, "config_sentence_transformers.json", "calibration.json")
 
 
 def export(
@@ -39,8 +38,9 @@ def export(
 
     format: "openvino", "onnx", or "safetensors" for an adapter merged into its base. dtype: how matrices are stored,
     "float32" unless given, "bfloat16" or "int8" (one scale per row); of safetensors always the base's. calibration:
-    inputs by whose ranges activations become int8 too. Raises FileExistsError for a folder that is not empty, unless
-    `overwrite`; ValueError for what cannot be exported so; CheckpointError where it cannot be written.
+    inputs by whose ranges activations become int8 too. overwrite replaces what an export wrote, and nothing else.
+    Raises FileExistsError for a folder that may not be written over, ValueError for what cannot be exported so,
+    CheckpointError where it cannot be written.
     """
     if format not in WRITERS:
         raise ValueError(f"format is {format!r}; give {' or '.join(map(repr, WRITERS))}")
@@ -51,6 +51,7 @@ def export(
     _refuse(checkpoint, folder, overwrite=overwrite)
     with whole_folder(folder) as partial:
         WRITERS[format](checkpoint, partial, dtype, calibration)
+        write_text(partial / REPORT, json.dumps({"model": checkpoint.name, "format": format}) + "\n")
     return folder
 
 
@@ -60,33 +61,17 @@ def _refuse(checkpoint: Checkpoint, folder: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"{folder} is a file; give a new folder")
     if not folder.exists():
         return
-    own = [place for place in (checkpoint.folder, checkpoint.adapter) if place is not None and place.exists()]
-    if any(place.resolve().is_relative_to(folder.resolve()) for place in own):
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise FileExistsError(f"{folder} is the current folder or holds it; give a new folder")
+    own = [path for path in (checkpoint.folder, checkpoint.adapter) if path is not None and path.exists()]
+    if any(path.resolve().is_relative_to(folder.resolve()) for path in own):
         raise FileExistsError(f"{folder} holds the model that is to be exported; give a new folder")
-    if any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(f"{folder} is not empty; give a new folder, or --force to replace it")
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which then takes the place of `folder`. On an error nothing of it is left.
-
-    Raises CheckpointError where the disk is full or the place cannot be written to.
-    """
-    partial, old = (folder.with_name(f".{folder.name}.{what}-{os.getpid()}") for what in ("partial", "old"))
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error}); what was there before is untouched") from error
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
+    if not any(folder.iterdir()):
+        return
+    if not (folder / REPORT).is_file():
+        raise FileExistsError(f"{folder} is not empty, and holds no {REPORT} of an earlier export; give a new folder")
+    if not overwrite:
+        raise FileExistsError(f"{folder} is not empty; give a new folder, or --force to replace the export there")
 
 
 def _write_openvino(checkpoint: Checkpoint, folder: Path, dtype: str | None, calibration: Sequence[Inputs]) -> None:
@@ -113,7 +98,7 @@ def _write_onnx(checkpoint: Checkpoint, folder: Path, dtype: str | None, calibra
 def _write_merged(checkpoint: Checkpoint, folder: Path, dtype: str | None, calibration: Sequence[Inputs]) -> None:
     if dtype is not None:
         raise ValueError(f"dtype is {dtype!r}; a merged model keeps the precision of its base")
-    save_merged(checkpoint, folder)
+    write_merged(checkpoint, folder)
 
 
 WRITERS: dict[str, Callable[[Checkpoint, Path, str | None, Sequence[Inputs]], None]] = {

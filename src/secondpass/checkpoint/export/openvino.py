@@ -1,12 +1,13 @@
 """A traced cross-encoder as an OpenVINO graph: float weights, half of their size, or int8.
 
 Every parameter is a constant under its name, and the graph's notes say what the checkpoint calls it: so the torch
-engine can read the graph too, and what is trained from it is an ordinary checkpoint again (constants.py).
+engine can read the graph too, and what is trained from it is an ordinary checkpoint again (checkpoint/graph.py).
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,10 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from secondpass.checkpoint.export.export import Inputs
-from secondpass.checkpoint.export.openvino_weights import NAMES, PREFIX
-from secondpass.checkpoint.export.trace import INPUTS, Padded, example
-from secondpass.checkpoint.openvino import import_openvino
+from secondpass.checkpoint.export.trace import INPUTS, Inputs, Padded, example
+from secondpass.checkpoint.graph import NAMES, PREFIX, import_openvino
 from secondpass.errors import MissingExtra
 
 # The operation in which a vector is a constant -> its name in the module. The tracer keeps only the matrices' names.
@@ -36,7 +35,11 @@ def write_openvino(model: Padded, file: Path, dtype: str, calibration: Sequence[
     for matrix in list(_matrices(graph)) if dtype != "float32" else ():
         _STORED[dtype](openvino, matrix)
     graph.set_rt_info(json.dumps(_names(model)), list(NAMES))
-    openvino.save_model(graph, file, compress_to_fp16=False)
+    try:
+        openvino.save_model(graph, file, compress_to_fp16=False)
+    except RuntimeError as error:  # of a C++ stream, which keeps the reason to itself
+        free = shutil.disk_usage(file.parent).free
+        raise OSError(f"{free / 1e6:,.1f} MB are free there; make room: {error}") from error
 
 
 def _names(model: Padded) -> dict[str, list[tuple[str, int]]]:

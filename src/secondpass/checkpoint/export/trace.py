@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secondpass.checkpoint.adapter import change_of
@@ -12,6 +16,7 @@ from secondpass.checkpoint.weights import load_weights
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import Packed
 
+Inputs = Mapping[str, NDArray[np.int64]]  # of one call, each (N, L)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 

@@ -1,21 +1,24 @@
-"""The weights inside an OpenVINO graph, read without OpenVINO: names and places from the .xml, numbers from the .bin.
+"""Graphs of checkpoints: OpenVINO imported safely, what is no graph refused, and weights read without OpenVINO.
 
-A matrix may be stored as int8 with one scale per row, and a zero point: it is (stored - zero point) * scale. So a
-checkpoint that is shipped as a graph needs no second copy of its weights for the torch engine.
+Names and offsets of the weights come from the .xml, numbers from the .bin. A matrix may be stored as int8 with one
+scale per row, and a zero point: it is (stored - zero point) * scale. So a checkpoint that is shipped as a graph needs
+no second copy of its weights for the torch engine.
 """
 
 from __future__ import annotations
 
-import json
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.errors import CheckpointError
+from secondpass.json_file import check_plain, parsed
 
 # What the tracer puts before the name of a parameter of the module that `secondpass export` traces.
 PREFIX = "self.model."
@@ -27,6 +30,48 @@ _VECTOR = re.compile(r".*(bias|norm\.weight|word_match\.\w+)", re.IGNORECASE)
 _COMPRESSED = "_compressed"  # how OpenVINO names what it has stored in half precision
 
 
+MAX_XML = 256 << 20  # bytes; a graph of 24 blocks has one or two megabytes
+_ONNX = b"\x08"  # the first field of its protocol buffer, the version of the format
+_TELEMETRY = "openvino_telemetry"
+
+
+def import_openvino() -> Any:
+    """The module openvino, imported so that nothing leaves the machine.
+
+    Importing it reports that to its maker over the network, unless its telemetry package cannot be imported; so it
+    cannot while openvino is, and openvino falls back to its own stub. Where a program has imported openvino before,
+    that program has decided.
+    """
+    is_blocked = _TELEMETRY not in sys.modules
+    if is_blocked:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        if is_blocked:
+            del sys.modules[_TELEMETRY]
+    return openvino
+
+
+def check_graph(file: Path) -> None:
+    """Raises CheckpointError for what is no graph, before a library reads it and prints what it thinks of it.
+
+    XML with a DOCTYPE is none: its entities may stand for gigabytes, and the libraries disagree on what they mean.
+    """
+    try:
+        if file.suffix == ".xml":
+            check_plain(file, MAX_XML)
+            content = file.read_bytes()
+            if b"<!DOCTYPE" in content or b"<!ENTITY" in content or content[:2] in (b"\xfe\xff", b"\xff\xfe"):
+                raise CheckpointError(f"{file}: no graph of OpenVINO: plain UTF-8 without a DOCTYPE is needed")
+        else:
+            with file.open("rb") as stream:
+                if stream.read(1) != _ONNX:
+                    raise CheckpointError(f"{file}: no ONNX graph; export it again")
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from error
+
+
 def read_constants(graph: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Every (name, values) of the traced module's parameters, in float32, by the names of the source checkpoint.
 
@@ -35,7 +80,7 @@ def read_constants(graph: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
     root = _parsed(graph)
     stored = _stored(graph, root)
     notes = root.find("/".join(("rt_info", *NAMES)))
-    theirs: dict[str, list[tuple[str, int]]] = {} if notes is None else json.loads(notes.get("value", "{}"))
+    theirs = {} if notes is None else _checked_names(parsed(notes.get("value", "{}"), str(graph)), graph)
     names = [name for name in stored if not name.endswith(("/scale", "/zero_point"))]
     if not names:
         raise CheckpointError(f"{graph}: names no weights; it can be run by the openvino engine, not by torch")
@@ -52,6 +97,13 @@ def read_constants(graph: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
             start += num_rows
 
 
+def _checked_names(notes: Any, graph: Path) -> dict[str, list[tuple[str, int]]]:
+    try:
+        return {str(ours): [(str(name), int(rows)) for name, rows in parts] for ours, parts in notes.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{graph}: its names of weights cannot be read: {error}") from error
+
+
 def _floats(stored: NDArray[np.generic]) -> NDArray[np.float32]:
     """NumPy has no bfloat16: its bits, here as uint16, are the upper half of a float32's."""
     return (
@@ -60,9 +112,10 @@ def _floats(stored: NDArray[np.generic]) -> NDArray[np.float32]:
 
 
 def _parsed(graph: Path) -> ElementTree.Element:
+    check_graph(graph)
     try:
         return ElementTree.parse(graph).getroot()
-    except (ElementTree.ParseError, OSError) as error:
+    except (ElementTree.ParseError, OSError, ValueError) as error:
         raise CheckpointError(f"{graph}: its weights cannot be read: {type(error).__name__}: {error}") from error
 
 
