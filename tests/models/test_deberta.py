@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from secondpass.errors import UnknownModel
-from secondpass.models.attention import deberta as disentangled
-from secondpass.models.attention.attention import attend_kept
-from secondpass.models.attention.deberta import Tables, cut_groups, disentangled_attention, kept_bias, log_buckets
+from secondpass.models.attention.cpu_bf16 import attend_cpu_bf16
+from secondpass.models.attention.deberta import DistanceBias, log_buckets
+from secondpass.models.attention.reference import Kernel, Rule, attend_reference
+from secondpass.models.attention.sdpa import attend_sdpa
+from secondpass.models.attention.varlen import attend_varlen
 from secondpass.models.deberta import DebertaConfig
 from secondpass.packed import Packed, pack
 from secondpass.types import Row
@@ -43,8 +45,8 @@ def example() -> tuple[Packed, tuple[Tensor, Tensor, Tensor], dict[int, Tensor],
     return batch, (q, k, v), keys, queries
 
 
-def tables_of(keys: dict[int, Tensor], queries: dict[int, Tensor]) -> Tables:
-    return Tables(
+def tables_of(keys: dict[int, Tensor], queries: dict[int, Tensor]) -> DistanceBias:
+    return DistanceBias(
         torch.stack([keys[d] for d in range(9, -10, -1)], dim=1),
         torch.stack([queries[d] for d in range(-9, 10)], dim=1),
     )
@@ -71,13 +73,15 @@ def defined(
     return out
 
 
-def test_packed_rows_equal_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernel", [attend_reference, attend_sdpa, attend_cpu_bf16, attend_varlen])
+def test_packed_rows_equal_the_definition(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, heads, keys, queries = example()
     expected = defined(batch, heads, keys, queries)
-    found = disentangled_attention(*heads, batch, tables_of(keys, queries), scale=SCALE)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
-    monkeypatch.setattr(disentangled, "MAX_PRODUCTS", 1)  # one row at a time
-    found = disentangled_attention(*heads, batch, tables_of(keys, queries), scale=SCALE)
+    with torch.inference_mode():
+        found = kernel(*heads, batch, rule=Rule(scale=SCALE), bias=tables_of(keys, queries))
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        monkeypatch.setattr("secondpass.models.attention.reference.MAX_LOGITS", 1)  # one row at a time
+        found = kernel(*heads, batch, rule=Rule(scale=SCALE), bias=tables_of(keys, queries))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -85,7 +89,7 @@ def test_the_padded_form_equals_packed() -> None:
     batch, heads, keys, queries = example()
     padded, places = padded_form(batch, 9)
     wide = [torch.zeros(len(LENGTHS) * 9, 2, 4).index_copy_(0, places, x) for x in heads]
-    found = disentangled_attention(wide[0], wide[1], wide[2], padded, tables_of(keys, queries), scale=SCALE)
+    found = attend_sdpa(*wide, padded, rule=Rule(scale=SCALE), bias=tables_of(keys, queries))
     torch.testing.assert_close(found[places], defined(batch, heads, keys, queries), atol=1e-6, rtol=0)
 
 
@@ -93,14 +97,8 @@ def test_the_padded_form_equals_packed() -> None:
 def test_kept_tokens_equal_the_definition(end: str) -> None:
     batch, (q, k, v), keys, queries = example()
     kept = batch.first() if end == "first" else batch.last()
-    bias = kept_bias(q[kept], k, batch, kept, tables_of(keys, queries))
-    found = attend_kept(q[kept], k, v, batch, scale=SCALE, bias=bias)
+    found = attend_sdpa(q, k, v, batch, rule=Rule(scale=SCALE), keep=kept, bias=tables_of(keys, queries))
     torch.testing.assert_close(found, defined(batch, (q, k, v), keys, queries)[kept], atol=1e-6, rtol=0)
-
-
-def test_groups_are_cut_under_the_limit() -> None:
-    parts = cut_groups([(40, 512), (3, 4)], 12)
-    assert parts == [*[(2, 512)] * 20, (3, 4)]
 
 
 def test_near_distances_have_a_bucket_each_and_far_ones_share() -> None:

@@ -10,10 +10,11 @@ import torch
 
 from secondpass import Reranker
 from secondpass.engine.cuda import graphs
-from secondpass.engine.cuda.graphs import CudaGraphs, Graphs
-from secondpass.models.attention import attention as attention_module
-from secondpass.models.attention.attention import attend_kept, attention
-from secondpass.models.attention.varlen import is_usable
+from secondpass.engine.cuda.graphs import CudaGraphs, Graphs, open_graphs
+from secondpass.models.attention import pick_kernel
+from secondpass.models.attention.reference import Kernel, Rule
+from secondpass.models.attention.sdpa import attend_sdpa
+from secondpass.models.attention.varlen import attend_varlen, is_usable
 from secondpass.packed import Packed, pack
 from secondpass.types import Row, Run
 from tests.goldens import Golden, golden_runs
@@ -81,7 +82,7 @@ def test_a_forward_does_not_wait_for_the_device(golden: Golden) -> None:
 @pytest.mark.parametrize("has_gradient", [False, True])
 @pytest.mark.parametrize("width", [32, 64, 128, 256])
 def test_the_variable_length_kernel_is_used(width: int, has_gradient: bool) -> None:
-    assert is_usable(torch.empty(4, 2, width, dtype=torch.bfloat16, device="cuda", requires_grad=has_gradient))
+    assert is_usable(torch.device("cuda"), torch.bfloat16, width, has_gradient=has_gradient)
 
 
 def rows_of(lengths: Sequence[int], seed: int = 0) -> list[Row]:
@@ -91,23 +92,29 @@ def rows_of(lengths: Sequence[int], seed: int = 0) -> list[Row]:
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_gradients_equal_those_of_rows_one_by_one(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_equal_those_of_rows_one_by_one(window: int | None) -> None:
     batch = pack(rows_of((30, 9, 9, 4, 1))).to(torch.device("cuda"))
     joined = torch.randn(53, 3, 4, 64, dtype=torch.bfloat16, device="cuda")
 
-    def slopes() -> tuple[torch.Tensor, ...]:
+    def slopes(kernel: Kernel) -> tuple[torch.Tensor, ...]:
         x = joined.clone().requires_grad_()
         q, k, v = x.unbind(1)
-        mixed = attention(q, k, v, batch, scale=0.125, window=window)
-        kept = attend_kept(q[batch.first()], k, v, batch, scale=0.125)
+        mixed = kernel(q, k, v, batch, rule=Rule(scale=0.125, window=window))
+        kept = kernel(q, k, v, batch, rule=Rule(scale=0.125), keep=batch.first())
         (mixed.float().square().sum() + kept.float().sum()).backward()
         assert x.grad is not None
         return mixed.detach(), kept.detach(), x.grad
 
-    found = slopes()
-    monkeypatch.setattr(attention_module, "is_usable", lambda q: False)
-    for fast, plain in zip(found, slopes(), strict=True):
+    for fast, plain in zip(slopes(attend_varlen), slopes(attend_sdpa), strict=True):
         torch.testing.assert_close(fast, plain, atol=0.03, rtol=0.03)
+
+
+def recording(golden: Golden) -> Any:
+    """An engine that records graphs."""
+    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda").engine
+    kernel = pick_kernel(engine._device, engine._dtype, engine.model.backbone.config.head_width)
+    engine._graphs = open_graphs(engine.model, kernel, engine._device, engine._budget)
+    return engine
 
 
 ENCODER_GOLDENS = [case for case in goldens() if not isinstance(case.values[0], Golden) or case.id in ENCODERS]
@@ -115,7 +122,7 @@ ENCODER_GOLDENS = [case for case in goldens() if not isinstance(case.values[0], 
 
 @pytest.mark.parametrize("golden", ENCODER_GOLDENS)
 def test_graphs_equal_the_plain_path_at_many_sizes(golden: Golden) -> None:
-    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda").engine
+    engine = recording(golden)
     draw = torch.Generator().manual_seed(0)
     num_replayed = 0
     with torch.inference_mode():
@@ -135,7 +142,7 @@ def test_graphs_equal_the_plain_path_at_many_sizes(golden: Golden) -> None:
 
 @pytest.mark.parametrize("golden", ENCODER_GOLDENS)
 def test_a_replay_does_not_wait_for_the_device(golden: Golden) -> None:
-    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda").engine
+    engine = recording(golden)
     rows = rows_of((30, 9, 9, 4))
     with torch.inference_mode():
         for _ in range(2):
@@ -150,7 +157,7 @@ def test_a_replay_does_not_wait_for_the_device(golden: Golden) -> None:
 @pytest.mark.parametrize("golden", ENCODER_GOLDENS[:1])
 def test_graphs_take_a_bounded_part_of_the_memory(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MAX_GRAPHS", 8)
-    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda").engine
+    engine = recording(golden)
     taken = []
     with torch.inference_mode():
         for count in [*range(1, 60), *range(1, 60)]:
@@ -166,7 +173,7 @@ def test_graphs_take_a_bounded_part_of_the_memory(golden: Golden, monkeypatch: p
 
 @pytest.mark.parametrize("golden", ENCODER_GOLDENS[:1])
 def test_a_recording_that_fails_leaves_the_device_usable(golden: Golden) -> None:
-    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda").engine
+    engine = recording(golden)
     device, rows = torch.device("cuda"), rows_of((30, 9, 9, 4))
 
     def waits(batch: Packed) -> torch.Tensor:

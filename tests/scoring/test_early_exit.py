@@ -250,13 +250,6 @@ def test_several_cutoff_layers_are_refused(plain: Reranker) -> None:
         plain.engine.run([], Run(cutoff_layers=(5, 3), early_exit=EarlyExit(1.0, top_n=1)))
 
 
-@pytest.mark.slow
-def test_several_devices_refuse_it() -> None:
-    reranker = Reranker(Golden("minicpm-layerwise").folder, device="cpu,cpu", dtype="float32")
-    with pytest.raises(ValueError, match="open the model on one device"):
-        reranker.rank(QUERY, TEXTS[:3], top_n=1, early_exit=0.5)
-
-
 def test_other_models_refuse_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="early_exit need a layer-wise model; this is bert"):
         Reranker(tiny_bert(tmp_path), device="cpu").rank("which river", ["water"], top_n=1, early_exit=1.0)

@@ -31,6 +31,11 @@ def pick_device(device: str) -> torch.device:
     """ "auto" is CUDA, then Apple's MPS, then the CPU."""
     import torch
 
+    if "," in device or device.endswith(":all"):
+        raise ValueError(
+            f"device is {device!r}; an engine runs on one device: start a server on each ({device.split(',')[0]!r} "
+            "and so on) behind a load balancer, or score with one process for each device"
+        )
     if device != "auto":
         try:
             picked = torch.device(device)

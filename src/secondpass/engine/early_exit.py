@@ -54,7 +54,7 @@ class Carried:
                 return held.states, held.batch
         if not self.held:
             batch = self._packed(places, [self.portion.rows[place] for place in places]).to(device)
-            return model.backbone.embed(batch), batch
+            return model.decoder().embed(batch), batch
         found = {place: part for held in self.held for place, part in _parts(held)}
         states, rows = zip(*(found[place] for place in places), strict=True)
         return torch.cat(states), self._packed(places, rows).to(device)
@@ -177,7 +177,7 @@ class EarlyExits:
         """The states of the batch after these blocks, None after the last, and its scores (N,) there."""
         states, packed = rows.start([rows.places[i] for i in batch], self.model, self.device)
         is_last = blocks[1] == self._top
-        x, packed = self.model.backbone.advance(
+        x, packed = self.model.decoder().advance(
             states, packed, blocks, self.run, rows.kept, "last" if is_last else "all"
         )
         scores = self.model.exit_scores(x if is_last else x[packed.last()], blocks[1])

@@ -83,13 +83,9 @@ def _open_torch(checkpoint: Checkpoint, device: str, dtype: str, token_budget: i
     if find_spec("torch") is None:
         raise MissingExtra("torch", "torch")
     suit_torch()
-    from secondpass.engine.replicas import ReplicaEngine, devices_of
-
-    if len(devices := devices_of(device)) > 1:
-        return ReplicaEngine(checkpoint, devices, dtype=dtype, token_budget=token_budget)
     from secondpass.engine.torch import TorchEngine
 
-    return TorchEngine(checkpoint, device=devices[0], dtype=dtype, token_budget=token_budget)
+    return TorchEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)
 
 
 def _open_openvino(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:

@@ -22,6 +22,7 @@ from secondpass.engine.device import pick_device, pick_precision
 from secondpass.engine.early_exit import EarlyExits
 from secondpass.engine.prefix import Portion, share
 from secondpass.errors import EngineError
+from secondpass.models.attention import pick_kernel, use_kernel
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import pack
 from secondpass.types import Advance, Row, Run
@@ -30,7 +31,10 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]  # of one block
 
 
 class TorchEngine:
-    """A cross-encoder on torch."""
+    """A cross-encoder on torch.
+
+    cuda_graphs: small batches are replayed from recorded passes on a GPU. Not yet measured on one, therefore off.
+    """
 
     name = "torch"
 
@@ -41,6 +45,7 @@ class TorchEngine:
         device: str = "auto",
         dtype: str = "auto",
         token_budget: int | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self._device = pick_device(device)
         precision = pick_precision(dtype, self._device)
@@ -55,7 +60,9 @@ class TorchEngine:
             self._reason += ", " + prepare(self.model, is_int8=precision.is_int8)
         self._budget = Budget(token_budget) if token_budget else budget_of(self._device, config, self._dtype)
         self._in_batches = Streams(config.width).in_batches if self._device.type == "cpu" else in_batches
-        self._graphs = open_graphs(self.model, self.model.backbone, self._device, self._dtype, self._budget)
+        kernel = pick_kernel(self._device, self._dtype, config.head_width)
+        self._reason += ", " + use_kernel(self.model, kernel)
+        self._graphs = open_graphs(self.model, kernel, self._device, self._budget) if cuda_graphs else None
         self.shares = True  # compute what the rows of a query have in common once; off for comparison
         self._lock = threading.Lock()  # one call at a time: each uses all cores already
 
@@ -113,8 +120,7 @@ class TorchEngine:
             return []
         top = run.cutoff_layers[-1] if run.cutoff_layers else None
         with memory_checked(sum(map(len, shared))):
-            kept: list[KeysValues] = self.model.backbone.kept_states(pack(shared).to(self._device), top)
-        return kept
+            return self.model.decoder().kept_states(pack(shared).to(self._device), top)
 
     def _forward(self, portion: Portion, run: Run, kept: Sequence[KeysValues], batch: Sequence[int]) -> torch.Tensor:
         rows = [portion.rows[i] for i in batch]

@@ -24,6 +24,7 @@ from secondpass.engine.cuda.copies import Arrival
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.engine.encoder import Heads, Vectors
 from secondpass.errors import EngineError
+from secondpass.models.attention import pick_kernel, use_kernel
 from secondpass.models.layers import Linear
 from secondpass.models.text_encoder import TextEncoder
 from secondpass.packed import pack
@@ -59,6 +60,8 @@ class TorchEncoder:
         self.fingerprint = _fingerprint(self.model)
         if self._device.type == "cpu":
             self.reason += ", " + prepare(self.model)
+        kernel = pick_kernel(self._device, self._dtype, config.head_width)
+        self.reason += ", " + use_kernel(self.model, kernel)
         self._lock = threading.Lock()  # one call at a time: each uses all cores already
 
     @property

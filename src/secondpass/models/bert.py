@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secondpass.models.attention.attention import attend_kept, attention
+from secondpass.models.attention import Attention
+from secondpass.models.attention.reference import Rule
 from secondpass.models.heads import ClassifierConfig
-from secondpass.models.layers import Embedding, LayerNorm, Linear, activation_of
+from secondpass.models.layers import EmbeddingTable, LayerNorm, Linear, activation_of
 from secondpass.packed import Keep, Packed
 
 _LAYER = r"encoder\.layer\.(\d+)\."
@@ -74,11 +75,16 @@ class BertConfig:
         """Longest input in tokens; RoBERTa's table starts with pad_id + 1 rows that no token uses."""
         return self.num_positions - (0 if self.pad_id is None else self.pad_id + 1)
 
-    def classifier(self) -> ClassifierConfig:
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def reads(self) -> ClassifierConfig:
         return ClassifierConfig(width=self.width)
 
 
-class Layer(nn.Module):
+class BertLayer(nn.Module):
     """One post-norm transformer block."""
 
     def __init__(self, config: BertConfig) -> None:
@@ -86,6 +92,7 @@ class Layer(nn.Module):
         self.num_heads = config.num_heads
         self.activation = config.activation
         self.qkv = Linear(config.width, 3 * config.width)
+        self.attention = Attention(Rule(scale=config.head_width**-0.5))
         self.out = Linear(config.width, config.width)
         self.attention_norm = LayerNorm(config.width, epsilon=config.epsilon)
         self.up = Linear(config.width, config.mlp_width)
@@ -94,12 +101,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, batch: Packed, keep: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        scale = q.shape[-1] ** -0.5
-        if keep is None:
-            mixed = attention(q, k, v, batch, scale=scale)
-        else:
-            mixed, x = attend_kept(q[keep], k, v, batch, scale=scale), x[keep]
-        x = self.attention_norm(self.out(mixed.flatten(1), residual=x))
+        mixed = self.attention(q, k, v, batch, keep=keep)
+        x = self.attention_norm(self.out(mixed.flatten(1), residual=x if keep is None else x[keep]))
         x = self.mlp_norm(self.down(self.up(x, activation=self.activation), residual=x))
         return x
 
@@ -108,11 +111,11 @@ class Bert(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config = config
-        self.word = Embedding(config.num_words, config.width)
-        self.position = Embedding(config.num_positions, config.width)
-        self.token_type = Embedding(config.num_types, config.width)
+        self.word = EmbeddingTable(config.num_words, config.width)
+        self.position = EmbeddingTable(config.num_positions, config.width)
+        self.token_type = EmbeddingTable(config.num_types, config.width)
         self.norm = LayerNorm(config.width, epsilon=config.epsilon)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_layers))
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secondpass.models import build_backbone
-from secondpass.models.heads import Classifier, LayerHeads, TokenLogit
+from secondpass.errors import UnknownModel
+from secondpass.models import Backbone, BackboneConfig, build_backbone
+from secondpass.models.decoder import Decoder
+from secondpass.models.heads import Classifier, ClassifierConfig, LayerHeads, LogitConfig, TokenLogit
 from secondpass.models.word_match import WordMatch, WordMatchConfig
 from secondpass.packed import Packed
 from secondpass.text.families import recipe_for
@@ -19,15 +21,46 @@ from secondpass.types import EarlyExit, Run
 # Where the lightweight reranker compresses when it is not said where, as its reference does.
 COMPRESS_LAYERS = (8,)
 
-# recipe.head -> the head of a backbone with these settings
-HEADS: dict[str, Callable[[Any, Recipe], nn.Module]] = {
-    "classifier": lambda settings, recipe: Classifier(settings.classifier()),
-    "token": lambda settings, recipe: TokenLogit(settings.width, len(recipe.answers), softcap=settings.final_softcap),
-    "label": lambda settings, recipe: TokenLogit(settings.width, 1),  # one label takes the place of the word
-    "layers": lambda settings, recipe: LayerHeads(settings.width, settings.layers, by_place=False),
-    "layers_by_place": lambda settings, recipe: LayerHeads(
-        settings.width, settings.layers, by_place=True, softcap=settings.final_softcap
-    ),
+Head = Classifier | TokenLogit | LayerHeads
+
+
+def _classifier(config: BackboneConfig, recipe: Recipe) -> Head:
+    reads = config.reads
+    if isinstance(reads, ClassifierConfig):
+        return Classifier(reads)
+    raise UnknownModel(f"{recipe.family} has no classifier; its scores are logits of words")
+
+
+def _label(config: BackboneConfig, recipe: Recipe) -> Head:
+    return TokenLogit(config.width, 1)  # one label takes the place of the word
+
+
+def _token(config: BackboneConfig, recipe: Recipe) -> Head:
+    return TokenLogit(config.width, len(recipe.answers), softcap=_logits(config, recipe).softcap)
+
+
+def _layers(config: BackboneConfig, recipe: Recipe) -> Head:
+    return LayerHeads(config.width, _logits(config, recipe).layers, by_place=False)
+
+
+def _layers_by_place(config: BackboneConfig, recipe: Recipe) -> Head:
+    reads = _logits(config, recipe)
+    return LayerHeads(config.width, reads.layers, by_place=True, softcap=reads.softcap)
+
+
+def _logits(config: BackboneConfig, recipe: Recipe) -> LogitConfig:
+    if isinstance(config.reads, LogitConfig):
+        return config.reads
+    raise UnknownModel(f"{recipe.family} has no logits of words; its scores are a classifier's")
+
+
+# recipe.head -> the head of a backbone with this config
+HEADS: dict[str, Callable[[BackboneConfig, Recipe], Head]] = {
+    "classifier": _classifier,
+    "token": _token,
+    "label": _label,
+    "layers": _layers,
+    "layers_by_place": _layers_by_place,
 }
 
 
@@ -43,16 +76,17 @@ class CrossEncoder(nn.Module):
         super().__init__()
         self.recipe = recipe_for(config) if recipe is None else recipe
         architecture = build_backbone(config)
-        settings, self.backbone = architecture.settings, architecture.backbone
-        self.head = HEADS[self.recipe.head](settings, self.recipe)
+        self.backbone: Backbone = architecture.backbone
+        self.head = HEADS[self.recipe.head](architecture.config, self.recipe)
         matching = WordMatchConfig.from_hf(config)
         self.word_match = None if matching is None else WordMatch(matching)
         self.renames: tuple[tuple[str, str], ...] = architecture.renames
         self.ignored: tuple[str, ...] = architecture.ignored
         self.rows: dict[str, tuple[str, Sequence[int]]] = {}
         if answer_ids:
-            self.rows["head.out.weight"] = (settings.output_matrix, answer_ids)
-            self.ignored += settings.copies
+            reads = _logits(architecture.config, self.recipe)
+            self.rows["head.out.weight"] = (reads.matrix, answer_ids)
+            self.ignored += reads.copies
 
     def forward(self, batch: Packed, run: Run | None = None, kept: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
         """`run` is as `resolved` gives it, `kept` as the backbone's `kept_states`."""
@@ -61,20 +95,24 @@ class CrossEncoder(nn.Module):
             scores = scores if self.word_match is None else scores + self.word_match(batch)
             return scores[:, None]
         run = self.resolved(Run()) if run is None else run
-        states = self.backbone(batch, keep=self.head.reads, run=run, kept=kept)
-        reading = batch if run.cutoff_layers is None else run.cutoff_layers
-        scores = self.head(states, reading)
+        states = self.decoder()(batch, keep=self.head.reads, run=run, kept=kept)
+        scores = self.head(states, batch if run.cutoff_layers is None else run.cutoff_layers)
         return scores
 
     def exit_scores(self, states: Tensor, layer: int) -> Tensor:
         """Scores (N,) of the states (N, C) of each row's last token at a layer, as if it were the only cutoff."""
-        scores: Tensor = self.head(self.backbone.norm(states)[:, None], (layer,))
+        scores: Tensor = self.head(self.decoder().norm(states)[:, None], (layer,))
         return scores[:, 0]
 
     @property
     def is_causal(self) -> bool:
         """No token sees a later one, so that the backbone can keep what rows share."""
-        return hasattr(self.backbone, "kept_states")
+        return isinstance(self.backbone, Decoder)
+
+    def decoder(self) -> Decoder:
+        """The backbone of a model that `is_causal`."""
+        assert isinstance(self.backbone, Decoder)
+        return self.backbone
 
     def resolved(self, run: Run) -> Run:
         """`run` with nothing left open. Raises ValueError for what this model does not have."""

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from secondpass.errors import UnknownModel
-from secondpass.models.attention.attention import attend_kept
-from secondpass.models.attention.deberta import Tables, disentangled_attention, kept_bias, log_buckets
+from secondpass.models.attention import Attention
+from secondpass.models.attention.deberta import DistanceBias, log_buckets
+from secondpass.models.attention.reference import Rule
 from secondpass.models.heads import ClassifierConfig
-from secondpass.models.layers import Embedding, LayerNorm, Linear, activation_of
+from secondpass.models.layers import EmbeddingTable, LayerNorm, Linear, activation_of
 from secondpass.packed import Keep, Packed, sent
 
 _LAYER = r"encoder\.layer\.(\d+)\."
@@ -91,7 +92,12 @@ class DebertaConfig:
         """Rows of the table of distances on either side of 0."""
         return self.num_buckets if self.num_buckets > 0 else self.max_distance
 
-    def classifier(self) -> ClassifierConfig:
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def reads(self) -> ClassifierConfig:
         return ClassifierConfig(width=self.width, activation=self.head_activation)
 
 
@@ -125,7 +131,7 @@ class Distances:
     index: Tensor
 
 
-class Layer(nn.Module):
+class DebertaLayer(nn.Module):
     """One post-norm block with disentangled attention."""
 
     def __init__(self, config: DebertaConfig) -> None:
@@ -134,7 +140,8 @@ class Layer(nn.Module):
         self.activation = config.activation
         self.terms = config.terms
         self.is_key_shared = config.is_key_shared
-        self.scale = 1 / math.sqrt(config.width // config.num_heads * (1 + len(config.terms)))
+        self.scale = 1 / math.sqrt(config.head_width * (1 + len(config.terms)))
+        self.attention = Attention(Rule(scale=self.scale))
         self.qkv = Linear(config.width, 3 * config.width)
         own = frozenset() if config.is_key_shared else config.terms
         self.distance_key = Linear(config.width, config.width) if "c2p" in own else None
@@ -147,20 +154,15 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, batch: Packed, distances: Distances, keep: Tensor | None) -> Tensor:
         q, k, v = self._heads(self.qkv(x), 3)
-        tables = self._tables(distances)
-        if keep is None:
-            mixed = disentangled_attention(q, k, v, batch, tables, scale=self.scale)
-        else:
-            bias = kept_bias(q[keep], k, batch, keep, tables)
-            mixed, x = attend_kept(q[keep], k, v, batch, scale=self.scale, bias=bias), x[keep]
-        x = self.attention_norm(self.out(mixed.flatten(1), residual=x))
+        mixed = self.attention(q, k, v, batch, keep=keep, bias=self._bias(distances))
+        x = self.attention_norm(self.out(mixed.flatten(1), residual=x if keep is None else x[keep]))
         x = self.mlp_norm(self.down(self.up(x, activation=self.activation), residual=x))
         return x
 
     def _heads(self, joined: Tensor, count: int) -> list[Tensor]:
         return [x.reshape(x.shape[0], self.num_heads, -1) for x in joined.chunk(count, dim=-1)]
 
-    def _tables(self, distances: Distances) -> Tables:
+    def _bias(self, distances: Distances) -> DistanceBias:
         states, index = distances.states, distances.index
         key: Tensor | None = None
         query: Tensor | None = None
@@ -170,26 +172,24 @@ class Layer(nn.Module):
             key = self._heads(self.distance_key(states), 1)[0]
         if self.distance_query is not None:
             query = self._heads(self.distance_query(states), 1)[0]
-        return Tables(
+        return DistanceBias(
             None if key is None or "c2p" not in self.terms else (key * self.scale)[index.flip(0)].transpose(0, 1),
             None if query is None or "p2c" not in self.terms else (query * self.scale)[index].transpose(0, 1),
         )
 
 
 class Deberta(nn.Module):
-    reads_lengths = True  # of rows, on the host: attention goes row by row
-
     def __init__(self, config: DebertaConfig) -> None:
         super().__init__()
         self.config = config
-        self.word = Embedding(config.num_words, config.width)
-        self.position = Embedding(config.num_positions, config.width) if config.num_positions else None
-        self.token_type = Embedding(config.num_types, config.width) if config.num_types else None
+        self.word = EmbeddingTable(config.num_words, config.width)
+        self.position = EmbeddingTable(config.num_positions, config.width) if config.num_positions else None
+        self.token_type = EmbeddingTable(config.num_types, config.width) if config.num_types else None
         self.norm = LayerNorm(config.width, epsilon=config.epsilon)
-        self.distance = Embedding(2 * config.span, config.width)
+        self.distance = EmbeddingTable(2 * config.span, config.width)
         is_normed = config.is_distance_normed
         self.distance_norm = LayerNorm(config.width, epsilon=config.epsilon) if is_normed else None
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(DebertaLayer(config) for _ in range(config.num_layers))
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""

@@ -12,11 +12,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from secondpass.models.attention.attention import attend_kept, attention, window_bias
+from secondpass.models.attention import Attention
+from secondpass.models.attention.reference import Rule
 from secondpass.models.decoder_configs import DecoderConfig
 from secondpass.models.layers import (
     ACTIVATIONS,
-    Embedding,
+    EmbeddingTable,
     Linear,
     RMSNorm,
     inverse_frequencies,
@@ -78,12 +79,20 @@ Table = tuple[Tensor, Tensor]  # rotary cosines and sines
 KeysValues = tuple[Tensor, Tensor]  # (T, K, D) each
 
 
-class Block(nn.Module):
+class DecoderLayer(nn.Module):
     """One pre-norm transformer block; with norms after both parts too where the family has four."""
 
     def __init__(self, config: DecoderConfig, *, window: int | None) -> None:
         super().__init__()
-        self.config, self.window = config, window
+        self.config = config
+        self.attention = Attention(
+            Rule(
+                scale=config.attention_scale,
+                is_causal=True,
+                window=None if window is None else window - 1,  # attention counts the distance, the families the keys
+                softcap=config.attention_softcap,
+            )
+        )
         self.widths = [n * config.head_width for n in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
         self.qkv = Linear(config.width, sum(self.widths), has_bias=config.has_qkv_bias)
         self.out = Linear(self.widths[0], config.width, has_bias=config.has_out_bias)
@@ -107,14 +116,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, q: Tensor, keys: KeysValues, batch: Packed, keep: Tensor | None) -> Tensor:
         """The states after the block: (T, C), or (N, C) of the tokens at `keep`, each the last of its row."""
-        scale, softcap = self.config.attention_scale, self.config.attention_softcap
-        # Attention counts the distance, the families the keys.
-        window = None if self.window is None else self.window - 1
-        if keep is None:
-            mixed = attention(q, *keys, batch, scale=scale, is_causal=True, window=window, softcap=softcap)
-        else:
-            bias = window_bias(batch, keep, window)
-            mixed, x = attend_kept(q[keep], *keys, batch, scale=scale, softcap=softcap, bias=bias), x[keep]
+        mixed = self.attention(q, *keys, batch, keep=keep)
+        x = x if keep is None else x[keep]
         after, before = (self.middle_norm, self.mlp_norm) if self.mlp_norm is not None else (None, self.middle_norm)
         x = self._add(x, self.out, mixed.flatten(1), after)
         gate, up = self.up(before(x)).chunk(2, dim=-1)
@@ -136,10 +139,10 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.word = Embedding(config.num_words, config.width)
+        self.word = EmbeddingTable(config.num_words, config.width)
         # Every second block of Gemma 2 sees a window only, the first among them.
         windows = [config.window if index % 2 == 0 else None for index in range(config.num_layers)]
-        self.layers = nn.ModuleList(Block(config, window=window) for window in windows)
+        self.layers = nn.ModuleList(DecoderLayer(config, window=window) for window in windows)
         self.norm = _norm(config, config.width)
 
     def forward(
@@ -196,8 +199,8 @@ class Decoder(nn.Module):
             x = x if index == len(layers) else layer(x, q, (k, v), batch, None)
         return kept
 
-    def _blocks(self, count: int | None) -> list[Block]:
-        return list(cast("Iterable[Block]", self.layers))[:count]
+    def _blocks(self, count: int | None) -> list[DecoderLayer]:
+        return list(cast("Iterable[DecoderLayer]", self.layers))[:count]
 
     def embed(self, batch: Packed) -> Tensor:
         """The states (T, C) that enter the first block."""

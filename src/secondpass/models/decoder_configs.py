@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from secondpass.errors import UnknownModel
+from secondpass.models.heads import LogitConfig
 from secondpass.models.layers import activation_of
 
 # rope_type in config.json that changes nothing
@@ -82,14 +83,15 @@ class DecoderConfig:
     layers: tuple[int, ...] = ()  # those with a head of their own: the states that enter block 8, 9, ...
 
     @property
-    def output_matrix(self) -> str:
-        """The tensor whose rows are read as the logits of words."""
-        return "backbone.word.weight" if self.is_tied else "output.weight"
-
-    @property
-    def copies(self) -> tuple[str, ...]:
-        """Tensors of a checkpoint that hold again what is read elsewhere."""
-        return (r"lm_head\.weight",) if self.is_tied else ()
+    def reads(self) -> LogitConfig:
+        """A tied matrix may lie in the checkpoint a second time."""
+        return LogitConfig(
+            width=self.width,
+            layers=self.layers,
+            softcap=self.final_softcap,
+            matrix="backbone.word.weight" if self.is_tied else "output.weight",
+            copies=(r"lm_head\.weight",) if self.is_tied else (),
+        )
 
 
 def llama(config: Mapping[str, Any], *, is_tied: bool = False) -> DecoderConfig:

@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from secondpass.errors import UnknownModel
-from secondpass.models.attention.attention import attend_kept, attention
+from secondpass.models.attention import Attention
+from secondpass.models.attention.reference import Rule
 from secondpass.models.heads import ClassifierConfig
 from secondpass.models.layers import (
     ACTIVATIONS,
-    Embedding,
+    EmbeddingTable,
     LayerNorm,
     Linear,
     activation_of,
@@ -91,7 +92,12 @@ class GteConfig:
             slowdown=slowdown,
         )
 
-    def classifier(self) -> ClassifierConfig:
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def reads(self) -> ClassifierConfig:
         return ClassifierConfig(width=self.width)
 
 
@@ -113,7 +119,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, float]:
     raise UnknownModel(f"config.json: rope scaling {dict(rope)} is not known for GTE; there are {known}")
 
 
-class Layer(nn.Module):
+class GteLayer(nn.Module):
     """One post-norm block with a gated MLP."""
 
     def __init__(self, config: GteConfig) -> None:
@@ -121,6 +127,7 @@ class Layer(nn.Module):
         self.num_heads = config.num_heads
         self.activation = config.activation
         self.qkv = Linear(config.width, 3 * config.width)
+        self.attention = Attention(Rule(scale=config.head_width**-0.5))
         self.out = Linear(config.width, config.width)
         self.attention_norm = LayerNorm(config.width, epsilon=config.epsilon)
         self.up_gate = Linear(config.width, 2 * config.mlp_width, has_bias=False)
@@ -130,12 +137,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, batch: Packed, table: tuple[Tensor, Tensor], keep: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         q, k = rotate(q, *table), rotate(k, *table)
-        scale = q.shape[-1] ** -0.5
-        if keep is None:
-            mixed = attention(q, k, v, batch, scale=scale)
-        else:
-            mixed, x = attend_kept(q[keep], k, v, batch, scale=scale), x[keep]
-        x = self.attention_norm(self.out(mixed.flatten(1), residual=x))
+        mixed = self.attention(q, k, v, batch, keep=keep)
+        x = self.attention_norm(self.out(mixed.flatten(1), residual=x if keep is None else x[keep]))
         up, gate = self.up_gate(x).chunk(2, dim=-1)
         x = self.mlp_norm(self.down(ACTIVATIONS[self.activation](gate) * up, residual=x))
         return x
@@ -145,16 +148,15 @@ class Gte(nn.Module):
     def __init__(self, config: GteConfig) -> None:
         super().__init__()
         self.config = config
-        self.word = Embedding(config.num_words, config.width)
-        self.token_type = Embedding(config.num_types, config.width) if config.num_types else None
+        self.word = EmbeddingTable(config.num_words, config.width)
+        self.token_type = EmbeddingTable(config.num_types, config.width) if config.num_types else None
         self.norm = LayerNorm(config.width, epsilon=config.epsilon)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(GteLayer(config) for _ in range(config.num_layers))
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
         places = batch.places(keep)
-        width = self.config.width // self.config.num_heads
-        inv_freq = inverse_frequencies(width, self.config.theta, device=batch.positions.device)
+        inv_freq = inverse_frequencies(self.config.head_width, self.config.theta, device=batch.positions.device)
         table = rotary_table(batch.positions, inv_freq / self.config.slowdown)
         x: Tensor = self.norm(self._embedded(batch))
         for layer in self.layers[:-1]:

@@ -27,6 +27,21 @@ class ClassifierConfig:
     norm_has_bias: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class LogitConfig:
+    """States that are read as logits of words, or by a linear head at each of `layers`.
+
+    matrix is the tensor whose rows are read as the logits of words; copies match the names of tensors of a checkpoint
+    that hold again what is read elsewhere.
+    """
+
+    width: int
+    layers: tuple[int, ...]
+    softcap: float | None
+    matrix: str
+    copies: tuple[str, ...]
+
+
 class Classifier(nn.Module):
     """Scores (N,) from the pooled state of each row: out(norm(activation(dense(pooled))))."""
 

@@ -129,7 +129,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), weight.shape, weight, self.epsilon).to(x.dtype)
 
 
-class Embedding(nn.Module):
+class EmbeddingTable(nn.Module):
     """Rows of a table (V, C)."""
 
     def __init__(self, num_rows: int, width: int) -> None:

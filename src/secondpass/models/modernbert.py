@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from secondpass.errors import UnknownModel
-from secondpass.models.attention.attention import attend_kept, attention, window_bias
+from secondpass.models.attention import Attention
+from secondpass.models.attention.reference import Rule
 from secondpass.models.heads import ClassifierConfig
 from secondpass.models.layers import (
     ACTIVATIONS,
-    Embedding,
+    EmbeddingTable,
     LayerNorm,
     Linear,
     activation_of,
@@ -97,7 +98,16 @@ class ModernBertConfig:
             head_has_bias=config.get("classifier_bias", False),
         )
 
-    def classifier(self) -> ClassifierConfig:
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def reads(self) -> ClassifierConfig:
         return ClassifierConfig(
             width=self.width,
             activation=self.head_activation,
@@ -137,7 +147,7 @@ def _theta(config: Mapping[str, Any], kind: str, key: str) -> float:
     return float(config["global_rope_theta"] if theta is None else theta)
 
 
-class Layer(nn.Module):
+class ModernBertLayer(nn.Module):
     """One pre-norm block; the first layer has no norm before its attention."""
 
     def __init__(self, config: ModernBertConfig, index: int) -> None:
@@ -145,9 +155,9 @@ class Layer(nn.Module):
         epsilon, has_bias = config.epsilon, config.norm_has_bias
         self.num_heads = config.num_heads
         self.activation = config.activation
-        self.window = config.layers[index].window
         self.attention_norm = LayerNorm(config.width, epsilon=epsilon, has_bias=has_bias) if index else None
         self.qkv = Linear(config.width, 3 * config.width, has_bias=config.attention_has_bias)
+        self.attention = Attention(Rule(scale=config.head_width**-0.5, window=config.layers[index].window))
         self.out = Linear(config.width, config.width, has_bias=config.attention_has_bias)
         self.mlp_norm = LayerNorm(config.width, epsilon=epsilon, has_bias=has_bias)
         self.up = Linear(config.width, 2 * config.mlp_width, has_bias=config.mlp_has_bias)
@@ -157,13 +167,8 @@ class Layer(nn.Module):
         normed = x if self.attention_norm is None else self.attention_norm(x)
         q, k, v = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         q, k = rotate(q, *table), rotate(k, *table)
-        scale = q.shape[-1] ** -0.5
-        if keep is None:
-            mixed = attention(q, k, v, batch, scale=scale, window=self.window)
-        else:
-            bias = window_bias(batch, keep, self.window)
-            mixed, x = attend_kept(q[keep], k, v, batch, scale=scale, bias=bias), x[keep]
-        x = self.out(mixed.flatten(1), residual=x)
+        mixed = self.attention(q, k, v, batch, keep=keep)
+        x = self.out(mixed.flatten(1), residual=x if keep is None else x[keep])
         inner, gate = self.up(self.mlp_norm(x)).chunk(2, dim=-1)
         x = self.down(ACTIVATIONS[self.activation](inner) * gate, residual=x)
         return x
@@ -173,9 +178,9 @@ class ModernBert(nn.Module):
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__()
         self.config = config
-        self.word = Embedding(config.num_words, config.width)
+        self.word = EmbeddingTable(config.num_words, config.width)
         self.norm = LayerNorm(config.width, epsilon=config.epsilon, has_bias=config.norm_has_bias)
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(len(config.layers)))
+        self.layers = nn.ModuleList(ModernBertLayer(config, index) for index in range(len(config.layers)))
         self.final_norm = LayerNorm(config.width, epsilon=config.epsilon, has_bias=config.norm_has_bias)
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
@@ -190,6 +195,5 @@ class ModernBert(nn.Module):
         return states
 
     def _table(self, batch: Packed, theta: float) -> tuple[Tensor, Tensor]:
-        width = self.config.width // self.config.num_heads
-        inv_freq = inverse_frequencies(width, theta, device=batch.positions.device)
+        inv_freq = inverse_frequencies(self.config.head_width, theta, device=batch.positions.device)
         return rotary_table(batch.positions, inv_freq)

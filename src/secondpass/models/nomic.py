@@ -12,10 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from secondpass.errors import UnknownModel
-from secondpass.models.attention.attention import attend_kept, attention
+from secondpass.models.attention import Attention
+from secondpass.models.attention.reference import Rule
+from secondpass.models.heads import ClassifierConfig
 from secondpass.models.layers import (
     ACTIVATIONS,
-    Embedding,
+    EmbeddingTable,
     LayerNorm,
     Linear,
     inverse_frequencies,
@@ -94,18 +96,27 @@ class NomicConfig:
             down_has_bias=config.get("mlp_fc2_bias", True),
         )
 
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def reads(self) -> ClassifierConfig:
+        return ClassifierConfig(width=self.width)
+
 
 def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-class Layer(nn.Module):
+class NomicLayer(nn.Module):
     """One post-norm transformer block."""
 
     def __init__(self, config: NomicConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.qkv = Linear(config.width, 3 * config.width, has_bias=config.qkv_has_bias)
+        self.attention = Attention(Rule(scale=config.head_width**-0.5))
         self.out = Linear(config.width, config.width, has_bias=config.qkv_has_bias)
         self.attention_norm = LayerNorm(config.width, epsilon=config.epsilon)
         self.up = Linear(config.width, 2 * config.mlp_width, has_bias=config.up_has_bias)
@@ -115,12 +126,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, batch: Packed, turn: tuple[Tensor, Tensor], keep: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         q, k = rotate(q, *turn), rotate(k, *turn)
-        scale = q.shape[-1] ** -0.5
-        if keep is None:
-            mixed = attention(q, k, v, batch, scale=scale)
-        else:
-            mixed, x = attend_kept(q[keep], k, v, batch, scale=scale), x[keep]
-        x = self.attention_norm(self.out(mixed.flatten(1), residual=x))
+        mixed = self.attention(q, k, v, batch, keep=keep)
+        x = self.attention_norm(self.out(mixed.flatten(1), residual=x if keep is None else x[keep]))
         value, gate = self.up(x).chunk(2, dim=-1)
         x = self.mlp_norm(self.down(value * ACTIVATIONS["silu"](gate), residual=x))
         return x
@@ -130,10 +137,10 @@ class Nomic(nn.Module):
     def __init__(self, config: NomicConfig) -> None:
         super().__init__()
         self.config = config
-        self.word = Embedding(config.num_words, config.width)
-        self.token_type = Embedding(config.num_types, config.width) if config.num_types else None
+        self.word = EmbeddingTable(config.num_words, config.width)
+        self.token_type = EmbeddingTable(config.num_types, config.width) if config.num_types else None
         self.norm = LayerNorm(config.width, epsilon=config.epsilon)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(NomicLayer(config) for _ in range(config.num_layers))
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
@@ -141,7 +148,7 @@ class Nomic(nn.Module):
         x: Tensor = self.word(batch.ids)
         x = self.norm(x if self.token_type is None else x + self.token_type(batch.types))
         config = self.config
-        inv_freq = inverse_frequencies(config.width // config.num_heads, config.rope_theta, device=x.device)
+        inv_freq = inverse_frequencies(config.head_width, config.rope_theta, device=x.device)
         turn = rotary_table(batch.positions, inv_freq)
         for layer in self.layers[:-1]:
             x = layer(x, batch, turn, None)

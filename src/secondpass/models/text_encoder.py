@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secondpass.models import build_backbone
+from secondpass.models import Backbone, build_backbone
 from secondpass.models.heads import mean_by_row
 from secondpass.models.layers import Linear
 from secondpass.packed import Packed
@@ -29,11 +29,11 @@ class TextEncoder(nn.Module):
     def __init__(self, config: Mapping[str, Any], *, pooling: str, token_width: int | None = None) -> None:
         super().__init__()
         architecture = build_backbone(config)
-        self.backbone = architecture.backbone
+        self.backbone: Backbone = architecture.backbone
         self.pooling = pooling
         self.head = nn.ModuleDict()
         if token_width is not None:
-            self.head["tokens"] = Linear(architecture.settings.width, token_width, has_bias=False)
+            self.head["tokens"] = Linear(architecture.config.width, token_width, has_bias=False)
         # A checkpoint's pooler is of its pre-training; ColBERT's projection lies beside its backbone.
         self.renames: tuple[tuple[str, str], ...] = (*architecture.renames, (r"linear\.(.*)", r"head.tokens.\1"))
         self.ignored: tuple[str, ...] = (*architecture.ignored, r"(?:\w+\.)?pooler\..*")

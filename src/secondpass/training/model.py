@@ -18,6 +18,7 @@ from secondpass.checkpoint.save import Naming, classifier_config
 from secondpass.checkpoint.weights import load_weights, rename
 from secondpass.engine.batches import memory_checked
 from secondpass.errors import UnknownModel
+from secondpass.models.attention import pick_kernel, use_kernel
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import pack
 from secondpass.text.families import FAMILIES, SavedHead, num_labels, recipe_for, saved_head
@@ -90,6 +91,7 @@ def open_trainable(
     source = _Source(checkpoint, net, layout, seed)
     _load(net, checkpoint, source, has_head=has_head)
     net.to(device).requires_grad_(True)
+    use_kernel(net, pick_kernel(device, dtype, net.backbone.config.head_width, has_gradient=True))
     if has_frozen_words:
         net.get_parameter(WORDS).requires_grad_(False)
     if has_gradient_checkpointing:

@@ -10,7 +10,7 @@ import torch
 from secondpass.engine import device
 from secondpass.engine.cpu import threads as processor
 from secondpass.engine.cpu.threads import Processor, from_capabilities, from_cpuinfo, num_physical_cores, num_threads
-from secondpass.engine.device import cpu_dtype, pick_dtype, pick_precision
+from secondpass.engine.device import cpu_dtype, pick_device, pick_dtype, pick_precision
 
 AVX2 = "fpu sse2 avx fma f16c avx2"
 AVX512 = AVX2 + " avx512f avx512dq avx512cd avx512bw avx512vl"
@@ -145,3 +145,9 @@ def test_a_number_that_torch_would_not_start_with_is_a_choice(monkeypatch: pytes
     assert processor.usable_threads(3) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     assert processor.usable_threads(8) == 8
+
+
+@pytest.mark.parametrize("device", ["cuda:0,cuda:1", "cpu,cpu", "cuda:all"])
+def test_several_devices_are_refused_by_what_to_do_instead(device: str) -> None:
+    with pytest.raises(ValueError, match=r"runs on one device: start a server on each"):
+        pick_device(device)

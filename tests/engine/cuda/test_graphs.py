@@ -20,7 +20,11 @@ from secondpass import Reranker
 from secondpass.engine.batches import Budget, in_batches
 from secondpass.engine.cuda import graphs as module
 from secondpass.engine.cuda.graphs import Bucket, Graphs, is_alike, obstacle_of, open_graphs
-from secondpass.models.attention import attention, varlen
+from secondpass.models.attention import use_kernel, varlen
+from secondpass.models.attention.cpu_bf16 import attend_cpu_bf16
+from secondpass.models.attention.reference import Kernel
+from secondpass.models.attention.sdpa import attend_sdpa
+from secondpass.models.attention.varlen import attend_varlen
 from secondpass.packed import pack
 from secondpass.types import Row
 from tests.checkpoints import tiny_bert
@@ -100,8 +104,8 @@ class Recorder:
 
 @pytest.fixture
 def varlen_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "is_usable", lambda q: True)
     monkeypatch.setattr(varlen, "kernel", lambda: kernel)
+    monkeypatch.setattr("secondpass.engine.torch.pick_kernel", lambda *_: attend_varlen)
 
 
 @pytest.fixture(scope="module")
@@ -289,32 +293,43 @@ def test_graphs_give_way_where_memory_is_short(folder: Path) -> None:
     assert engine._graphs.reason == "no CUDA graphs: memory ran short"
 
 
-def backbone_of(name: str) -> Any:
+def model_of(name: str) -> Any:
     golden = golden_runs(name)[0].values[0]
     if golden is None:
         pytest.skip("no reference figures here")
     engine: Any = Reranker(golden.folder, device="cpu", dtype="float32").engine
-    return engine.model.backbone
+    return engine.model
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
+    ("name", "kernel", "why"),
     [
-        ("qwen3-llm-reranker", "a decoder first computes what rows share"),
-        ("deberta-v2-cross-encoder", "this model's attention goes row by row"),
-        ("bert-cross-encoder", None),
+        ("qwen3-llm-reranker", attend_varlen, "a decoder first computes what rows share"),
+        ("bert-cross-encoder", attend_sdpa, "attention goes row by row"),
+        ("bert-cross-encoder", attend_cpu_bf16, "attention goes row by row"),
+        ("bert-cross-encoder", attend_varlen, None),
     ],
 )
-def test_which_families_are_recorded(name: str, why: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "is_usable", lambda q: True)
-    assert obstacle_of(backbone_of(name), CPU, torch.bfloat16) == why
+def test_which_families_are_recorded(name: str, kernel: Kernel, why: str | None) -> None:
+    assert obstacle_of(model_of(name), kernel) == why
 
 
-def test_without_the_kernel_nothing_is_recorded(folder: Path) -> None:
+def test_what_goes_row_by_row_in_spite_of_the_kernel_is_not_recorded() -> None:
+    """DeBERTa's distances have no form in the variable-length kernel."""
+    model = model_of("deberta-v2-cross-encoder")
+    use_kernel(model, attend_varlen)
+    recorder = Recorder()
+    graphs = Graphs(model, CPU, recorder, max_length=64, max_tokens=1000)
+    with torch.inference_mode():
+        found = [graphs.scores([Row([5] * 20, (4, 20))]) for _ in range(3)]
+    assert found == [None, None, None]
+    assert not recorder.tapes and "cannot be recorded" in graphs.reason
+
+
+def test_nothing_is_recorded_unless_it_is_asked_for(folder: Path) -> None:
     engine: Any = Reranker(folder, engine="torch", device="cpu", dtype="float32").engine
-    assert obstacle_of(engine.model.backbone, CPU, torch.float32) == "attention goes row by row in float32 here"
-    assert open_graphs(engine.model, engine.model.backbone, CPU, torch.float32, Budget(1)) is None
-    assert "graphs" not in engine.reason
+    assert open_graphs(engine.model, attend_varlen, CPU, Budget(1)) is None
+    assert engine._graphs is None and "graphs" not in engine.reason
 
 
 def test_scores_that_differ_by_rounding_are_alike() -> None:

@@ -1,4 +1,4 @@
-"""Every kernel of `attention` against its definition, one row at a time."""
+"""Every kernel of attention against its definition, one row at a time."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from secondpass.models.attention.attention import (
-    MAX_MATMUL_LENGTH,
-    attend_kept,
-    attention,
-    masked_attention,
-    window_bias,
-)
+from secondpass.models.attention import Attention, pick_kernel, use_kernel
+from secondpass.models.attention.cpu_bf16 import attend_cpu_bf16
+from secondpass.models.attention.reference import Kernel, Rule, attend_reference, masked_attention
+from secondpass.models.attention.sdpa import MAX_MATMUL_LENGTH, attend_sdpa
+from secondpass.models.attention.varlen import attend_varlen
 from secondpass.packed import Packed, pack
 from secondpass.types import Row
 
 SCALE = 0.3
+KERNELS = [pytest.param(attend_reference, id="reference"), pytest.param(attend_sdpa, id="sdpa")]
 LENGTHS = (7, 7, 1, 4, 4, 4)
 LONG = (MAX_MATMUL_LENGTH + 40, MAX_MATMUL_LENGTH + 40, 5)
 CASES = [
@@ -63,42 +62,51 @@ def seen(length: int, options: dict[str, float]) -> Tensor:
     return torch.zeros(length, length).masked_fill(~torch.tensor(rows), float("-inf"))
 
 
+def rule_of(options: dict[str, float]) -> Rule:
+    return Rule(scale=SCALE, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("options", "kv_heads"), CASES)
-def test_packed_rows_equal_the_definition(options: dict[str, float], kv_heads: int) -> None:
+def test_packed_rows_equal_the_definition(options: dict[str, float], kv_heads: int, kernel: Kernel) -> None:
     batch = rows_of(LENGTHS)
     q, k, v = random_heads(sum(LENGTHS), kv_heads)
-    found = attention(q, k, v, batch, scale=SCALE, **options)  # type: ignore[arg-type]
+    found = kernel(q, k, v, batch, rule=rule_of(options))
     torch.testing.assert_close(found, defined(q, k, v, batch, options), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("options", "kv_heads"), CASES)
-def test_blocks_of_a_long_row_equal_the_definition(options: dict[str, float], kv_heads: int) -> None:
+def test_blocks_of_a_long_row_equal_the_definition(options: dict[str, float], kv_heads: int, kernel: Kernel) -> None:
     batch = rows_of(LONG)
     q, k, v = random_heads(sum(LONG), kv_heads)
-    found = attention(q, k, v, batch, scale=SCALE, **options)  # type: ignore[arg-type]
+    found = kernel(q, k, v, batch, rule=rule_of(options))
     torch.testing.assert_close(found, defined(q, k, v, batch, options), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("options", "kv_heads"), CASES)
 @pytest.mark.parametrize("lengths", [LENGTHS, LONG], ids=["short", "long"])
-def test_bfloat16_stays_near(options: dict[str, float], kv_heads: int, lengths: tuple[int, ...]) -> None:
+def test_bfloat16_stays_near(
+    options: dict[str, float], kv_heads: int, lengths: tuple[int, ...], kernel: Kernel
+) -> None:
     batch = rows_of(lengths)
     q, k, v = random_heads(sum(lengths), kv_heads, torch.bfloat16)
-    found = attention(q, k, v, batch, scale=SCALE, **options)  # type: ignore[arg-type]
+    found = kernel(q, k, v, batch, rule=rule_of(options))
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), defined(q, k, v, batch, options), atol=0.04, rtol=0.02)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("options", "kv_heads"), CASES)
-def test_the_padded_form_equals_packed(options: dict[str, float], kv_heads: int) -> None:
+def test_the_padded_form_equals_packed(options: dict[str, float], kv_heads: int, kernel: Kernel) -> None:
     batch = rows_of(LENGTHS)
     q, k, v = random_heads(sum(LENGTHS), kv_heads)
     padded, places = padded_form(batch, 12)
     wide = [torch.zeros(len(LENGTHS) * 12, *x.shape[1:]).index_copy_(0, places, x) for x in (q, k, v)]
-    found = attention(wide[0], wide[1], wide[2], padded, scale=SCALE, **options)  # type: ignore[arg-type]
+    found = kernel(wide[0], wide[1], wide[2], padded, rule=rule_of(options))
     assert found.isfinite().all()  # NaN of padding would reach real tokens through the next block
-    expected = attention(q, k, v, batch, scale=SCALE, **options)  # type: ignore[arg-type]
-    torch.testing.assert_close(found[places], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found[places], defined(q, k, v, batch, options), atol=1e-6, rtol=0)
 
 
 def padded_form(batch: Packed, length: int) -> tuple[Packed, Tensor]:
@@ -121,20 +129,18 @@ def test_kept_tokens_equal_the_definition(options: dict[str, float], kv_heads: i
     batch = rows_of(LENGTHS)
     q, k, v = random_heads(sum(LENGTHS), kv_heads)
     kept = batch.first() if end == "first" else batch.last()
-    bias = window_bias(batch, kept, options.get("window"))  # type: ignore[arg-type]
-    found = attend_kept(q[kept], k, v, batch, scale=SCALE, softcap=options.get("softcap"), bias=bias)
+    found = attend_sdpa(q, k, v, batch, rule=rule_of(options), keep=kept)
     torch.testing.assert_close(found, defined(q, k, v, batch, options)[kept], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("options", "kv_heads"), [({}, 4), ({}, 2), ({"window": 3}, 4)])
-def test_kept_tokens_of_the_padded_form_equal_packed(options: dict[str, int], kv_heads: int) -> None:
+def test_kept_tokens_of_the_padded_form_equal_packed(options: dict[str, float], kv_heads: int) -> None:
     batch = rows_of(LENGTHS)
     q, k, v = random_heads(sum(LENGTHS), kv_heads)
     padded, places = padded_form(batch, 12)
-    wide = [torch.zeros(len(LENGTHS) * 12, *x.shape[1:]).index_copy_(0, places, x) for x in (k, v)]
-    bias = window_bias(padded, padded.first(), options.get("window"))
-    found = attend_kept(q[batch.first()], wide[0], wide[1], padded, scale=SCALE, bias=bias)
-    expected = defined(q, k, v, batch, options)[batch.first()]  # type: ignore[arg-type]
+    wide = [torch.zeros(len(LENGTHS) * 12, *x.shape[1:]).index_copy_(0, places, x) for x in (q, k, v)]
+    found = attend_sdpa(wide[0], wide[1], wide[2], padded, rule=rule_of(options), keep=padded.first())
+    expected = defined(q, k, v, batch, options)[batch.first()]
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -142,6 +148,49 @@ def test_a_long_row_with_a_window_needs_no_matrix_of_its_length() -> None:
     batch = rows_of((8192,))
     q, k, v = random_heads(8192, 4)
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        attention(q, k, v, batch, scale=SCALE, window=64)
+        attend_sdpa(q, k, v, batch, rule=Rule(scale=SCALE, window=64))
     largest = max(event.self_cpu_memory_usage for event in profile.key_averages())
     assert largest < 8192 * 8192
+
+
+def test_many_rows_are_attended_to_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = rows_of(LENGTHS)
+    q, k, v = random_heads(sum(LENGTHS), 4)
+    monkeypatch.setattr("secondpass.models.attention.reference.MAX_LOGITS", 4 * 4 * 4 * 2)
+    found = attend_reference(q, k, v, batch, rule=Rule(scale=SCALE))
+    torch.testing.assert_close(found, defined(q, k, v, batch, {}), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", [attend_reference, attend_sdpa, attend_cpu_bf16])
+def test_only_the_first_tokens_of_a_row_are_seen_where_it_says_so(kernel: Kernel) -> None:
+    visible = (3, 3, 1, 4, 2, 2)
+    batch = replace(rows_of(LENGTHS), visible=visible)
+    dtype = torch.bfloat16 if kernel is attend_cpu_bf16 else torch.float32
+    q, k, v = random_heads(sum(LENGTHS), 2, dtype)
+    with torch.inference_mode():
+        found = kernel(q, k, v, batch, rule=Rule(scale=SCALE))
+    for start, length, seen_keys in zip(batch.starts.tolist(), batch.lengths, visible, strict=False):
+        row, keys = slice(start, start + length), slice(start, start + seen_keys)
+        heads = (x.float().transpose(0, 1)[None] for x in (q[row], k[keys], v[keys]))
+        wanted = masked_attention(*heads, None, scale=SCALE, softcap=None)[0].transpose(0, 1)
+        tolerance = 0.04 if kernel is attend_cpu_bf16 else 1e-6
+        torch.testing.assert_close(found[row].float(), wanted, atol=tolerance, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "has_gradient", "wanted"),
+    [
+        (torch.float32, False, attend_sdpa),
+        (torch.float32, True, attend_sdpa),
+        (torch.bfloat16, False, attend_cpu_bf16),
+        (torch.bfloat16, True, attend_sdpa),
+    ],
+)
+def test_a_kernel_is_chosen_by_device_and_precision(dtype: torch.dtype, has_gradient: bool, wanted: Kernel) -> None:
+    assert pick_kernel(torch.device("cpu"), dtype, 64, has_gradient=has_gradient) is wanted
+
+
+def test_a_chosen_kernel_is_that_of_every_layer() -> None:
+    model = torch.nn.Sequential(Attention(Rule(scale=1.0)), Attention(Rule(scale=1.0)))
+    assert use_kernel(model, attend_varlen) == "varlen attention"
+    assert [layer.kernel for layer in model] == [attend_varlen, attend_varlen]

@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from secondpass.models.attention import attention as kernels
-from secondpass.models.attention import cpu_bf16 as unnormalised
-from secondpass.models.attention.attention import attention, masked_attention
-from secondpass.models.attention.cpu_bf16 import MAX_LOGITS, MIN_QUERIES, attend_unnormalised, blocks
-from tests.models.attention.test_attention import CASES, LENGTHS, SCALE, defined, random_heads, rows_of
+from secondpass.models.attention.cpu_bf16 import MAX_LOGITS, MIN_QUERIES, attend_cpu_bf16, attend_unnormalised, blocks
+from secondpass.models.attention.reference import Rule, masked_attention
+from tests.models.attention.test_attention import CASES, LENGTHS, SCALE, defined, random_heads, rows_of, rule_of
 
 LONG = (700, 700, 5)
+MODULE = "secondpass.models.attention.cpu_bf16."
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
@@ -34,7 +33,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         seen.append(mixed is not None)
         return mixed
 
-    monkeypatch.setattr(kernels, "attend_unnormalised", counted)
+    monkeypatch.setattr(MODULE + "attend_unnormalised", counted)
     return seen
 
 
@@ -47,7 +46,7 @@ def test_equals_the_definition(
 ) -> None:
     batch = rows_of(lengths)
     q, k, v = random_heads(sum(lengths), kv_heads, torch.bfloat16)
-    found = attention(q, k, v, batch, scale=SCALE, **options)  # type: ignore[arg-type]
+    found = attend_cpu_bf16(q, k, v, batch, rule=rule_of(options))
     assert found.dtype == torch.bfloat16
     assert calls and all(calls)
     torch.testing.assert_close(found.float(), defined(q, k, v, batch, options), atol=0.04, rtol=0.02)
@@ -59,7 +58,7 @@ def test_logits_out_of_range_are_given_to_the_softmax(size: float, calls: list[b
     q, k, v = random_heads(10, 4, torch.bfloat16)
     q[:6, 0] = size
     k[:6, 0] = 1.0
-    found = attention(q, k, v, batch, scale=SCALE)
+    found = attend_cpu_bf16(q, k, v, batch, rule=Rule(scale=SCALE))
     expected = defined(q, k, v, batch, {})
     assert calls == [False, True]
     torch.testing.assert_close(found.float(), expected, atol=0.04, rtol=0.02, equal_nan=True)
@@ -95,15 +94,8 @@ def test_small_blocks_equal_the_whole(most: int, options: dict[str, float], monk
     """Blocks of queries, of heads and of rows; two of the five rows have other lengths."""
     batch = rows_of((30, 30, 30, 8, 5))
     q, k, v = random_heads(103, 2, torch.bfloat16)
-    whole = attention(q, k, v, batch, scale=SCALE, **options)
-    monkeypatch.setattr(unnormalised, "MAX_LOGITS", most)
-    monkeypatch.setattr(unnormalised, "MIN_QUERIES", 4)
-    monkeypatch.setattr(kernels, "BLOCK", 7)
-    torch.testing.assert_close(attention(q, k, v, batch, scale=SCALE, **options), whole, atol=0.01, rtol=0.01)
-
-
-def test_is_not_used_where_gradients_are_kept(calls: list[bool]) -> None:
-    with torch.inference_mode(False):
-        heads = [x.requires_grad_() for x in random_heads(7, 4, torch.bfloat16)]
-        attention(heads[0], heads[1], heads[2], rows_of((7,)), scale=SCALE).sum().backward()
-    assert not calls and all(x.grad is not None for x in heads)
+    whole = attend_cpu_bf16(q, k, v, batch, rule=rule_of(options))
+    monkeypatch.setattr(MODULE + "MAX_LOGITS", most)
+    monkeypatch.setattr(MODULE + "MIN_QUERIES", 4)
+    monkeypatch.setattr(MODULE + "BLOCK", 7)
+    torch.testing.assert_close(attend_cpu_bf16(q, k, v, batch, rule=rule_of(options)), whole, atol=0.01, rtol=0.01)

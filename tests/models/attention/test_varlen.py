@@ -19,15 +19,16 @@ from secondpass import packed
 from secondpass.checkpoint.weights import FULL_PRECISION
 from secondpass.models import deberta
 from secondpass.models import decoder as compress
-from secondpass.models.attention import attention as module
-from secondpass.models.attention import varlen
-from secondpass.models.attention.attention import attend_kept, attention, masked_attention
+from secondpass.models.attention import use_kernel, varlen
+from secondpass.models.attention.reference import Rule, masked_attention
+from secondpass.models.attention.sdpa import attend_sdpa
+from secondpass.models.attention.varlen import attend_varlen
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import pack
 from secondpass.text.families import recipe_for
 from secondpass.types import Row, Run
 from tests.goldens import SHARED
-from tests.models.attention.test_attention import CASES, LENGTHS, LONG, SCALE, defined, random_heads, rows_of
+from tests.models.attention.test_attention import CASES, LENGTHS, LONG, SCALE, defined, random_heads, rows_of, rule_of
 
 HEADS = random_heads(sum(LENGTHS), 4)
 CAPLESS = [case for case in CASES if "softcap" not in case.values[0]]  # type: ignore[operator]
@@ -65,7 +66,6 @@ def written_out(
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "is_usable", lambda q: True)
     monkeypatch.setattr(varlen, "kernel", lambda: written_out)
 
 
@@ -75,7 +75,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_equal_the_definition(options: dict[str, Any], kv_heads: int, lengths: tuple[int, ...]) -> None:
     batch = rows_of(lengths)
     q, k, v = random_heads(sum(lengths), kv_heads)
-    found = attention(q, k, v, batch, scale=SCALE, **options)
+    found = attend_varlen(q, k, v, batch, rule=rule_of(options))
     torch.testing.assert_close(found, defined(q, k, v, batch, options), atol=2e-6, rtol=0)
 
 
@@ -89,10 +89,9 @@ def test_rows_that_share_equal_the_row_by_row_path(
     num_keys = sum(batch.shared.lengths)
     q = random_heads(12, kv_heads)[0]
     _, k, v = random_heads(num_keys, kv_heads)
-    expected = attention(q, k, v, batch, scale=SCALE, **options)
-    monkeypatch.setattr(module, "is_usable", lambda q: True)
+    expected = attend_sdpa(q, k, v, batch, rule=rule_of(options))
     monkeypatch.setattr(varlen, "kernel", lambda: written_out)
-    found = attention(q, k, v, batch, scale=SCALE, **options)
+    found = attend_varlen(q, k, v, batch, rule=rule_of(options))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -101,16 +100,26 @@ def test_kept_tokens_equal_the_definition(kv_heads: int, monkeypatch: pytest.Mon
     batch = rows_of(LENGTHS)
     q, k, v = random_heads(sum(LENGTHS), kv_heads)
     kept = batch.first()
-    expected = attend_kept(q[kept], k, v, batch, scale=SCALE)
-    monkeypatch.setattr(module, "is_usable", lambda q: True)
+    rule = Rule(scale=SCALE)
+    expected = attend_sdpa(q, k, v, batch, rule=rule, keep=kept)
     monkeypatch.setattr(varlen, "kernel", lambda: written_out)
-    torch.testing.assert_close(attend_kept(q[kept], k, v, batch, scale=SCALE), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(attend_varlen(q, k, v, batch, rule=rule, keep=kept), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"softcap": 1.5}, {"window": 3}], ids=str)
+def test_what_it_has_no_form_for_goes_row_by_row(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "kernel", lambda: _raises)
+    batch = rows_of(LENGTHS)
+    q, k, v = HEADS
+    kept = batch.first() if "window" in options else None
+    found = attend_varlen(q, k, v, batch, rule=rule_of(options), keep=kept)
+    torch.testing.assert_close(found, attend_sdpa(q, k, v, batch, rule=rule_of(options), keep=kept), atol=0, rtol=0)
 
 
 def test_it_is_left_alone_where_it_does_not_run() -> None:
-    q = random_heads(4, 4)[0]
-    assert not varlen.is_usable(q)
-    assert not varlen.is_usable(q.bfloat16())
+    assert not varlen.is_usable(torch.device("cpu"), torch.float32, 64)
+    assert not varlen.is_usable(torch.device("cpu"), torch.bfloat16, 64)
+    assert not varlen.is_usable(torch.device("cuda"), torch.bfloat16, 60)
 
 
 @pytest.mark.parametrize("has_gradient", [False, True])
@@ -136,7 +145,14 @@ def _ignores_windows(*args: Any, **options: Any) -> Tensor:
     return written_out(*args, window_size=(-1, 0 if ahead == 0 else -1), **options)
 
 
-@pytest.mark.parametrize("kernel", [_raises, _lacks_windows, _ignores_windows])
+def _repeats_heads_the_other_way(*args: Any, enable_gqa: bool, **options: Any) -> Tensor:
+    q, k, v, *rest = args
+    repeats = q.shape[1] // k.shape[1]
+    k, v = (x.repeat(1, repeats, 1) + (0.5 * x.repeat(1, repeats, 1) if repeats > 1 else 0) for x in (k, v))
+    return written_out(q, k, v, *rest, enable_gqa=False, **options)
+
+
+@pytest.mark.parametrize("kernel", [_raises, _lacks_windows, _ignores_windows, _repeats_heads_the_other_way])
 def test_a_kernel_that_is_not_is_left_alone(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen, "kernel", lambda: kernel)
     assert not varlen.is_right(torch.device("cpu"), torch.bfloat16, 64, has_gradient=False)
@@ -173,9 +189,9 @@ def test_this_torch_differentiates_every_form() -> None:
     run = varlen.kernel()
     assert run is not None
     batch = rows_of(LENGTHS).to(torch.device("meta"))
-    for form in varlen.TRIED_FORMS:
+    for rule in varlen.TRIED_RULES:
         q, k, v = (torch.empty_like(x, device="meta", dtype=torch.bfloat16).requires_grad_() for x in HEADS)
-        varlen.attend_varlen(q, k, v, batch, scale=SCALE, **form).sum().backward()
+        attend_varlen(q, k, v, batch, rule=rule).sum().backward()
         assert all(x.grad is not None and x.grad.shape == x.shape for x in (q, k, v))
 
 
@@ -184,7 +200,7 @@ def test_this_torch_has_the_kernel_and_takes_the_arguments() -> None:
     assert kernel is not None
     q, k, v = (x.to("meta").bfloat16() for x in random_heads(sum(LENGTHS), 2))
     batch = rows_of(LENGTHS).to(torch.device("meta"))
-    assert varlen.attend_varlen(q, k, v, batch, scale=SCALE, is_causal=True, window=3).shape == q.shape
+    assert attend_varlen(q, k, v, batch, rule=Rule(scale=SCALE, is_causal=True, window=3)).shape == q.shape
 
 
 RERANKERS = (
@@ -225,13 +241,13 @@ def test_a_forward_never_waits_for_the_device(name: str, run: Run, monkeypatch: 
     folder = SHARED / "golden" / name
     if not folder.is_dir():
         pytest.skip("no reference figures here")
-    monkeypatch.setattr(module, "is_usable", lambda q: True)
     for place in (packed, deberta, compress):
         monkeypatch.setattr(place, "sent", lambda x, device: torch.empty_like(x, device=device))
     config = json.loads((folder / "config.json").read_text("utf-8"))
     recipe = recipe_for(config)
     with torch.device("meta"):
         model = CrossEncoder(config, recipe, answer_ids=[5] * len(recipe.answers)).eval()
+    use_kernel(model, attend_varlen)
     for parameter_name, parameter in model.named_parameters():
         if not FULL_PRECISION.fullmatch(parameter_name):
             parameter.data = parameter.data.bfloat16()

@@ -13,13 +13,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from secondpass.engine.batches import Budget
-from secondpass.models.attention.varlen import is_usable
+from secondpass.models.attention.reference import Kernel
+from secondpass.models.attention.varlen import attend_varlen
+from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import Packed, pack
 from secondpass.types import Row
 
@@ -247,31 +249,24 @@ class _CudaGraph:
         self._graph.reset()
 
 
-def open_graphs(
-    forward: Forward, backbone: Any, device: torch.device, dtype: torch.dtype, budget: Budget
-) -> Graphs | None:
-    """Graphs for a model with this backbone, None on other devices than GPUs; given up where memory runs short."""
+def open_graphs(model: CrossEncoder, kernel: Kernel, device: torch.device, budget: Budget) -> Graphs | None:
+    """Graphs for a model that runs on this kernel, None off GPUs; given up where memory is short."""
     if device.type != "cuda":
         return None
     graphs = Graphs(
-        forward,
+        model,
         device,
         CudaGraphs(device),
-        max_length=backbone.config.max_length,
+        max_length=model.backbone.config.max_length,
         max_tokens=min(MAX_TOKENS, budget.tokens // SHARE),
-        obstacle=obstacle_of(backbone, device, dtype),
+        obstacle=obstacle_of(model, kernel),
     )
     budget.release = lambda: graphs.stop("memory ran short")
     return graphs
 
 
-def obstacle_of(backbone: Any, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a forward pass depends on figures of the host, which a graph would repeat; None where it does not."""
-    if hasattr(backbone, "kept_states"):
+def obstacle_of(model: CrossEncoder, kernel: Kernel) -> str | None:
+    """Why a forward pass depends on figures of the host, which a graph would repeat; None where it seems not to."""
+    if model.is_causal:
         return "a decoder first computes what rows share"
-    if getattr(backbone, "reads_lengths", False):
-        return "this model's attention goes row by row"
-    head_width = backbone.config.width // backbone.config.num_heads
-    if not is_usable(torch.empty(1, 1, head_width, dtype=dtype, device=device)):
-        return f"attention goes row by row in {str(dtype).removeprefix('torch.')} here"
-    return None
+    return None if kernel is attend_varlen else "attention goes row by row"

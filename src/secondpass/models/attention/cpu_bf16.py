@@ -12,6 +12,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from secondpass.models.attention.reference import Bias, Rule, attend_kept, by_rows, masked_attention, repeated
+from secondpass.models.attention.sdpa import BLOCK, visible_keys
+from secondpass.packed import Packed
+
 # Sums outside are too near to overflow, or to where keys that matter vanish.
 LOWEST, HIGHEST = 1e-30, 1e30
 # Logits that are held at once, 2 MB. A row of 512 tokens (12 heads of 32, one core) took 2.9 ms; with a quarter, a
@@ -19,6 +23,43 @@ LOWEST, HIGHEST = 1e-30, 1e30
 MAX_LOGITS = 1 << 20
 # With 8,192 keys (16 heads of 64, one core) 64 and 128 queries took 1.5 s in all, 32 took 1.5 to 1.9 s.
 MIN_QUERIES = 64
+
+
+def attend_cpu_bf16(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: Packed,
+    *,
+    rule: Rule,
+    keep: Tensor | None = None,
+    bias: Bias | None = None,
+) -> Tensor:
+    """See `Kernel`; without gradients only, and not in a trace: it overwrites its logits and looks at their sums."""
+    if keep is not None:
+        return attend_kept(q[keep], k, v, batch, rule=rule, keep=keep, bias=bias)
+    return by_rows(_attend_rows, q, k, v, batch, rule=rule, bias=bias)
+
+
+def _attend_rows(q: Tensor, k: Tensor, v: Tensor, rule: Rule, added: Tensor | None) -> Tensor:
+    """A few rows, heads and queries at a time, so that their logits stay in the caches."""
+    n, heads, length, width = q.shape
+    k, v = (side_by_side(repeated(x, heads)) for x in (k, v))
+    if added is not None:
+        return _attend(q, k, v, added, rule)
+    num_keys = k.shape[2]
+    sees_all = rule.window is None or rule.window >= num_keys - 1
+    most_queries = None if sees_all and not rule.is_causal else BLOCK
+    mixed = q.new_empty(n, length, heads, width).transpose(1, 2)
+    for row, head, queries in blocks(n, heads, length, num_keys, most_queries):
+        keys, band = visible_keys(queries, length, num_keys, rule, like=q)
+        mixed[row, head, queries] = _attend(q[row, head, queries], k[row, head, keys], v[row, head, keys], band, rule)
+    return mixed
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rule: Rule) -> Tensor:
+    mixed = attend_unnormalised(q, k, v, bias, scale=rule.scale, softcap=rule.softcap)
+    return masked_attention(q, k, v, bias, scale=rule.scale, softcap=rule.softcap) if mixed is None else mixed
 
 
 def attend_unnormalised(

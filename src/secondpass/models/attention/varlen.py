@@ -8,14 +8,15 @@ goes row by row, which gives the same.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from secondpass.models.attention.reference import Bias, Rule, attend_reference
+from secondpass.models.attention.sdpa import attend_sdpa
 from secondpass.packed import Packed, pack
 from secondpass.types import Row
 
@@ -23,12 +24,14 @@ MAX_HEAD_WIDTH = 256
 HALF = (torch.bfloat16, torch.float16)
 # What is tried: rows of these lengths, in the forms that the backbones use.
 TRIED_LENGTHS = (5, 2)
-TRIED_FORMS: tuple[Mapping[str, Any], ...] = (
-    {},
-    {"is_causal": True},
-    {"window": 1},
-    {"is_causal": True, "window": 1},
+TRIED_RULES = (
+    Rule(scale=0.1),
+    Rule(scale=0.1, is_causal=True),
+    Rule(scale=0.1, window=1),
+    Rule(scale=0.1, is_causal=True, window=1),
 )
+# Heads of queries for each head of keys.
+TRIED_REPEATS = (1, 2)
 
 
 @cache
@@ -41,15 +44,11 @@ def kernel() -> Callable[..., Any] | None:
     return found if callable(found) else None
 
 
-def is_usable(q: Tensor) -> bool:
-    """Whether the kernel takes queries (T, H, D) of this device, precision and width, with their gradient if any."""
-    if q.device.type != "cuda" or q.dtype not in HALF or q.shape[2] % 8 or q.shape[2] > MAX_HEAD_WIDTH:
-        return False
-    return _works(q.device, q.dtype, q.shape[2], q.requires_grad)
-
-
 @cache
-def _works(device: torch.device, dtype: torch.dtype, width: int, has_gradient: bool) -> bool:
+def is_usable(device: torch.device, dtype: torch.dtype, width: int, *, has_gradient: bool = False) -> bool:
+    """Whether the kernel takes heads of this width on this device in this precision, with their gradient if asked."""
+    if device.type != "cuda" or dtype not in HALF or width % 8 or width > MAX_HEAD_WIDTH:
+        return False
     has_flash = torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
     return has_flash and kernel() is not None and is_right(device, dtype, width, has_gradient=has_gradient)
 
@@ -62,43 +61,39 @@ def is_right(device: torch.device, dtype: torch.dtype, width: int, *, has_gradie
         torch.autocast(device.type, enabled=False),
     ):
         generator = torch.Generator().manual_seed(0)
-        shape = (4, sum(TRIED_LENGTHS), 2, width)
-        values = torch.randn(shape, generator=generator).to(device, dtype)
+        values = torch.randn((4, sum(TRIED_LENGTHS), 2, width), generator=generator).to(device, dtype)
         try:
-            return all(_form_is_right(values, form, has_gradient=has_gradient) for form in TRIED_FORMS)
+            return all(
+                _rule_is_right(values, rule, repeats, has_gradient=has_gradient)
+                for rule in TRIED_RULES
+                for repeats in TRIED_REPEATS
+            )
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError):  # not built in, not on this GPU, or an argument that this torch lacks
             return False
 
 
-def _form_is_right(values: Tensor, form: Mapping[str, Any], *, has_gradient: bool) -> bool:
+def _rule_is_right(values: Tensor, rule: Rule, repeats: int, *, has_gradient: bool) -> bool:
     batch = pack([Row([0] * length, (0, length)) for length in TRIED_LENGTHS]).to(values.device)
     given = values.detach().requires_grad_(has_gradient)
     exact = values.detach().float().requires_grad_(has_gradient)
-    found, wanted = attend_varlen(given[0], given[1], given[2], batch, scale=0.1, **form), _defined(exact, **form)
+    heads = values.shape[2] // repeats
+    found, wanted = (
+        attend(x[0], x[1][:, :heads], x[2][:, :heads], batch, rule=rule)
+        for attend, x in ((attend_varlen, given), (attend_reference, exact))
+    )
     if not has_gradient:
         return _is_near(found, wanted)
     slopes = [
         torch.autograd.grad((out.float() * values[3].float()).sum(), x)[0]
         for out, x in ((found, given), (wanted, exact))
     ]
-    return _is_near(found, wanted) and _is_near(*slopes)
+    return _is_near(found, wanted) and _is_near(slopes[0], slopes[1])
 
 
 def _is_near(found: Tensor, wanted: Tensor) -> bool:
     return torch.allclose(found.float(), wanted, atol=0.03, rtol=0.03)
-
-
-def _defined(values: Tensor, *, is_causal: bool = False, window: int | None = None) -> Tensor:
-    """Attention (T, H, D) of the tried rows, by masks, with a scale of 0.1."""
-    rows = torch.arange(len(TRIED_LENGTHS)).repeat_interleave(torch.tensor(TRIED_LENGTHS))
-    place = torch.arange(len(rows))
-    distance = place[:, None] - place
-    seen = (rows[:, None] == rows) & (distance.abs() <= (len(rows) if window is None else window))
-    seen = seen & (distance >= 0) if is_causal else seen
-    q, k, v = (x.transpose(0, 1) for x in values[:3])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen.to(q.device), scale=0.1).transpose(0, 1)
 
 
 def attend_varlen(
@@ -107,32 +102,34 @@ def attend_varlen(
     v: Tensor,
     batch: Packed,
     *,
-    scale: float,
-    is_causal: bool = False,
-    window: int | None = None,
-    has_one_query: bool = False,
+    rule: Rule,
+    keep: Tensor | None = None,
+    bias: Bias | None = None,
 ) -> Tensor:
-    """Each row's queries (T, H, D) over its own keys and values, (T, K, D), or (S, K, D) where rows share.
+    """See `Kernel`; what torch's kernel has no form for goes row by row.
 
-    has_one_query: there is one query for each row, q (N, H, D), and it sees all keys of its row.
     The longest row is known on the host, so nothing waits for the device. Where a row has more keys than queries, its
     queries are the last of it, which is how the kernel lines up causal and windowed rows.
     """
+    has_form = rule.softcap is None and bias is None and batch.mask is None and batch.visible is None
+    if not has_form or (keep is not None and rule.window is not None):
+        return attend_sdpa(q, k, v, batch, rule=rule, keep=keep, bias=bias)
     run = kernel()
     assert run is not None
     keys = batch if batch.shared is None else batch.shared
-    behind = -1 if window is None else window
-    query_starts = batch.cumulative
-    if has_one_query:
+    behind = -1 if rule.window is None else rule.window
+    query_starts, longest, ahead = batch.cumulative, batch.longest, 0 if rule.is_causal else behind
+    if keep is not None:  # one query for each row, which sees all keys of its row
+        q, longest, ahead = q[keep], 1, -1
         query_starts = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
     out: Tensor = run(
         *(_in_place(x) for x in (q, k, v)),
         query_starts,
         keys.cumulative,
-        1 if has_one_query else batch.longest,
+        longest,
         keys.longest,
-        scale=scale,
-        window_size=(behind, 0 if is_causal else behind),
+        scale=rule.scale,
+        window_size=(behind, ahead),
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return out
