@@ -24,6 +24,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from secondpass.__main__ import INTERRUPTED
+from secondpass.engine.cpu.threads import suit_environment
 
 OK, FAILED, WRONG_USE = 0, 1, 2
 # Name: (file of command/ and function in it, line in the list of commands: at most 64 characters).
@@ -190,6 +191,7 @@ def run(arguments: Sequence[str], invocation: Invocation | None = None) -> int:
     invocation = invocation or Invocation()
     try:
         _set_up_streams()
+        suit_environment()  # before a command imports torch
         command: Any = typer.main.get_command(app)
         if "_SECONDPASS_COMPLETE" in os.environ:
             command.main(list(arguments), prog_name="secondpass")  # a shell asks what could come next

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +52,24 @@ def test_goldens_exported_give_the_scores_of_torch(name: str, tmp_path: Path) ->
     texts = ["灯塔建于1841年", "The lighthouse <pad> was built in 1841.", "", "x" * 500]
     expected = Reranker(source, dtype="float32", device="cpu").score("lighthouse", texts)
     assert Reranker(folder, dtype="float32").score("lighthouse", texts) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["xlm-roberta-cross-encoder", "bert-cross-encoder"])
+def test_no_position_is_read_that_is_not_there(name: str, tmp_path: Path) -> None:
+    """Where the tokenizer says no length, that of the table of positions counts; RoBERTa's first ones are unused."""
+    source = SHARED / "golden" / name
+    if not source.is_dir():
+        pytest.skip("no reference figures here")
+    unlimited = shutil.copytree(source, tmp_path / "unlimited", copy_function=shutil.copyfile)
+    unlimited.chmod(0o755)
+    file = unlimited / "tokenizer_config.json"
+    settings = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({key: value for key, value in settings.items() if key != "model_max_length"}))
+    torch_engine = Reranker(unlimited, dtype="float32", device="cpu")
+    graph = Reranker(export(open_checkpoint(unlimited), tmp_path / "graph"), dtype="float32")
+    assert graph.info().max_length == torch_engine.info().max_length
+    texts = ["lighthouse " * 2000, "lighthouse " * 150]
+    assert graph.score("lighthouse", texts) == pytest.approx(torch_engine.score("lighthouse", texts), abs=1e-4)
 
 
 def test_the_graph_runs_without_torch(folders: tuple[Path, Path]) -> None:

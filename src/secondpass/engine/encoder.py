@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.checkpoint.checkpoint import Checkpoint
-from secondpass.engine.cpu.threads import suit_torch
 from secondpass.errors import MissingExtra
 from secondpass.types import Row
 
@@ -64,7 +63,6 @@ def open_encoder(
     """The encoder of a checkpoint, on torch. Raises MissingExtra where torch is not there."""
     if find_spec("torch") is None:
         raise MissingExtra("torch", "torch")
-    suit_torch()
     from secondpass.engine.torch_encoder import TorchEncoder
 
     return TorchEncoder(checkpoint, heads, device=device, dtype=dtype, token_budget=token_budget)

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.checkpoint.checkpoint import Checkpoint
-from secondpass.engine.cpu.threads import suit_torch
 from secondpass.errors import MissingExtra
 from secondpass.types import Advance, Row, Run
 
@@ -82,7 +81,6 @@ def _pick(checkpoint: Checkpoint, device: str) -> str:
 def _open_torch(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:
     if find_spec("torch") is None:
         raise MissingExtra("torch", "torch")
-    suit_torch()
     from secondpass.engine.torch import TorchEngine
 
     return TorchEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)

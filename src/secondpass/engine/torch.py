@@ -14,8 +14,8 @@ from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.weights import load_weights
 from secondpass.engine.batches import Budget, budget_of, in_batches, memory_checked
-from secondpass.engine.cpu.parallel import Streams
-from secondpass.engine.cpu.prepare import prepare
+from secondpass.engine.cpu.linear_int8 import put_kernels
+from secondpass.engine.cpu.parallel import Streams, threads_in_words
 from secondpass.engine.cuda.copies import Arrival
 from secondpass.engine.cuda.graphs import open_graphs
 from secondpass.engine.device import pick_device, pick_precision
@@ -57,7 +57,7 @@ class TorchEngine:
         config = self.model.backbone.config
         self.max_length: int = config.max_length
         if self._device.type == "cpu":
-            self._reason += ", " + prepare(self.model, is_int8=precision.is_int8)
+            self._reason += ", " + put_kernels(self.model, is_int8=precision.is_int8) + ", " + threads_in_words()
         self._budget = Budget(token_budget) if token_budget else budget_of(self._device, config, self._dtype)
         self._in_batches = Streams(config.width).in_batches if self._device.type == "cpu" else in_batches
         kernel = pick_kernel(self._device, self._dtype, config.head_width)

@@ -18,8 +18,8 @@ from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.weights import FULL_PRECISION, load_weights
 from secondpass.engine.batches import Budget, budget_of, in_batches
-from secondpass.engine.cpu.parallel import Streams
-from secondpass.engine.cpu.prepare import prepare
+from secondpass.engine.cpu.linear_int8 import put_kernels
+from secondpass.engine.cpu.parallel import Streams, threads_in_words
 from secondpass.engine.cuda.copies import Arrival
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.engine.encoder import Heads, Vectors
@@ -59,7 +59,7 @@ class TorchEncoder:
         self._in_batches = Streams(config.width).in_batches if self._device.type == "cpu" else in_batches
         self.fingerprint = _fingerprint(self.model)
         if self._device.type == "cpu":
-            self.reason += ", " + prepare(self.model)
+            self.reason += ", " + put_kernels(self.model) + ", " + threads_in_words()
         kernel = pick_kernel(self._device, self._dtype, config.head_width)
         self.reason += ", " + use_kernel(self.model, kernel)
         self._lock = threading.Lock()  # one call at a time: each uses all cores already

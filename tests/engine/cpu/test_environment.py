@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from secondpass.engine.cpu.threads import KEPT_KERNELS, SAME, WAITING, suit_torch
+from secondpass.engine.cpu.threads import KEPT_KERNELS, SAME, WAITING, suit_environment
 from tests.checkpoints import tiny_bert
 
 NAMES = {*KEPT_KERNELS, *WAITING, *(other for others in SAME.values() for other in others)}
 GROWTH = """
 import json, sys
 from pathlib import Path
+from secondpass.engine.cpu.threads import suit_environment
+suit_environment()
 from secondpass import Reranker
 
 def megabytes():
@@ -36,31 +38,54 @@ print(json.dumps(megabytes() - before))
 def test_nothing_that_the_user_said_is_changed() -> None:
     environment = {"OMP_WAIT_POLICY": "ACTIVE", "DNNL_PRIMITIVE_CACHE_CAPACITY": "8", "LRU_CACHE_CAPACITY": "9"}
     before = dict(environment)
-    suit_torch(environment)
+    suit_environment(environment)
     assert environment == before
 
 
 def test_what_the_user_left_open_is_set() -> None:
     environment = {"GOMP_SPINCOUNT": "7"}
-    suit_torch(environment)
+    suit_environment(environment)
     assert environment == {"GOMP_SPINCOUNT": "7", **KEPT_KERNELS}
 
 
-def test_it_is_said_before_torch_is_imported(tmp_path: Path) -> None:
+def test_a_command_says_it_before_torch_is_imported(tmp_path: Path) -> None:
     code = """
 import os, sys
-from secondpass import Reranker
+from secondpass.cli import main
 class Watch:
     def find_spec(self, name, *_):
         if name == "torch.version":
             print(os.environ["GOMP_SPINCOUNT"])
 sys.meta_path.insert(0, Watch())
-Reranker(sys.argv[1], engine="torch", device="cpu")
+sys.argv[1:] = ["rank", "river", "-", "--model", sys.argv[1], "--engine", "torch", "--json"]
+main()
 """
     environment = {name: value for name, value in os.environ.items() if name not in NAMES}
     command = [sys.executable, "-W", "ignore", "-c", code, str(tiny_bert(tmp_path))]
-    said = subprocess.check_output(command, text=True, env=environment)
-    assert said.split() == [WAITING["GOMP_SPINCOUNT"]]
+    said = subprocess.check_output(command, text=True, env=environment, input="the river")
+    assert said.split()[0] == WAITING["GOMP_SPINCOUNT"]
+
+
+def test_a_library_call_changes_neither_the_environment_nor_the_threads(tmp_path: Path) -> None:
+    code = """
+import json, os, sys
+import torch
+from secondpass.engine.cpu import threads
+threads._bound_cores = lambda: frozenset(range(4))  # torch has more threads than the process may use
+threads.num_cores = lambda: 2
+torch.set_num_threads(4)
+before = dict(os.environ), torch.get_num_threads()
+from secondpass import Reranker
+reranker = Reranker(sys.argv[1], engine="torch", device="cpu")
+reranker.score("bridge", ["river " * 50] * 40)
+reranker.score("bridge", ["river"])
+print(json.dumps([(dict(os.environ), torch.get_num_threads()) == before, reranker.info().reason]))
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in {*NAMES, "OMP_NUM_THREADS"}}
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tiny_bert(tmp_path))]
+    is_same, reason = json.loads(subprocess.check_output(command, text=True, env=environment))
+    assert is_same
+    assert "2 threads" in reason
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def test_each_stream_has_its_share_and_the_caller_all() -> None:
 
     torch.set_num_threads(5)
     found = list(Streams(WIDTH).in_batches([40] * 20, Budget(200), forward))
-    assert {values for _, values in found} == {(1, True), (2, True)} or {values for _, values in found} == {(1, True)}
+    assert {values for _, values in found} <= {(1, True), (2, True)}
     assert torch.get_num_threads() == 5
     later: list[int] = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))

@@ -140,11 +140,14 @@ def test_a_number_that_torch_would_not_start_with_is_a_choice(monkeypatch: pytes
     monkeypatch.setattr(processor, "num_physical_cores", lambda *_: 4)
     monkeypatch.setattr(processor, "num_cores", lambda: 2)
     monkeypatch.setattr(processor.os, "cpu_count", lambda: 8)
+    processor.usable_threads.cache_clear()
     assert processor.usable_threads(8) == 2
     assert processor.usable_threads(4) == 2
     assert processor.usable_threads(3) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    processor.usable_threads.cache_clear()
     assert processor.usable_threads(8) == 8
+    processor.usable_threads.cache_clear()
 
 
 @pytest.mark.parametrize("device", ["cuda:0,cuda:1", "cpu,cpu", "cuda:all"])

@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 
 from secondpass.engine.batches import Budget, OutOfMemory, in_batches, memory_checked
+from secondpass.engine.cpu.threads import usable_threads
 
 # Each stream reads all weights, so more of them would ask more of the memory than they save in waiting.
 MAX_STREAMS = 4
@@ -48,16 +49,16 @@ class Streams:
 
         The streams divide the budget; rows that need more than a share come first, by all threads together.
         """
-        threads = torch.get_num_threads()
+        threads = usable_threads(torch.get_num_threads())
         num_streams = min(threads, MAX_STREAMS)
         room = budget.tokens // num_streams
         long = [place for place, length in enumerate(lengths) if length > room]
         short = [place for place, length in enumerate(lengths) if length <= room]
         batches = divide([lengths[place] for place in short], num_streams, room=room, width=self._width)
         if not batches or (team := self._ready(threads)) is None:
-            yield from in_batches(lengths, budget, forward)
+            yield from in_batches(lengths, budget, bounded(forward, threads))
             return
-        yield from _of(long, lengths, budget, forward)
+        yield from _of(long, lengths, budget, bounded(forward, threads))
         left = set(short)
         try:
             for batch, values in team.run([[short[i] for i in batch] for batch in batches], lengths, forward):
@@ -65,12 +66,33 @@ class Streams:
                 yield batch, values
         except OutOfMemory:
             budget.halve(budget.tokens)
-        yield from _of(sorted(left), lengths, budget, forward)
+        yield from _of(sorted(left), lengths, budget, bounded(forward, threads))
 
     def _ready(self, threads: int) -> Team | None:
         if self._team is None or self._team.process != os.getpid() or self._team.threads != threads:
             self._team = start(threads)
         return self._team if self._team.is_divided else None
+
+
+def bounded(forward: Forward[T], threads: int) -> Forward[T]:
+    """`forward` on no more than so many threads; the caller's number is the same before and after."""
+
+    def run(batch: list[int]) -> T:
+        before = torch.get_num_threads()
+        if before <= threads:
+            return forward(batch)
+        torch.set_num_threads(threads)
+        try:
+            return forward(batch)
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
+def threads_in_words() -> str:
+    threads = usable_threads(torch.get_num_threads())
+    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +123,7 @@ class Team:
 
 def start(threads: int) -> Team:
     """A team for so many threads of torch, which are left as they are for the caller."""
+    before = torch.get_num_threads()
     num_streams = min(threads, MAX_STREAMS)
     shares = [threads // num_streams + (index < threads % num_streams) for index in range(num_streams)]
     pool = ThreadPoolExecutor(num_streams, "secondpass-stream")
@@ -109,8 +132,8 @@ def start(threads: int) -> Team:
         meeting = threading.Barrier(num_streams)
         taken = [pool.submit(_take, share, meeting) for share in shares]
         # OpenMP has a number for each thread; where those of others have changed ours, nothing is divided
-        is_divided = all(each.result() for each in taken) and torch.get_num_threads() == threads
-        torch.set_num_threads(threads)  # what threads that start later begin with, which the streams have changed
+        is_divided = all(each.result() for each in taken) and torch.get_num_threads() == before
+        torch.set_num_threads(before)  # what threads that start later begin with, which the streams have changed
     return Team(process=os.getpid(), threads=threads, pool=pool, is_divided=is_divided)
 
 

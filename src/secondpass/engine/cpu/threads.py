@@ -1,4 +1,4 @@
-"""What torch's libraries read from the environment, once, when they are loaded or first used."""
+"""Cores, the processor, threads, and what torch's libraries read from the environment when they are loaded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,12 @@ def num_threads(current: int, *, is_chosen: bool, usable: int, physical: int) ->
     return current if is_chosen else max(1, min(current, usable, physical))
 
 
+@cache
 def usable_threads(current: int) -> int:
-    """`num_threads` on this machine; OMP_NUM_THREADS, or any number that torch does not start with, is a choice."""
+    """`num_threads` on this machine, as it was at first.
+
+    OMP_NUM_THREADS, or any number that torch does not start with, is a choice.
+    """
     bound = _bound_cores()
     physical = num_physical_cores(TOPOLOGY, bound)
     is_chosen = "OMP_NUM_THREADS" in os.environ or current not in (len(bound), physical, os.cpu_count())
@@ -156,9 +161,10 @@ SAME = {
 }
 
 
-def suit_torch(environment: MutableMapping[str, str] = os.environ) -> None:
+def suit_environment(environment: MutableMapping[str, str] = os.environ) -> None:
     """Bound what oneDNN keeps, and how long threads wait actively, where the user has said nothing.
 
+    For programs that own their process, such as the commands; a library call leaves the environment as it is.
     Without effect on a torch that has been imported (waiting) or has multiplied on the CPU (kernels) before.
     """
     for name, value in (KEPT_KERNELS | WAITING).items():
