@@ -23,7 +23,7 @@ def write(file: Path, *lines: Any) -> Path:
 
 def test_files_and_folders_plain_and_gzipped(tmp_path: Path) -> None:
     scores = {"pos_scores": [1], "neg_scores": [0.5, -1]}
-    write(tmp_path / "a.jsonl", GOOD, "", GOOD | scores | {"prompt": "p"})
+    write(tmp_path / "a.jsonl", GOOD, "", GOOD | scores | {"prompt": "p", "type": "t"})
     (tmp_path / "folder").mkdir()
     with gzip.open(tmp_path / "folder" / "b.jsonl.gz", "wt") as stream:
         stream.write(json.dumps(GOOD | {"query": "second"}) + "\n")
@@ -33,7 +33,7 @@ def test_files_and_folders_plain_and_gzipped(tmp_path: Path) -> None:
     assert data.examples[1].negative_scores == (0.5, -1.0)
     assert [example.has_scores for example in data.examples] == [False, True, False]
     assert data.examples[1].source == f"{tmp_path / 'a.jsonl'}:3"
-    assert data.unread == {"prompt": 1}
+    assert data.unread == {"type": 1}
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 
 from secondpass.training import LoraSettings, TrainingSettings
 from secondpass.training.collators import Group
+from secondpass.training.cross_encoding import CrossEncoding
 from secondpass.training.learner import Learner
 from secondpass.training.lora import add_lora
-from secondpass.training.model import WORDS, Trainable, open_trainable
+from secondpass.training.model import WORDS, open_trainable
 from secondpass.training.processes import Processes
-from secondpass.types import Row
 from tests.checkpoints import tiny_bert
 from tests.goldens import SHARED
 from tests.training.toy import toy_examples
@@ -31,7 +31,13 @@ GROUPS = [
 
 def learner_of(folder: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> Learner:
     trainable = open_trainable(folder, device=CPU, dtype=dtype)
-    return Learner(trainable, TrainingSettings(max_length=100, device="cpu", **options), Processes())
+    settings = TrainingSettings(max_length=100, device="cpu", **options)
+    return Learner(CrossEncoding(trainable, settings), settings, Processes())
+
+
+def objective_of(learner: Learner) -> CrossEncoding:
+    assert isinstance(learner.objective, CrossEncoding)
+    return learner.objective
 
 
 def gradients(learner: Learner, groups: list[Group]) -> dict[str, torch.Tensor]:
@@ -63,7 +69,7 @@ def test_gradients_equal_those_of_transformers(tmp_path: Path, family: str) -> N
         losses.append(F.cross_entropy(reference.model(**inputs).logits.T, torch.tensor([0])))
     torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
     expected = {name: p.grad for name, p in reference.model.named_parameters() if p.grad is not None}
-    named = learner._trainable.naming.named(found)
+    named = learner.objective.trainable.naming.named(found)
     assert set(expected) <= set(named)
     for name, gradient in expected.items():
         scale = float(gradient.abs().max())
@@ -72,11 +78,11 @@ def test_gradients_equal_those_of_transformers(tmp_path: Path, family: str) -> N
 
 def test_packed_losses_equal_those_of_rows_by_themselves(tmp_path: Path) -> None:
     learner = learner_of(tiny_bert(tmp_path))
-    trainable = learner._trainable
-    rows = [learner.rows(group) for group in GROUPS]
-    packed = learner.losses(GROUPS, rows).tolist()
+    objective = objective_of(learner)
+    rows = [objective.rows(group) for group in GROUPS]
+    packed = objective.losses(GROUPS, rows).tolist()
     for loss, part in zip(packed, rows, strict=True):
-        logits = torch.cat([trainable.logits([row]).detach() for row in part])
+        logits = torch.cat([objective.logits([row])[:, 0].detach() for row in part])
         assert loss == pytest.approx(float(F.cross_entropy(logits[None], torch.tensor([0]))), abs=1e-5)
 
 
@@ -85,7 +91,8 @@ def test_a_gte_gradient_is_the_slope_of_the_loss() -> None:
     if not folder.is_dir():
         pytest.skip("no reference figures here")
     learner = learner_of(folder, max_gradient_norm=1e9)
-    rows = [learner.rows(group) for group in GROUPS]
+    objective = objective_of(learner)
+    rows = [objective.rows(group) for group in GROUPS]
     found = gradients(learner, GROUPS)
     assert set(found) == set(learner.parameters)
     norm = torch.stack([gradient.norm() for gradient in found.values()]).norm()
@@ -94,7 +101,7 @@ def test_a_gte_gradient_is_the_slope_of_the_loss() -> None:
         with torch.no_grad():
             for name, parameter in learner.parameters.items():
                 parameter += side / norm * found[name]
-            means.append(float(learner.losses(GROUPS, rows).mean()))
+            means.append(float(objective.losses(GROUPS, rows).mean()))
     assert (means[0] - means[1]) / 2e-3 == pytest.approx(float(norm), rel=0.02)
 
 
@@ -110,7 +117,8 @@ def test_recomputed_blocks_have_the_same_gradient(tmp_path: Path) -> None:
     folder = tiny_bert(tmp_path)
     plain = gradients(learner_of(folder), GROUPS)
     trainable = open_trainable(folder, device=CPU, has_gradient_checkpointing=True)
-    learner = Learner(trainable, TrainingSettings(max_length=100, device="cpu"), Processes())
+    settings = TrainingSettings(max_length=100, device="cpu")
+    learner = Learner(CrossEncoding(trainable, settings), settings, Processes())
     again = gradients(learner, GROUPS)
     assert all(torch.allclose(plain[name], again[name], atol=1e-6) for name in plain)
 
@@ -128,26 +136,23 @@ def test_bfloat16_moves_in_the_same_direction(tmp_path: Path) -> None:
 def test_frozen_words_stay(tmp_path: Path) -> None:
     trainable = open_trainable(tiny_bert(tmp_path), device=CPU, has_frozen_words=True)
     assert WORDS not in trainable.parameters
-    learner = Learner(trainable, TrainingSettings(device="cpu"), Processes())
+    settings = TrainingSettings(device="cpu")
+    learner = Learner(CrossEncoding(trainable, settings), settings, Processes())
     assert set(gradients(learner, GROUPS)) == set(trainable.parameters)
 
 
 def test_low_rank_updates_start_without_effect_and_learn(tmp_path: Path) -> None:
-    folder = tiny_bert(tmp_path)
-    trainable = open_trainable(folder, device=CPU)
-    rows = rows_of(trainable)
-    before = trainable.logits(rows).detach()
+    trainable = open_trainable(tiny_bert(tmp_path), device=CPU)
+    settings = TrainingSettings(device="cpu", learning_rate=0.1)
+    objective = CrossEncoding(trainable, settings)
+    example = toy_examples(1)[0]
+    rows = objective.rows(Group(query=example.query, passages=example.positives + example.negatives))
+    before = objective.logits(rows).detach()
     add_lora(trainable, LoraSettings(rank=2), seed=1)
-    assert torch.equal(trainable.logits(rows), before)
+    assert torch.equal(objective.logits(rows), before)
     assert {name.split(".")[0] for name in trainable.parameters} == {"backbone", "head"}
     assert all("fused" in name for name in trainable.parameters if name.startswith("backbone"))
-    learner = Learner(trainable, TrainingSettings(device="cpu", learning_rate=0.1), Processes())
+    learner = Learner(objective, settings, Processes())
     for _ in range(2):
         learner.step(GROUPS, rate=0.1)
-    assert not torch.allclose(trainable.logits(rows), before, atol=1e-3)
-
-
-def rows_of(trainable: Trainable) -> list[Row]:
-    learner = Learner(trainable, TrainingSettings(device="cpu"), Processes())
-    example = toy_examples(1)[0]
-    return learner.rows(Group(query=example.query, passages=example.positives + example.negatives))
+    assert not torch.allclose(objective.logits(rows), before, atol=1e-3)

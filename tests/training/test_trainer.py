@@ -105,7 +105,7 @@ def test_a_run_leaves_a_reranker_with_a_card(tmp_path: Path, capsys: pytest.Capt
     if result.best_step == 18:
         example = DATA.examples[0]
         texts = [*example.positives, *example.negatives]
-        expected = run.learner.score(example.query, texts)
+        expected = run.objective.score(example.query, texts)
         found = Reranker(tmp_path / "out", device="cpu", dtype="float32").score(example.query, texts)
         assert found == pytest.approx(expected, abs=1e-5)
 
@@ -312,11 +312,11 @@ def test_what_is_trained_is_what_is_saved(tmp_path: Path) -> None:
     example = toy_examples(1)[0]
     passages = [*example.positives, *example.negatives]
     run = Trainer("default", DATA, tmp_path / "out", settings=settings(max_steps=1, learning_rate=1e-9))
-    before = run.learner.score(example.query, passages)
+    before = run.objective.score(example.query, passages)
     embedded = Reranker("default", engine="torch", dtype="float32", max_length=512)
     assert before == pytest.approx(embedded.score(example.query, passages), abs=1e-4)
     run.train()
-    after = run.learner.score(example.query, passages)
+    after = run.objective.score(example.query, passages)
     saved = Reranker(tmp_path / "out", engine="torch", dtype="float32")
     assert after == pytest.approx(saved.score(example.query, passages), abs=1e-4)
     assert after == pytest.approx(before, abs=1e-3)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from secondpass.training.data import Data, Example
     from secondpass.training.dev import DevSet
     from secondpass.training.processes import Processes
-    from secondpass.training.settings import TrainingSettings
+    from secondpass.training.settings import CompressionSettings, LayerSettings, TrainingSettings
     from secondpass.training.trainer import TrainingResult
 
 PREPARED, NOTE = "data.jsonl.gz", "data.json"  # mined or taught, so that a run that goes on need not do it again
@@ -32,12 +32,38 @@ MIN_MINED = 15  # negatives of a query, of which a step draws
 @dataclass(frozen=True, kw_only=True)
 class Loss:
     loss: Annotated[
-        str, typer.Option(help="ce, binary, margin_mse, kl, or a sum such as ce+kl or ce=0.4,kl=0.6.")
+        str, typer.Option(help="ce, binary, margin_mse, kl, kd, or a sum such as ce+kl or ce=0.4,kl=0.6.")
     ] = "ce"
     lora: Annotated[int | None, typer.Option(metavar="RANK", min=1, help="Train low-rank updates only.")] = None
     lora_alpha: Annotated[float | None, typer.Option(help="Else twice the rank.")] = None
-    lora_targets: Annotated[str, typer.Option(metavar="attention|all", help="What gets updates.")] = "all"
+    lora_targets: Annotated[
+        str, typer.Option(metavar="attention|all|NAMES", help="What gets updates; NAMES as q_proj,v_proj.")
+    ] = "all"
+    lora_head: Annotated[
+        str, typer.Option(metavar="whole|low_rank", help="How the head is trained beside the updates.")
+    ] = "whole"
     adapter: Annotated[bool, typer.Option("--adapter", help="Save the updates in PEFT's layout too.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """Of decoders with a head at each layer."""
+
+    start_layer: Annotated[
+        int | None, typer.Option(min=1, help="Put heads on a raw language model, from this layer on.")
+    ] = None
+    inner_teacher: Annotated[
+        str | None,
+        typer.Option(metavar="none|last|eighth|above", help="Which layer teaches those below; else as published."),
+    ] = None
+    taught: Annotated[str, typer.Option(metavar="all|last", help="Layers that a teacher's scores teach.")] = "all"
+    compress_layers: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Merge passage tokens there, in some steps, by a ratio.")
+    ] = None
+    compress_ratios: Annotated[str, typer.Option(metavar="N,N,...", help="One is drawn each step.")] = "1,2,4,8"
+    compress_always: Annotated[
+        bool, typer.Option("--compress-always", help="At all layers and by the one ratio in every step.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +122,14 @@ class Sources:
 
 
 def train(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A reranker or a plain encoder.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A reranker of any kind, or a plain encoder.")],
     data: Annotated[
         list[str], typer.Argument(metavar="DATA", help="FlagEmbedding's JSONL, in files or folders; BEIR folders.")
     ],
     *,
     folder: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder of the result.")],
     loss: Loss,
+    layers: Layers,
     course: Course,
     sources: Sources,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in OUTPUT was stopped.")] = False,
@@ -119,7 +146,7 @@ def train(
     from secondpass.training.reporting import described
     from secondpass.training.trainer import Trainer
 
-    settings = _settings(loss, course)
+    settings = _settings(loss, layers, course)
     target = Path(folder).expanduser()
     processes = open_processes(settings.device)
     with claimed(target) if processes.is_first else nullcontext():
@@ -141,15 +168,58 @@ def train(
     _tell(result, dev, settings, is_json=json)
 
 
-def _settings(loss: Loss, course: Course) -> TrainingSettings:
+def _settings(loss: Loss, layers: Layers, course: Course) -> TrainingSettings:
     from secondpass.training.settings import LoraSettings, TrainingSettings, parse_losses
 
     with wrong_use():
         updates = None
         if loss.lora is not None:
             alpha = loss.lora_alpha or 2.0 * loss.lora
-            updates = LoraSettings(rank=loss.lora, alpha=alpha, targets=loss.lora_targets, saves_adapter=loss.adapter)
-        return TrainingSettings(losses=parse_losses(loss.loss), lora=updates, **asdict(course))
+            updates = LoraSettings(
+                rank=loss.lora,
+                alpha=alpha,
+                targets=loss.lora_targets,
+                head=loss.lora_head,
+                saves_adapter=loss.adapter,
+            )
+        return TrainingSettings(
+            losses=parse_losses(loss.loss),
+            lora=updates,
+            layers=_layers(layers),
+            compression=_compression(layers),
+            **asdict(course),
+        )
+
+
+def _layers(flags: Layers) -> LayerSettings | None:
+    from secondpass.training.settings import LayerSettings
+
+    if flags.taught not in ("all", "last"):
+        raise ValueError(f"--taught is {flags.taught!r}; give all or last")
+    if (flags.start_layer, flags.inner_teacher, flags.taught) == (None, None, "all"):
+        return None
+    return LayerSettings(
+        start_layer=flags.start_layer, inner_teacher=flags.inner_teacher, teaches_all=flags.taught == "all"
+    )
+
+
+def _compression(flags: Layers) -> CompressionSettings | None:
+    from secondpass.training.settings import CompressionSettings
+
+    if flags.compress_layers is None:
+        return None
+    return CompressionSettings(
+        layers=_numbers("--compress-layers", flags.compress_layers),
+        ratios=_numbers("--compress-ratios", flags.compress_ratios),
+        is_fixed=flags.compress_always,
+    )
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"{flag} is {text!r}; give numbers with commas between, as 8,16") from error
 
 
 def _data(

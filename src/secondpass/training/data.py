@@ -21,20 +21,24 @@ from secondpass.data.files import lines, parsed, suffix
 from secondpass.errors import DataError
 from secondpass.text.documents import clean_query
 
-KEYS = ("query", "pos", "neg", "pos_scores", "neg_scores")
+KEYS = ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt")
 SUFFIXES = (".jsonl", ".ndjson", ".json")  # each .gz too
 MAX_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A query with passages that answer it and passages that do not; scores are a teacher's, None where unknown."""
+    """A query with passages that answer it and passages that do not; scores are a teacher's, None where unknown.
+
+    prompt is the instruction that an LLM reranker reads with it; None: the model's own.
+    """
 
     query: str
     positives: tuple[str, ...]
     negatives: tuple[str, ...] = ()
     positive_scores: tuple[float, ...] | None = None
     negative_scores: tuple[float, ...] | None = None
+    prompt: str | None = None
     source: str = ""  # file:line
 
     @property
@@ -46,6 +50,8 @@ class Example:
         line: dict[str, Any] = {"query": self.query, "pos": self.positives, "neg": self.negatives}
         if self.has_scores:
             line |= {"pos_scores": self.positive_scores, "neg_scores": self.negative_scores or ()}
+        if self.prompt is not None:
+            line["prompt"] = self.prompt
         return json.dumps(line, ensure_ascii=False)
 
 
@@ -141,6 +147,7 @@ def _example(fields: Mapping[str, Any], source: str, *, needs_negatives: bool) -
         negatives=negatives,
         positive_scores=_scores(fields, "pos_scores", len(positives)),
         negative_scores=_scores(fields, "neg_scores", len(negatives)),
+        prompt=_prompt(fields.get("prompt")),
         source=source,
     )
 
@@ -168,6 +175,12 @@ def _texts(fields: Mapping[str, Any], key: str) -> tuple[str, ...]:
         if not value.strip():
             raise ValueError(f"{key}[{place}] is empty")
     return tuple(map(clean_query, values))
+
+
+def _prompt(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"'prompt' is a {type(value).__name__}, not a string")
+    return clean_query(value) if value else None
 
 
 def _check_apart(positives: Sequence[str], negatives: Sequence[str]) -> None:

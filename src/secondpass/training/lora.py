@@ -1,14 +1,15 @@
 """LoRA: frozen weights with low-rank updates beside them, merged or written in PEFT's layout at the end.
 
-Hu et al. 2021. A joined matrix, such as query, key and value in one, has one A for all its parts.
+Hu et al. 2021. A joined matrix, such as query, key and value in one, has an update for each of its projections.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,48 +19,115 @@ from secondpass.checkpoint.adapter import WEIGHTS
 from secondpass.checkpoint.atomic import write_text
 from secondpass.checkpoint.layout import ADAPTER, LENGTH
 from secondpass.checkpoint.save import write_tensors
+from secondpass.models.heads import Classifier
 from secondpass.models.layers import ACTIVATIONS, Linear
 from secondpass.training.model import Trainable
 from secondpass.training.settings import LoraSettings
 
-TARGETS = {"attention": re.compile(r"qkv|out"), "all": re.compile(r".*")}
+# Our modules that a name stands for; any other name is one of the checkpoint's own, such as q_proj.
+GROUPS = {"attention": re.compile(r"qkv|out"), "all": re.compile(r".*")}
 _PREFIX = "base_model.model."
+# Parts of names that PEFT replaces as a whole.
+_WHOLE = ("classifier", "pooler", "head", "linear_head", "score")
 
 
 class LowRank(nn.Module):
-    """A linear layer W with its update: activation(x (W + scale B A)^T + b) + residual, W and b frozen."""
+    """A linear layer W with updates: activation(x (W + scale B A)^T + b) + residual, W and b frozen.
 
-    def __init__(self, linear: Linear, *, rank: int, scale: float, generator: torch.Generator) -> None:
+    parts are the rows of W that have an update, each with an A (rank, in) and a B (rows, rank) of its own, which
+    lie end to end in `a` and `b`.
+    """
+
+    def __init__(
+        self, linear: Linear, parts: Sequence[slice], *, rank: int, scale: float, generator: torch.Generator
+    ) -> None:
         super().__init__()
-        num_out, num_in = linear.weight.shape
-        start = torch.empty(rank, num_in)
-        nn.init.kaiming_uniform_(start, a=5**0.5, generator=generator)  # as PEFT starts; B is 0
-        self.a = nn.Parameter(start.to(linear.weight.device))
-        self.b = nn.Parameter(linear.weight.new_zeros(num_out, rank))
-        self.scale = scale
+        num_in, device = linear.weight.shape[1], linear.weight.device
+        starts = [torch.empty(rank, num_in) for _ in parts]
+        for start in starts:
+            nn.init.kaiming_uniform_(start, a=5**0.5, generator=generator)  # as PEFT starts; B is 0
+        self.a = nn.Parameter(torch.cat(starts).to(device))
+        self.b = nn.Parameter(torch.zeros(sum(part.stop - part.start for part in parts), rank, device=device))
+        self.parts, self.rank, self.scale = tuple(parts), rank, scale
         self._frozen = (linear.weight, linear.bias)  # in a tuple, so that they are not parameters twice
 
     def forward(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
-        y = F.linear(x, *self._frozen) + F.linear(F.linear(x, self.a), self.b) * self.scale
+        y = F.linear(x, *self._frozen) + self._update(x)
         if activation is not None:
             y = ACTIVATIONS[activation](y)
         return y if residual is None else y + residual
 
+    def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows of W, A, B) of each update."""
+        start = 0
+        for index, part in enumerate(self.parts):
+            stop = start + part.stop - part.start
+            yield part, self.a[index * self.rank : (index + 1) * self.rank], self.b[start:stop]
+            start = stop
+
     def merged(self) -> Tensor:
-        return self._frozen[0] + self.scale * (self.b @ self.a)
+        weight = self._frozen[0].clone()
+        for rows, a, b in self.blocks():
+            weight[rows] += (self.scale * (b @ a)).to(weight.dtype)
+        return weight
+
+    def _update(self, x: Tensor) -> Tensor:
+        """What is added to the outputs (T, out): 0 where no part lies."""
+        inner = torch.split(F.linear(x, self.a), self.rank, dim=-1)
+        found: list[Tensor] = []
+        end = 0
+        for (rows, _, b), part in zip(self.blocks(), inner, strict=True):
+            if rows.start > end:
+                found.append(part.new_zeros(*part.shape[:-1], rows.start - end))
+            found.append(F.linear(part, b) * self.scale)
+            end = rows.stop
+        if end < len(self._frozen[0]):
+            found.append(inner[0].new_zeros(*inner[0].shape[:-1], len(self._frozen[0]) - end))
+        return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
 
-def add_lora(trainable: Trainable, settings: LoraSettings, *, seed: int) -> None:
-    """Freeze the backbone and put updates beside its linear layers; the head stays as it is, trained whole."""
-    net = trainable.model
-    net.backbone.requires_grad_(False)
-    if net.word_match is not None:
-        net.word_match.requires_grad_(False)  # no adapter has a place for it
+def add_lora(trainable: Trainable[nn.Module], settings: LoraSettings, *, seed: int) -> None:
+    """Freeze the model and put updates beside its linear layers; the head is trained as the settings say.
+
+    A head that is some rows of the output matrix stays frozen. Raises ValueError where no projection has a name.
+    """
+    net: Any = trainable.model
+    net.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    for name, module in list(net.backbone.layers.named_modules()):
-        if isinstance(module, Linear) and TARGETS[settings.targets].fullmatch(name.rpartition(".")[2]):
-            scale = settings.alpha / settings.rank
-            module.fused = LowRank(module, rank=settings.rank, scale=scale, generator=generator)
+    places = [(net.backbone.layers, "backbone.layers.")]
+    if settings.head == "low_rank":
+        places.append((net.head, "head."))
+    elif trainable.answers is None:
+        net.head.requires_grad_(True)
+    found = 0
+    for root, prefix in places:
+        for name, module in list(root.named_modules()):
+            if isinstance(module, Linear):
+                targets = settings.targets if root is not net.head else "all"
+                parts = _targeted(trainable, f"{prefix}{name}", targets)
+                if parts:
+                    scale = settings.alpha / settings.rank
+                    module.fused = LowRank(module, parts, rank=settings.rank, scale=scale, generator=generator)
+                    found += root is not net.head
+    if not found:
+        names = sorted({theirs.split(".")[-2] for theirs in _projections(trainable)})
+        raise ValueError(f"targets is {settings.targets!r}; there are attention, all, and of {', '.join(names)} any")
+
+
+def _projections(trainable: Trainable[nn.Module]) -> Iterator[str]:
+    """The checkpoint's names of the weights of linear layers in blocks."""
+    for name, module in trainable.model.named_modules():
+        if isinstance(module, Linear) and ".layers." in name:
+            yield from (theirs for theirs, _ in trainable.naming.parts(f"{name}.weight"))
+
+
+def _targeted(trainable: Trainable[nn.Module], module: str, targets: str) -> list[slice]:
+    """The rows of a linear layer that get an update: those of its projections that are named."""
+    parts = list(trainable.naming.parts(f"{module}.weight"))
+    if targets in GROUPS:
+        return [rows for _, rows in parts] if GROUPS[targets].fullmatch(module.rpartition(".")[2]) else []
+    names = {name.strip() for name in targets.split(",")}
+    return [rows for theirs, rows in parts if theirs.split(".")[-2] in names]
 
 
 def updates(net: nn.Module) -> Iterator[tuple[str, LowRank]]:
@@ -78,22 +146,33 @@ def merged_tensors(net: nn.Module) -> dict[str, Tensor]:
         return own | {name: update.merged() for name, update in low_rank.items()}
 
 
-def save_adapter(trainable: Trainable, settings: LoraSettings, folder: Path, *, max_length: int) -> None:
-    """Updates and head in PEFT's layout, for the base that the run started from, read to the length of the run."""
+def adapter_tensors(trainable: Trainable[nn.Module]) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """What an adapter holds by PEFT's names, the modules that have updates, and those of the head saved whole."""
     naming, net = trainable.naming, trainable.model
     tensors: dict[str, Tensor] = {}
     changed: list[str] = []
     for name, update in updates(net):
-        for theirs, rows in naming.parts(name):
-            module = theirs.removesuffix(".weight")
+        theirs = {rows.start: module for module, rows in naming.parts(name)}
+        for rows, a, b in update.blocks():
+            module = theirs[rows.start].removesuffix(".weight")
             changed.append(module)
-            tensors[f"{_PREFIX}{module}.lora_A.weight"] = update.a
-            tensors[f"{_PREFIX}{module}.lora_B.weight"] = update.b[rows]
-    head = naming.named({name: tensor for name, tensor in net.named_parameters() if name.startswith("head.")})
+            tensors[f"{_PREFIX}{module}.lora_A.weight"] = a
+            tensors[f"{_PREFIX}{module}.lora_B.weight"] = b
+    trained = [name for name in trainable.parameters if name.startswith("head.") and ".fused." not in name]
+    head = naming.named({name: net.get_parameter(name) for name in trained})
     tensors |= {_PREFIX + name: tensor for name, tensor in head.items()}
+    return tensors, changed, sorted({_saved_module(name) for name in head})
+
+
+def save_adapter(
+    trainable: Trainable[nn.Module], settings: LoraSettings, folder: Path, *, max_length: int | None
+) -> None:
+    """Updates and head in PEFT's layout, for the base that the run started from, read to the length of the run."""
+    tensors, changed, whole = adapter_tensors(trainable)
+    is_classifier = isinstance(trainable.model.head, Classifier)
     config = {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
+        "task_type": "SEQ_CLS" if is_classifier else "CAUSAL_LM",
         "base_model_name_or_path": str(trainable.checkpoint.name),
         "revision": trainable.checkpoint.revision,
         "r": settings.rank,
@@ -101,16 +180,16 @@ def save_adapter(trainable: Trainable, settings: LoraSettings, folder: Path, *, 
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": changed,
-        "modules_to_save": sorted({_saved_module(name) for name in head}),
+        "modules_to_save": whole or None,
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS[0], {name: tensor.detach().clone() for name, tensor in tensors.items()})
-    write_text(folder / LENGTH, json.dumps({"max_seq_length": max_length}) + "\n")
+    if max_length is not None:
+        write_text(folder / LENGTH, json.dumps({"max_seq_length": max_length}) + "\n")
     write_text(folder / ADAPTER, json.dumps(config, indent=2) + "\n")
 
 
 def _saved_module(name: str) -> str:
     """The module that PEFT replaces as a whole: the outermost of the head, without the model's own prefix."""
-    parts = name.split(".")
-    return next(part for part in parts if part in ("classifier", "pooler", "head"))
+    return next(part for part in name.split(".") if part in _WHOLE)

@@ -6,22 +6,23 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from secondpass import __version__
 from secondpass.checkpoint.checkpoint import EMBEDDED
-from secondpass.checkpoint.save import save_model
-from secondpass.text.recipe import Limits
-from secondpass.training.data import Data
+from secondpass.training.data import Data, Example
 from secondpass.training.dev import MEASURES, DevSet
-from secondpass.training.lora import merged_tensors, save_adapter
 from secondpass.training.model import Trainable
 from secondpass.training.settings import TrainingSettings
 from secondpass.types import Row
 
 MAX_WIDTH = 90
+# How far a teacher's scores of one query lie apart where a softmax over them says something.
+SPREADS = (0.5, 30.0)
 
 
 def described(data: Data) -> Iterator[str]:
@@ -36,6 +37,7 @@ def described(data: Data) -> Iterator[str]:
     )
     if data.problems:
         yield f"left out: {len(data.problems):,} lines, the first {data.problems[0]}"
+    yield from _warned(examples)
     if data.unread:
         told = ", ".join(f"{key} ({count:,} lines)" for key, count in data.unread.items())
         yield f"not read: {told}"
@@ -45,22 +47,42 @@ def described(data: Data) -> Iterator[str]:
     yield f"first negative: {_short(first.negatives[0])}"
 
 
+def _warned(examples: Sequence[Example]) -> Iterator[str]:
+    """What costs quality and is seen in the data alone: no negatives, scores that no softmax can tell apart."""
+    lonely = sum(not example.negatives for example in examples)
+    if lonely:
+        yield f"warning: {lonely:,} of {len(examples):,} queries have no negative, and teach nothing by a softmax"
+    spreads = []
+    for example in examples:
+        if example.positive_scores is not None and example.negative_scores:
+            scores = (*example.positive_scores, *example.negative_scores)
+            spreads.append(max(scores) - min(scores))
+    if spreads:
+        middle = sorted(spreads)[len(spreads) // 2]
+        if not SPREADS[0] <= middle <= SPREADS[1]:
+            shape = "one passage has all of it" if middle > SPREADS[1] else "all passages have the same share"
+            yield (
+                f"warning: the teacher's scores of a query lie {middle:.3g} apart (median); in a softmax {shape}. "
+                f"Give logits that lie {SPREADS[0]:g} to {SPREADS[1]:g} apart, or set a temperature"
+            )
+
+
 def described_run(
-    trainable: Trainable, settings: TrainingSettings, rows: Sequence[Row], *, num_steps: int, max_length: int
+    trainable: Trainable[nn.Module], settings: TrainingSettings, rows: Sequence[Row], *, kind: Kind, num_steps: int
 ) -> Iterator[str]:
     """Lines on the model, the lengths of its first rows, and the steps to come."""
     lengths = sorted(map(len, rows))
     cut = sum(any(row.cut) for row in rows) / len(rows)
     num_trained = sum(parameter.numel() for parameter in trainable.parameters.values())
     yield (
-        f"model: {trainable.checkpoint.name}, {trainable.recipe.family}, {num_trained / 1e6:.1f} million weights "
+        f"model: {trainable.checkpoint.name}, {kind.family}, {num_trained / 1e6:.1f} million weights "
         f"trained, on {trainable.device} in {str(trainable.dtype).removeprefix('torch.')}"
     )
     if trainable.fresh:
         yield f"new: {', '.join(trainable.fresh)}, drawn at random"
     yield (
         f"rows: {sum(lengths) / len(lengths):.0f} tokens on average, 95% up to {lengths[len(lengths) * 95 // 100]}; "
-        f"{cut:.0%} cut at {max_length} (of the first {len(rows)})"
+        f"{cut:.0%} cut at {kind.max_length} (of the first {len(rows)})"
     )
     yield (
         f"run: {num_steps:,} steps of {settings.batch} queries with a positive and up to "
@@ -198,6 +220,20 @@ _UNTOLD = ("device", "log_every", "save_every", "has_tensorboard", "token_budget
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What is trained, in words for its card: "A reranker", what it does, how it is loaded, and the hub's tags."""
+
+    family: str
+    title: str
+    does: str
+    loads: Sequence[str]
+    tags: Sequence[str]
+    pipeline: str
+    max_length: int
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """What came of a run so far; history has the figures on the dev set with their steps."""
 
@@ -206,31 +242,16 @@ class RunSummary:
     history: Sequence[Mapping[str, float]]
     best_step: int
     num_steps: int
-    limits: Limits
+    kind: Kind
 
 
-def save_result(folder: Path, trainable: Trainable, settings: TrainingSettings, outcome: RunSummary) -> None:
-    """Write the model as it is: config, tokenizer, card, weights with low-rank updates merged in."""
-    save_model(
-        folder,
-        config=trainable.config,
-        tensors=trainable.naming.named(merged_tensors(trainable.model)),
-        base=trainable.checkpoint.folder,
-        max_length=outcome.limits.max_length,
-        texts={CARD: card(trainable, settings, outcome)},
-    )
-    if settings.lora is not None and settings.lora.saves_adapter:
-        save_adapter(trainable, settings.lora, folder / "adapter", max_length=outcome.limits.max_length)
-
-
-def card(trainable: Trainable, settings: TrainingSettings, outcome: RunSummary) -> str:
+def card(trainable: Trainable[nn.Module], settings: TrainingSettings, outcome: RunSummary) -> str:
     """The model card in Markdown, with the hub's front matter."""
     parts = [
-        _front_matter(trainable),
-        f"# A reranker trained from {_base_name(trainable)}",
-        "A cross-encoder: it reads a query and a passage together and gives one logit, higher for a better answer.",
-        "```python\nfrom secondpass import Reranker\n\nReranker(folder).rank(query, passages, top_n=5)\n```",
-        "It loads as `sentence_transformers.CrossEncoder` as well.",
+        _front_matter(trainable, outcome.kind),
+        f"# {outcome.kind.title} trained from {_base_name(trainable)}",
+        outcome.kind.does,
+        *outcome.kind.loads,
         "## Data\n\n" + _data(outcome),
         "## Figures\n\n" + _figures(outcome),
         "## Settings\n\n" + _settings(trainable, settings, outcome),
@@ -238,7 +259,7 @@ def card(trainable: Trainable, settings: TrainingSettings, outcome: RunSummary) 
     return "\n\n".join(parts) + "\n"
 
 
-def _base_name(trainable: Trainable) -> str:
+def _base_name(trainable: Trainable[nn.Module]) -> str:
     """A hub's name, or the last part of a folder's: a card is published, paths of a machine are not for it."""
     checkpoint = trainable.checkpoint
     if checkpoint.folder == EMBEDDED:
@@ -246,10 +267,10 @@ def _base_name(trainable: Trainable) -> str:
     return checkpoint.name if checkpoint.revision else Path(checkpoint.name).resolve().name
 
 
-def _front_matter(trainable: Trainable) -> str:
+def _front_matter(trainable: Trainable[nn.Module], kind: Kind) -> str:
     base = [f"base_model: {trainable.checkpoint.name}"] if trainable.checkpoint.revision else []
-    tags = ["tags:", "- secondpass", "- sentence-transformers", "- cross-encoder", "- reranker"]
-    return "\n".join(["---", "pipeline_tag: text-ranking", *base, *tags, "---"])
+    tags = ["tags:", "- secondpass", *(f"- {tag}" for tag in kind.tags)]
+    return "\n".join(["---", f"pipeline_tag: {kind.pipeline}", *base, *tags, "---"])
 
 
 def _data(outcome: RunSummary) -> str:
@@ -285,12 +306,12 @@ def _row(name: str, figures: Mapping[str, float]) -> str:
     return f"| {name} | " + " | ".join(f"{figures[measure]:.4f}" for measure in MEASURES) + " |"
 
 
-def _settings(trainable: Trainable, settings: TrainingSettings, outcome: RunSummary) -> str:
+def _settings(trainable: Trainable[nn.Module], settings: TrainingSettings, outcome: RunSummary) -> str:
     told = {key: value for key, value in settings.as_json().items() if key not in _UNTOLD and value is not None}
     told |= {
         "steps": outcome.num_steps,
-        "max_length": outcome.limits.max_length,
-        "truncation": outcome.limits.truncation,
+        "max_length": outcome.kind.max_length,
+        **outcome.kind.facts,
         "dtype": str(trainable.dtype).removeprefix("torch."),
         "secondpass": __version__,
     }

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from secondpass.training.dev import MEASURES
-from secondpass.training.losses import LOSSES
+from secondpass.training.losses import INNER_TEACHERS, LOSSES
 
 # What is left of the highest learning rate when a share of the steps after the warm-up is done.
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
@@ -17,7 +19,6 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
 }
 DTYPES = ("auto", "float32", "bfloat16")
-TARGETS = ("attention", "all")
 # A run may go on with other values of these: they do not change what is learnt.
 FREE = ("device", "token_budget", "has_gradient_checkpointing", "log_every", "save_every", "has_tensorboard")
 
@@ -26,19 +27,69 @@ FREE = ("device", "token_budget", "has_gradient_checkpointing", "log_every", "sa
 class LoraSettings:
     """Low-rank updates (Hu et al. 2021) of the attention's projections, or of all linear layers of the blocks.
 
-    The update is scaled by alpha / rank. The head is trained whole. saves_adapter: also write the updates alone, in
-    PEFT's layout, beside the merged model.
+    The update is scaled by alpha / rank. targets: "attention", "all", or the checkpoint's own names of projections,
+    as "q_proj,v_proj". The head is trained "whole" or has updates too ("low_rank"). saves_adapter: also write the
+    updates alone, in PEFT's layout, beside the merged model.
     """
 
     rank: int = 16
     alpha: float = 32.0
     targets: str = "all"
+    head: str = "whole"
     saves_adapter: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("targets", self.targets, TARGETS)
+        _check_choice("head", self.head, ("whole", "low_rank"))
         _check_at_least("rank", self.rank, 1)
         _check_positive("alpha", self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSettings:
+    """How a decoder with a head at each of its layers is trained: a loss at every layer, summed.
+
+    start_layer: where heads begin on a model that has none yet. inner_teacher: which layer of the same model teaches
+    another, of losses.INNER_TEACHERS; None: "eighth" with compression, else "last" without a teacher's scores and
+    "none" with them, as the published models were trained. teaches_all: losses that need a teacher hold at every
+    layer, else at the last. trains_last_alone: one loss at the last layer, as FlagEmbedding's current code does by
+    a mistake; the other heads learn nothing.
+    """
+
+    start_layer: int | None = None
+    inner_teacher: str | None = None
+    teaches_all: bool = True
+    trains_last_alone: bool = False
+
+    def __post_init__(self) -> None:
+        if self.inner_teacher is not None:
+            _check_choice("inner_teacher", self.inner_teacher, INNER_TEACHERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionSettings:
+    """Where and how much a step merges neighbouring passage tokens: drawn from (seed, step), for all processes alike.
+
+    Each of `layers` is taken with probability 1/2, the ratio is one of `ratios`. is_fixed: all layers, and the one
+    ratio, in every step, for the second stage.
+    """
+
+    layers: tuple[int, ...]
+    ratios: tuple[int, ...] = (1, 2, 4, 8)
+    is_fixed: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.layers or not self.ratios or min(self.ratios) < 1 or min(self.layers) < 1:
+            raise ValueError(f"layers is {self.layers}, ratios {self.ratios}; give some of each, of 1 or more")
+        if self.is_fixed and len(self.ratios) != 1:
+            raise ValueError(f"ratios is {self.ratios}; a fixed compression has one")
+
+    def drawn(self, seed: int, step: int) -> tuple[int, tuple[int, ...]]:
+        """(ratio, layers) of a step."""
+        if self.is_fixed:
+            return self.ratios[0], self.layers
+        draw = np.random.default_rng([seed, step, len(self.layers)])
+        layers = tuple(layer for layer in self.layers if draw.random() < 0.5)
+        return int(draw.choice(self.ratios)), layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +121,8 @@ class TrainingSettings:
     has_gradient_checkpointing: bool = False
     has_frozen_words: bool = False
     lora: LoraSettings | None = None
+    layers: LayerSettings | None = None
+    compression: CompressionSettings | None = None
     seed: int = 1
     measure: str = "nDCG@10"
     eval_every: int | None = None

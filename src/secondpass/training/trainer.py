@@ -21,14 +21,14 @@ from secondpass.checkpoint.atomic import write_text
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.errors import DataError, MissingExtra, TrainingError
 from secondpass.training.checkpointing import RUN, check_output, claimed, read_state, restore, save_state, steps_in
-from secondpass.training.collators import Sampler
+from secondpass.training.collators import group_sampler
+from secondpass.training.cross_encoding import open_cross_encoding
 from secondpass.training.data import Data
 from secondpass.training.dev import MEASURES, DevSet, total
-from secondpass.training.learner import Learner
-from secondpass.training.lora import add_lora
-from secondpass.training.model import Trainable, open_trainable
+from secondpass.training.learner import Learner, Objective
+from secondpass.training.model import Trainable
 from secondpass.training.processes import Processes, Stopping, open_processes
-from secondpass.training.reporting import CARD, Pace, RunLog, RunSummary, card, described_run, save_result
+from secondpass.training.reporting import CARD, Pace, RunLog, RunSummary, card, described_run
 from secondpass.training.settings import FREE, TrainingSettings, factor
 from secondpass.types import Row
 
@@ -75,11 +75,15 @@ class Trainer:
         if self.settings.has_tensorboard and find_spec("tensorboard") is None:
             raise MissingExtra("tensorboard", "tensorboard")
         self._processes = open_processes(self.settings.device)
-        self.trainable = _opened(model, self.settings, self._processes)
-        self.learner = Learner(self.trainable, self.settings, self._processes)
+        self.objective = _opened(model, self.settings, self._processes)
+        self.learner = Learner(self.objective, self.settings, self._processes)
         batch, num_negatives, seed = self.settings.batch, self.settings.num_negatives, self.settings.seed
-        self._sampler = Sampler(data.examples, batch=batch, num_negatives=num_negatives, seed=seed)
+        self._sampler = group_sampler(data.examples, batch=batch, num_negatives=num_negatives, seed=seed)
         self._history: list[dict[str, float]] = []
+
+    @property
+    def trainable(self) -> Trainable[Any]:
+        return self.objective.trainable
 
     @property
     def num_steps(self) -> int:
@@ -93,19 +97,22 @@ class Trainer:
 
     def described(self) -> Iterator[str]:
         """Lines on what is about to happen."""
-        return described_run(
+        prompts = sum(example.prompt is not None for example in self._data.examples)
+        if prompts and not self.objective.reads_prompts:
+            yield f"not read: prompt ({prompts:,} lines); only decoders have one"
+        yield from described_run(
             self.trainable,
             self.settings,
             self.sample_rows(),
+            kind=self.objective.kind,
             num_steps=self.num_steps,
-            max_length=self.learner.limits.max_length,
         )
 
     def sample_rows(self, num_groups: int = 200) -> list[Row]:
         """Rows of the run's first groups, for a look at their lengths."""
         num_steps = min(-(-num_groups // self.settings.batch), self._sampler.steps_per_epoch)
-        groups = [group for step in range(num_steps) for group in self._sampler.groups(step)]
-        return [row for group in groups[:num_groups] for row in self.learner.rows(group)]
+        items = [item for step in range(num_steps) for item in self._sampler.items(step)]
+        return [row for item in items[:num_groups] for row in self.objective.rows(item)]
 
     def train(self, *, resume: bool = False) -> TrainingResult:
         """Train to the end, or until Ctrl-C, after which the result says that it is not finished.
@@ -154,7 +161,7 @@ class Trainer:
             if step == self.num_steps:
                 return step
             rate = self.settings.learning_rate * self._factor(step)
-            moved = self.learner.step(self._sampler.groups(step), rate=rate, stopping=stopping)
+            moved = self.learner.step(self._sampler.items(step), rate=rate, index=step, stopping=stopping)
             step += 1
             pace.add(moved.loss, moved.num_tokens)
             log.advance(step, moved.loss)
@@ -179,7 +186,7 @@ class Trainer:
         """Measure on the dev set, and write the model where it is the best so far."""
         assert self._dev is not None
         queries = self._dev.queries
-        sums = total(queries[self._processes.rank :: self._processes.count], self.learner.score)
+        sums = total(queries[self._processes.rank :: self._processes.count], self.objective.score)
         exchanged = self._processes.sum_figures([sums[name] for name in MEASURES], self.trainable.device)
         figures = {name: value / len(queries) for name, value in zip(MEASURES, exchanged, strict=True)}
         log.figures(step, figures)
@@ -228,7 +235,7 @@ class Trainer:
 
     def _write_model(self) -> None:
         if self.is_first:
-            save_result(self.output, self.trainable, self.settings, self._outcome())
+            self.objective.save(self.output, {CARD: card(self.trainable, self.settings, self._outcome())})
         self._processes.wait()
 
     def _outcome(self) -> RunSummary:
@@ -238,7 +245,7 @@ class Trainer:
             history=tuple(self._history),
             best_step=int(self._best().get("step", self.num_steps)),
             num_steps=self.num_steps,
-            limits=self.learner.limits,
+            kind=self.objective.kind,
         )
 
     def _finish(self) -> None:
@@ -253,20 +260,11 @@ class Trainer:
         self._processes.wait()
 
 
-def _opened(model: str | Path, settings: TrainingSettings, processes: Processes) -> Trainable:
+def _opened(model: str | Path, settings: TrainingSettings, processes: Processes) -> Objective[Any]:
     device = processes.device or pick_device(settings.device)
     dtype, _ = pick_dtype(settings.dtype, device)
-    trainable = open_trainable(
-        model,
-        device=device,
-        dtype=torch.float32 if dtype == torch.float16 else dtype,  # without bf16 there is no half precision here
-        seed=settings.seed,
-        has_frozen_words=settings.has_frozen_words,
-        has_gradient_checkpointing=settings.has_gradient_checkpointing,
-    )
-    if settings.lora is not None:
-        add_lora(trainable, settings.lora, seed=settings.seed)
-    return trainable
+    # without bf16 there is no half precision here
+    return open_cross_encoding(model, settings, device, torch.float32 if dtype == torch.float16 else dtype)
 
 
 def _check_teacher(data: Data, settings: TrainingSettings) -> None:
