@@ -103,7 +103,7 @@ def sharing(goldens: Path, temporary: Path, documents: list[str]) -> None:
     for name in ("qwen3-llm-reranker", "qwen2-llm-reranker", "gemma-llm-reranker"):
         folder = write(goldens / name, temporary / name, num_hidden_layers=8)
         reranker = Reranker(folder, device="cpu", dtype="float32")
-        engine: Any = reranker._engine
+        engine: Any = reranker._scoring.engine.current
         shared = seconds(reranker, documents)
         engine.shares = False
         show(f"{name}, shared beginning", seconds(reranker, documents), shared)

@@ -104,7 +104,7 @@ def operations(shape: str, lengths: list[int]) -> float:
 
 def ours(folder: Path, scale: Scale, *, has_graphs: bool = False) -> Score:
     reranker = Reranker(folder, device=scale.device, dtype=scale.dtype)
-    engine: Any = reranker.engine
+    engine: Any = reranker._scoring.engine.current
     if has_graphs:
         kernel = pick_kernel(engine._device, engine._dtype, engine.model.backbone.config.head_width)
         engine._graphs = open_graphs(engine.model, kernel, engine._device, engine._budget)

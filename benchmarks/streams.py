@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def compare(reranker: Reranker, dtype: str, texts: list[str], turns: int) -> None:
-    engine = reranker.engine
+    engine = reranker._scoring.engine.current
     assert isinstance(engine, TorchEngine)
     ways = {"one after the other": in_batches, "in streams": engine._in_batches}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

@@ -15,6 +15,11 @@ FILE = "calibration.json"
 FORMAT = 1
 
 
+def sigmoid(x: float) -> float:
+    """1 / (1 + exp(-x)), without overflow."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """probability = 1 / (1 + exp(-(slope * logit + intercept))), Platt 1999.
@@ -41,10 +46,7 @@ class Calibration:
 
     def probability(self, score: float) -> float:
         """A raw logit as the probability that the document is relevant, in 0..1."""
-        x = self.slope * score + self.intercept
-        if x >= 0:
-            return 1 / (1 + math.exp(-x))
-        return math.exp(x) / (1 + math.exp(x))
+        return sigmoid(self.slope * score + self.intercept)
 
     def save(self, place: str | Path) -> Path:
         """Write it as JSON to a file, or into a folder as calibration.json. Returns the file."""

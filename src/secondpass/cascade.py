@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from secondpass.reranker import Info, Reranker
+from secondpass.reranker import Reranker
 from secondpass.text.documents import as_documents
 from secondpass.threads import in_thread
-from secondpass.types import Document, DocumentLike, Hit, Ranking, Usage
+from secondpass.types import Document, DocumentLike, Hit, Info, Ranking, Usage
 
 # Of a budget, the part that the small model may use; what it leaves is the large one's.
 SMALL_SHARE = 0.5

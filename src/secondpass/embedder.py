@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.checkpoint.sentence_transformers import SentenceSettings, read_settings
 from secondpass.colbert.colbert import maxsim, unit
-from secondpass.engine.encoder import Heads, Vectors, open_encoder
-from secondpass.reranker import Info
+from secondpass.engine.engine import Heads, Vectors
+from secondpass.engine.open import open_encoder
 from secondpass.text.documents import as_documents, clean_query, text_of
 from secondpass.text.prompts import known_prompts, single_rows
-from secondpass.types import DocumentLike, Row
+from secondpass.types import DocumentLike, Info, Row
 
 __all__ = ["Embedder", "lexical_score"]
 
@@ -134,7 +134,7 @@ class Embedder:
         self._max_lengths = self._pick_lengths(max_length, max_query_length, settings)
         self._is_normalized = settings.is_normalized if is_normalized is None else is_normalized
         self._has_lowered_case = has_lowered_case
-        self._dimension = _check_dimension(dimension, self._encoder.width)
+        self._dimension = _check_dimension(dimension, self._encoder.current.width)
         self._weights = dict(zip(PARTS, weights, strict=True))
         self._outputs = {"pooled", *files}
         everything = "colbert+sparse+dense" if len(files) == len(_HEAD_FILES) else "dense"
@@ -152,7 +152,7 @@ class Embedder:
 
     def encode_rows(self, rows: Sequence[Row]) -> Vectors:
         """Dense vectors (N, C) of `rows`."""
-        return self._finished(self._encoder.run(rows, ["pooled"])["pooled"] if rows else _NONE)
+        return self._finished(self._encoder.current.run(rows, ["pooled"])["pooled"] if rows else _NONE)
 
     def sparse(self, texts: Iterable[DocumentLike], *, kind: str = "document") -> list[dict[int, float]]:
         """Weights above 0 by token id, as BGE-M3 has them. Raises ValueError for a model that has none."""
@@ -179,16 +179,16 @@ class Embedder:
         scores = self._combined({part: _SCORES[part](asked, found) for part in MODES[mode]})
         return [float(scores[places[text]]) for text in texts]
 
+    def reopen(self) -> None:
+        """Load the model anew, after it failed; may be tried again. The memory of the old one is free before."""
+        self._encoder.reopen()
+
     def info(self) -> Info:
         """What this embedder runs on, and why."""
-        return Info(
+        return self._encoder.facts.info(
             model=self._checkpoint.name,
             revision=self._checkpoint.revision,
             family=self._model_type,
-            engine=self._encoder.name,
-            device=self._encoder.device,
-            dtype=self._encoder.dtype,
-            reason=self._encoder.reason,
             max_length=self._max_lengths["document"],
             truncation="end",
         )
@@ -197,7 +197,7 @@ class Embedder:
         _check_choice("kind", kind, KINDS)
         self._check_parts(parts)
         rows = self._rows(_texts(texts), kind)
-        found = self._encoder.run(rows, [PARTS[part] for part in parts]) if rows else {}
+        found = self._encoder.current.run(rows, [PARTS[part] for part in parts]) if rows else {}
         lengths = np.array([len(row) - 1 for row in rows], np.int64)
         ids = [row.ids for row in rows]
         is_first = np.zeros(int(lengths.sum()) + len(rows), np.bool_)
@@ -218,7 +218,7 @@ class Embedder:
     def _finished(self, pooled: Vectors) -> Vectors:
         """Pooled vectors cut and normalised as asked; all of them (0, C) where there are none."""
         if not len(pooled):
-            return np.empty((0, self._dimension or self._encoder.width), np.float32)
+            return np.empty((0, self._dimension or self._encoder.current.width), np.float32)
         if self._dimension is None:
             return unit(pooled) if self._is_normalized else pooled
         if self._model_type in _LAYER_NORMED:
@@ -263,7 +263,7 @@ class Embedder:
         self, max_length: int | None, max_query_length: int | None, settings: SentenceSettings
     ) -> dict[str, int]:
         """The longest row of each kind; what is asked for may be longer than the checkpoint's own choice."""
-        known = [self._tokenizer.max_length, self._encoder.max_length]
+        known = [self._tokenizer.max_length, self._encoder.facts.max_length]
         longest = min(length for length in known if length is not None)
         usual = min(longest, settings.max_length or longest)
         for name, length in (("max_length", max_length), ("max_query_length", max_query_length)):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeAlias, overload
 
 Progress: TypeAlias = Callable[[int, int], None]  # of long work: how many are done, of how many
-Advance: TypeAlias = Callable[[int], None]  # how many more are done
+Advance: TypeAlias = Callable[[int, float], None]  # how many more are done, in how many seconds of computing
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,40 @@ class EarlyExit:
         for bound in self.bounds.values() if isinstance(self.bounds, Mapping) else (self.bounds,):
             if not bound >= 0:
                 raise ValueError(f"a bound of the early exit is {bound}; give 0 or more, in units of the raw score")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankOptions:
+    """How a call ranks: the keywords of `rank`, checked. Raises ValueError for a value that is none."""
+
+    top_n: int | None = None
+    rank_fields: Sequence[str] | None = None
+    explain: bool = False
+    budget_ms: float | None = None
+    first_scores: Sequence[float] | None = None
+    early_exit: EarlyExit | float | Mapping[int, float] | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_n is not None and self.top_n < 1:
+            raise ValueError(f"top_n is {self.top_n}; give 1 or more, or None for all")
+        if self.budget_ms is not None and not self.budget_ms > 0:
+            raise ValueError(
+                f"budget_ms is {self.budget_ms}; give the milliseconds that ranking may take, more than 0"
+            )
+        if self.early_exit is not None and self.budget_ms is not None:
+            raise ValueError("early_exit compares all documents, budget_ms may not score them all; give one of them")
+
+    def first_order(self, num_documents: int) -> list[int]:
+        """Indices of the documents by the first stage's scores, best first; in their order without scores."""
+        scores = self.first_scores
+        if scores is None:
+            return list(range(num_documents))
+        if len(scores) != num_documents:
+            raise ValueError(
+                f"first_scores has {len(scores)} scores for {num_documents} documents; give one for each"
+            )
+        return sorted(range(num_documents), key=lambda i: -scores[i])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +177,29 @@ class Ranking(Sequence[Hit]):
     @property
     def texts(self) -> list[str]:
         return [hit.document.text for hit in self.hits]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """What a model runs on; readable as attributes or as a mapping."""
+
+    model: str
+    revision: str | None
+    family: str
+    engine: str
+    device: str
+    dtype: str
+    reason: str
+    max_length: int
+    truncation: str
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.keys():
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def keys(self) -> list[str]:
+        return [field.name for field in fields(self)]
 
 
 class Scorer(Protocol):

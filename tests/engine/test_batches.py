@@ -85,12 +85,12 @@ def test_a_reranker_goes_on_with_less(
 ) -> None:
     reranker = Reranker(folder, dtype="float32", device="cpu")
     wanted = reranker.score(QUERY, TEXTS)
-    engine: Any = reranker.engine
-    before = engine.token_budget
+    engine: Any = reranker._scoring.engine.current
+    before = engine.facts.token_budget
     limited(engine.model, 100, monkeypatch)
     with caplog.at_level(logging.WARNING):
         assert reranker.score(QUERY, TEXTS) == pytest.approx(wanted, abs=1e-5)
-    assert 30 <= engine.token_budget <= 100 < before
+    assert 30 <= engine.facts.token_budget <= 100 < before
     assert "out of memory" in caplog.text
     caplog.clear()
     assert reranker.score(QUERY, TEXTS) == pytest.approx(wanted, abs=1e-5)
@@ -102,15 +102,15 @@ def test_an_embedder_goes_on_with_less(tmp_path: Path, monkeypatch: pytest.Monke
     save_file({name: tensor for name, tensor in load_file(file).items() if "classifier" not in name}, file)
     embedder = Embedder(tmp_path, dtype="float32", device="cpu")
     wanted = embedder.encode(TEXTS)
-    engine: Any = embedder._encoder
+    engine: Any = embedder._encoder.current
     limited(engine.model, 60, monkeypatch)
     assert embedder.encode(TEXTS) == pytest.approx(wanted, abs=1e-5)
-    assert engine.token_budget <= 60
+    assert engine.facts.token_budget <= 60
 
 
 def test_a_text_too_long_for_the_memory_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker = Reranker(folder, dtype="float32", device="cpu")
-    engine: Any = reranker.engine
+    engine: Any = reranker._scoring.engine.current
     limited(engine.model, 20, monkeypatch)
     with pytest.raises(EngineError, match=r"out of memory with \d+ tokens at once"):
         reranker.score(QUERY, TEXTS)

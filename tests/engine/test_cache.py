@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from secondpass import Reranker
 from secondpass.engine.cache import ScoreCache
+from secondpass.engine.engine import ReopeningEngine
 from secondpass.errors import SecondpassError
 from secondpass.types import Row, Run
 from tests.checkpoints import tiny_bert
@@ -50,7 +51,9 @@ class Counting:
 
 
 def counted(reranker: Reranker, *, stop_after: int | None = None) -> Counting:
-    cache = reranker._engine
+    engine = reranker._scoring.engine
+    assert isinstance(engine, ReopeningEngine)
+    cache = engine.current
     assert isinstance(cache, ScoreCache)
     counting = Counting(cache._inner, stop_after=stop_after)
     cache._inner = counting
@@ -125,7 +128,9 @@ def test_a_file_that_is_no_cache_is_refused(folder: Path, tmp_path: Path) -> Non
 
 def test_a_disk_that_fills_up_loses_no_scores(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reranker = opened(folder, tmp_path / "scores")
-    cache = reranker._engine
+    engine = reranker._scoring.engine
+    assert isinstance(engine, ReopeningEngine)
+    cache = engine.current
     assert isinstance(cache, ScoreCache)
     pages = cache._store.execute("PRAGMA page_count").fetchone()[0]
     cache._store.execute(f"PRAGMA max_page_count={pages}")

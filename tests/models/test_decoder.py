@@ -224,7 +224,7 @@ def test_compression_returns_a_smaller_batch_of_means() -> None:
 def test_a_cutoff_computes_no_block_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
     reranker = Reranker(LIGHT.folder, dtype="float32", device="cpu")
     calls: list[int] = []
-    for index, block in enumerate(reranker._engine.model.backbone.layers):  # type: ignore[attr-defined]
+    for index, block in enumerate(reranker._scoring.engine.current.model.backbone.layers):  # type: ignore[attr-defined]
         block.register_forward_hook(lambda *_, index=index: calls.append(index))
     reranker.score("which river", ["the old bridge"], cutoff_layer=3)
     assert calls == [0, 1, 2]

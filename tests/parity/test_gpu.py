@@ -67,7 +67,7 @@ def test_packed_equals_alone(golden: Golden) -> None:
 
 @pytest.mark.parametrize("golden", goldens())
 def test_a_forward_does_not_wait_for_the_device(golden: Golden) -> None:
-    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda").engine
+    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda")._scoring.engine.current
     batch = pack([Row([5] * length, (2, length)) for length in (30, 9, 9, 4)]).to(torch.device("cuda"))
     run = engine.model.resolved(Run())
     with torch.inference_mode():
@@ -111,7 +111,7 @@ def test_gradients_equal_those_of_rows_one_by_one(window: int | None) -> None:
 
 def recording(golden: Golden) -> Any:
     """An engine that records graphs."""
-    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda").engine
+    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda")._scoring.engine.current
     kernel = pick_kernel(engine._device, engine._dtype, engine.model.backbone.config.head_width)
     engine._graphs = open_graphs(engine.model, kernel, engine._device, engine._budget)
     return engine
@@ -128,7 +128,7 @@ def test_graphs_equal_the_plain_path_at_many_sizes(golden: Golden) -> None:
     with torch.inference_mode():
         for seed in range(120):
             count = int(torch.randint(1, 40, (1,), generator=draw))
-            lengths = torch.randint(1, min(100, engine.max_length), (count,), generator=draw).tolist()
+            lengths = torch.randint(1, min(100, engine.facts.max_length), (count,), generator=draw).tolist()
             rows = rows_of(lengths, seed)
             found = engine._graphs.scores(rows)
             if found is not None:
@@ -136,7 +136,7 @@ def test_graphs_equal_the_plain_path_at_many_sizes(golden: Golden) -> None:
                 plain = engine.model(pack(rows).to(torch.device("cuda")))
                 assert float((found - plain).abs().max()) < 0.1
     assert num_replayed > 60
-    assert engine.reason.endswith("CUDA graphs up to 16384 tokens")
+    assert engine.facts.reason.endswith("CUDA graphs up to 16384 tokens")
     assert len(engine._graphs._graphs) <= graphs.MAX_GRAPHS
 
 
@@ -182,10 +182,10 @@ def test_a_recording_that_fails_leaves_the_device_usable(golden: Golden) -> None
             found.sum().item()
         return found
 
-    engine._graphs = Graphs(waits, device, CudaGraphs(device), max_length=engine.max_length, max_tokens=1000)
+    engine._graphs = Graphs(waits, device, CudaGraphs(device), max_length=engine.facts.max_length, max_tokens=1000)
     stream = torch.cuda.current_stream()
     scores = [engine.run(rows, Run()) for _ in range(3)]
-    assert "cannot be recorded" in engine.reason
+    assert "cannot be recorded" in engine.facts.reason
     assert torch.cuda.current_stream() == stream
     assert distance(scores[0][:, 0], scores[2][:, 0]) == 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import secondpass.scoring.deadline
+import secondpass.scoring.scoring
 from secondpass import Reranker
 from secondpass.scoring.deadline import Pace
 from secondpass.types import Row, Run
@@ -45,8 +47,11 @@ class SlowEngine:
 
     def run(self, rows: Sequence[Row], run: Run, progress: Any = None) -> NDArray[np.float32]:
         self.runs.append(len(rows))
-        self.clock.now += self.call + self.token * sum(map(len, rows))
-        scores: NDArray[np.float32] = self.inner.run(rows, run, progress)
+        seconds = self.call + self.token * sum(map(len, rows))
+        self.clock.now += seconds
+        scores: NDArray[np.float32] = self.inner.run(rows, run)
+        if progress is not None:
+            progress(len(rows), seconds)
         return scores
 
 
@@ -59,10 +64,10 @@ def slow(folder: Path, monkeypatch: pytest.MonkeyPatch, *, call: float = 1e-3, t
     """A reranker on a made clock, which it knows the pace of, and its engine."""
     reranker = Reranker(folder, dtype="float32", device="cpu")
     clock = Clock()
-    for module in (secondpass.scoring.deadline, secondpass.reranker):
+    for module in (secondpass.scoring.deadline, secondpass.scoring.scoring):
         monkeypatch.setattr(module, "time", clock)
-    engine = SlowEngine(reranker._engine, clock, call=call, token=token)
-    object.__setattr__(reranker._scoring, "engine", engine)
+    engine = SlowEngine(reranker._scoring.engine, clock, call=call, token=token)
+    reranker._scoring = replace(reranker._scoring, engine=engine)
     reranker.warm_up()
     engine.runs.clear()
     return reranker, engine, clock
@@ -118,14 +123,14 @@ def test_no_time_scores_nothing_and_keeps_the_order(folder: Path, monkeypatch: p
 
 def test_a_reranker_that_never_ran_tries_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker, engine, _ = slow(folder, monkeypatch)
-    reranker._pace.seen.clear()
+    reranker._scoring.pace.seen.clear()
     reranker.rank(QUERY, TEXTS, budget_ms=40)
     assert engine.runs[0] == 1
 
 
 def test_one_slow_run_is_not_remembered_for_ever(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker, _, clock = slow(folder, monkeypatch)
-    for runs in reranker._pace.seen.values():
+    for runs in reranker._scoring.pace.seen.values():
         runs.append((runs[0][0], 1.0))  # as when another process had the cores
     scored = []
     for _ in range(20):
@@ -145,14 +150,14 @@ def test_a_machine_that_is_always_too_slow_is_left_alone(folder: Path, monkeypat
 
 def test_where_runs_are_often_too_slow_few_calls_try(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker, engine, clock = slow(folder, monkeypatch)
-    for runs in reranker._pace.seen.values():
+    for runs in reranker._scoring.pace.seen.values():
         runs += [(runs[0][0], 1.0), (runs[0][0], 1.0)]
     tried = []
     for _ in range(150):
         started, engine.runs[:] = clock.now, []
         reranker.rank(QUERY, TEXTS[:1], budget_ms=20)
         tried.append(bool(engine.runs))
-        for runs in reranker._pace.seen.values():  # what ran was slow too
+        for runs in reranker._scoring.pace.seen.values():  # what ran was slow too
             runs += [(runs[0][0], 1.0)] * tried[-1]
         assert clock.now - started <= 0.02
     assert 1 <= sum(tried) <= 4
@@ -160,7 +165,7 @@ def test_where_runs_are_often_too_slow_few_calls_try(folder: Path, monkeypatch: 
 
 def test_windows_of_a_document_are_scored_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker, _, _ = slow(folder, monkeypatch)
-    object.__setattr__(reranker._reader, "has_windows", True)
+    reranker._scoring = replace(reranker._scoring, reader=replace(reranker._scoring.reader, has_windows=True))
     texts = ["the river is long " * 60, *TEXTS]
     ranking = reranker.rank(QUERY, texts, budget_ms=120)
     assert next(hit for hit in ranking if hit.index == 0).is_scored

@@ -121,12 +121,12 @@ def test_a_bound_that_drops_none_gives_a_full_run_exactly(reranker: Reranker) ->
 
 
 def rows_of(reranker: Reranker) -> list[Row]:
-    parts = reranker.parts
+    parts = reranker._scoring
     return [reading.row for reading in parts.reader.read([(QUERY, text) for text in TEXTS], parts.limits)]
 
 
 def exiting(reranker: Reranker, bounds: dict[int, float] | float, n: int = 2) -> Run:
-    run = reranker.parts.run
+    run = reranker._scoring.run
     early_exit = EarlyExit(bounds, top_n=n)
     return Run(compress_ratio=run.compress_ratio, compress_layers=run.compress_layers, early_exit=early_exit)
 
@@ -140,7 +140,7 @@ def tokens_at(row: Row, block: int, compressed: tuple[int, ...]) -> int:
 
 
 def test_rows_that_left_are_not_computed_any_more(reranker: Reranker, bounds: dict[int, float]) -> None:
-    engine: Any = reranker.engine
+    engine: Any = reranker._scoring.engine.current
     rows = rows_of(reranker)
     tokens: Counter[int] = Counter()
     blocks = engine.model.backbone.layers
@@ -153,7 +153,7 @@ def test_rows_that_left_are_not_computed_any_more(reranker: Reranker, bounds: di
     engine.shares = True
     for hook in hooks:
         hook.remove()
-    halved = reranker.parts.run.compress_layers or ()
+    halved = reranker._scoring.run.compress_layers or ()
     running = {
         place: sum(tokens_at(row, place, halved) for row, layer in zip(rows, left, strict=True) if layer > place)
         for place in tokens
@@ -163,7 +163,7 @@ def test_rows_that_left_are_not_computed_any_more(reranker: Reranker, bounds: di
 
 
 def test_all_stop_when_the_order_is_settled(reranker: Reranker) -> None:
-    engine: Any = reranker.engine
+    engine: Any = reranker._scoring.engine.current
     rows = rows_of(reranker)
     calls: list[int] = []
     hook = engine.model.backbone.layers[3].register_forward_hook(lambda *_: calls.append(1))
@@ -177,10 +177,10 @@ def test_all_stop_when_the_order_is_settled(reranker: Reranker) -> None:
 def test_shared_beginnings_budgets_and_waves_give_the_same(
     reranker: Reranker, bounds: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine: Any = reranker.engine
+    engine: Any = reranker._scoring.engine.current
     rows, run = rows_of(reranker), exiting(reranker, bounds)
     counts: list[int] = []
-    whole = engine.run(rows, run, counts.append)
+    whole = engine.run(rows, run, lambda rows, seconds: counts.append(rows))
     assert sum(counts) == len(rows)
     monkeypatch.setattr(engine, "shares", False)
     assert engine.run(rows, run) == pytest.approx(whole, abs=1e-4)
@@ -189,7 +189,7 @@ def test_shared_beginnings_budgets_and_waves_give_the_same(
     monkeypatch.setattr(engine._budget, "tokens", 4096)
     monkeypatch.setattr(exits, "MAX_HELD", 600)
     waves = engine.run(rows, run)
-    best = np.argsort(-engine.run(rows, reranker.parts.run)[:, 0])[:2]
+    best = np.argsort(-engine.run(rows, reranker._scoring.run)[:, 0])[:2]
     assert sorted(range(len(rows)), key=lambda row: (-waves[row, 1], -waves[row, 0]))[:2] == best.tolist()
     assert len(set(waves[:, 1])) > 1
 
@@ -197,7 +197,7 @@ def test_shared_beginnings_budgets_and_waves_give_the_same(
 def test_a_batch_that_does_not_fit_is_halved(
     reranker: Reranker, bounds: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine: Any = reranker.engine
+    engine: Any = reranker._scoring.engine.current
     rows, run = rows_of(reranker), exiting(reranker, bounds)
     whole = engine.run(rows, run)
     advance = engine.model.backbone.advance
@@ -247,7 +247,7 @@ def test_what_it_is_not_combined_with(options: dict[str, Any], message: str, tmp
 
 def test_several_cutoff_layers_are_refused(plain: Reranker) -> None:
     with pytest.raises(ValueError, match="early_exit needs one cutoff layer; here are 3, 5"):
-        plain.engine.run([], Run(cutoff_layers=(5, 3), early_exit=EarlyExit(1.0, top_n=1)))
+        plain._scoring.engine.current.run([], Run(cutoff_layers=(5, 3), early_exit=EarlyExit(1.0, top_n=1)))
 
 
 def test_other_models_refuse_it(tmp_path: Path) -> None:

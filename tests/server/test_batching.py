@@ -80,7 +80,7 @@ def test_concurrent_requests_get_the_scores_that_they_get_alone(tmp_path: Path, 
     ]
     parts = reranker.parts
     batches: list[Batch] = []
-    batcher = made(reranker.engine, batch_tokens=64, on_batch=batches.append)
+    batcher = made(reranker._scoring.engine.current, batch_tokens=64, on_batch=batches.append)
 
     def score(each: list[tuple[str, str]]) -> list[float]:
         readings = parts.reader.read(each, parts.limits)

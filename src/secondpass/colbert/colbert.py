@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.colbert.store import Origin, TokenVectors
-from secondpass.engine.encoder import Heads, Vectors, open_encoder
+from secondpass.engine.engine import Heads, Vectors
+from secondpass.engine.open import open_encoder
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.json_file import read_json
-from secondpass.reranker import Info
 from secondpass.text.documents import as_documents, clean_query, text_of
 from secondpass.text.prompts import single_rows
 from secondpass.text.tokenizer import Tokenizer
-from secondpass.types import Document, DocumentLike, Hit, Ranking, Row, Usage
+from secondpass.types import Document, DocumentLike, Hit, Info, Ranking, Row, Usage
 
 __all__ = ["ColBERT", "TokenVectors", "maxsim"]
 
@@ -143,7 +143,7 @@ class ColBERT:
         self._origin = Origin(
             model=self._checkpoint.name,
             revision=self._checkpoint.revision,
-            fingerprint=self._encoder.fingerprint,
+            fingerprint=self._encoder.current.fingerprint,
             settings={"max_length": self._max_length, "skips_punctuation": skips},
         )
 
@@ -190,14 +190,10 @@ class ColBERT:
 
     def info(self) -> Info:
         """What this model runs on, and why."""
-        return Info(
+        return self._encoder.facts.info(
             model=self._checkpoint.name,
             revision=self._checkpoint.revision,
             family="colbert",
-            engine=self._encoder.name,
-            device=self._encoder.device,
-            dtype=self._encoder.dtype,
-            reason=self._encoder.reason,
             max_length=self._max_length,
             truncation="end",
         )
@@ -239,7 +235,7 @@ class ColBERT:
     def _token_vectors(self, rows: Sequence[Row], visible: Sequence[int] | None = None) -> Vectors:
         if not rows:
             return np.empty((0, self._token_width), np.float32)
-        return unit(self._encoder.run(rows, ["tokens"], visible)["tokens"])
+        return unit(self._encoder.current.run(rows, ["tokens"], visible)["tokens"])
 
     def _score(self, query: str, vectors: TokenVectors) -> list[float]:
         if not len(vectors):
@@ -260,7 +256,7 @@ class ColBERT:
             )
 
     def _limit(self, name: str, asked: int | None, default: int) -> int:
-        known = [self._tokenizer.max_length, self._encoder.max_length]
+        known = [self._tokenizer.max_length, self._encoder.facts.max_length]
         longest = min(length for length in known if length is not None)
         length = min(default, longest) if asked is None else asked
         if not MIN_LENGTH <= length <= longest:

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from secondpass.reranker import Info
-    from secondpass.types import Hit, Progress, Ranking
+    from secondpass.types import Hit, Info, Progress, Ranking
 
 BAR_WIDTH = 11
 MAX_SOURCE_WIDTH = 28

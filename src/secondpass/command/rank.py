@@ -16,8 +16,8 @@ from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
     from secondpass.data.passages import Passage
-    from secondpass.reranker import Info, Reranker
-    from secondpass.types import Ranking
+    from secondpass.reranker import Reranker
+    from secondpass.types import Info, Ranking
 
 
 class Split(str, Enum):

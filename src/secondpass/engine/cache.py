@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.engine.engine import Engine
+from secondpass.engine.engine import Engine, EngineFacts
 from secondpass.errors import SecondpassError
 from secondpass.packed import plan
 from secondpass.types import Advance, Row, Run
@@ -56,46 +56,27 @@ class ScoreCache:
                 f"{file}: not usable as a cache of scores ({error}); delete it or name another"
             ) from error
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._inner, name)
-
     @property
-    def name(self) -> str:
-        return self._inner.name
+    def facts(self) -> EngineFacts:
+        return self._inner.facts
 
-    @property
-    def device(self) -> str:
-        return self._inner.device
-
-    @property
-    def dtype(self) -> str:
-        return self._inner.dtype
-
-    @property
-    def reason(self) -> str:
-        return self._inner.reason
-
-    @property
-    def max_length(self) -> int:
-        return self._inner.max_length
-
-    @property
-    def token_budget(self) -> int:
-        return self._inner.token_budget
+    def check(self, run: Run) -> None:
+        if run.early_exit is not None:
+            raise ValueError("early_exit: where a candidate leaves depends on the others; open without a score_cache")
+        self._inner.check(run)
 
     def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
         """Logits (N, outputs): the known ones from the file, the others computed and written as they come."""
-        if run.early_exit is not None:
-            raise ValueError("early_exit: where a candidate leaves depends on the others; open without a score_cache")
+        self.check(run)
         if not rows:
-            return self._inner.run(rows, run, progress)
+            return self._inner.run(rows, run)
         keys = self._keys(rows, run)
         found = self._read(keys)
         missing = [place for place, key in enumerate(keys) if key not in found]
         if progress is not None and len(missing) < len(rows):
-            progress(len(rows) - len(missing))
+            progress(len(rows) - len(missing), 0.0)
         lengths = [len(rows[place]) for place in missing]
-        for batch in plan(lengths, token_budget=BATCHES * self._inner.token_budget):
+        for batch in plan(lengths, token_budget=BATCHES * self.facts.token_budget):
             places = [missing[index] for index in batch]
             scores = self._inner.run([rows[place] for place in places], run, progress)
             new = {keys[place]: scores[index] for index, place in enumerate(places)}
@@ -104,7 +85,8 @@ class ScoreCache:
         return np.stack([found[key] for key in keys])
 
     def _keys(self, rows: Sequence[Row], run: Run) -> list[bytes]:
-        said = repr((self._identity, self._inner.name, self._inner.dtype, run))
+        facts = self.facts
+        said = repr((self._identity, facts.name, facts.dtype, run))
         begun = hashlib.blake2b(said.encode(), digest_size=24)
         keys = []
         for row in rows:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secondpass.engine.batches import Budget, in_batches
+from secondpass.engine.engine import Turns
 from secondpass.engine.prefix import Portion
 from secondpass.models.cross_encoder import CrossEncoder
 from secondpass.packed import Packed, pack
@@ -106,6 +107,8 @@ class EarlyExits:
     budget: Budget
     device: torch.device
     portions: Callable[[Sequence[Row]], list[tuple[Portion, list[KeysValues]]]]
+    turns: Turns
+    seconds: list[float] = field(default_factory=list)  # of computing, since progress heard of it
 
     def scores(self, rows: Sequence[Row], progress: Advance | None) -> NDArray[np.float32]:
         """(N, 2): each row's score and the layer that it is from.
@@ -122,7 +125,8 @@ class EarlyExits:
             for places, found, layer in self._wave(carried, race, can_settle=len(waves) == 1):
                 scores[[wave[place] for place in places]] = np.column_stack([found, np.full(len(found), layer)])
                 if progress is not None:
-                    progress(len(places))
+                    progress(len(places), sum(self.seconds))
+                    self.seconds.clear()
         return scores
 
     def _wave(
@@ -175,12 +179,14 @@ class EarlyExits:
         self, rows: Carried, blocks: tuple[int, int], batch: Sequence[int]
     ) -> tuple[tuple[Tensor, Packed] | None, Tensor]:
         """The states of the batch after these blocks, None after the last, and its scores (N,) there."""
-        states, packed = rows.start([rows.places[i] for i in batch], self.model, self.device)
         is_last = blocks[1] == self._top
-        x, packed = self.model.decoder().advance(
-            states, packed, blocks, self.run, rows.kept, "last" if is_last else "all"
-        )
-        scores = self.model.exit_scores(x if is_last else x[packed.last()], blocks[1])
+        with self.turns as turn:
+            states, packed = rows.start([rows.places[i] for i in batch], self.model, self.device)
+            x, packed = self.model.decoder().advance(
+                states, packed, blocks, self.run, rows.kept, "last" if is_last else "all"
+            )
+            scores = self.model.exit_scores(x if is_last else x[packed.last()], blocks[1])
+            self.seconds.append(turn.lap())
         return None if is_last else (x, packed), scores
 
 

@@ -1,98 +1,228 @@
-"""What an engine is, and which one runs a checkpoint."""
+"""What an engine is, and what every engine is held by: turns for its callers, and a way to open it anew."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.checkpoint.checkpoint import Checkpoint
-from secondpass.errors import MissingExtra
-from secondpass.types import Advance, Row, Run
+from secondpass.errors import EngineError
+from secondpass.types import Advance, Info, Row, Run
+
+Vectors = NDArray[np.float32]
+# A caller that runs more tokens than this lets others in between.
+TURN_TOKENS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """What runs a model. reason says in words why this precision and kernel; lengths are in tokens.
+
+    max_length is the longest row, token_budget what is run at once; it may become less while running, where that
+    did not fit in memory.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    reason: str
+    max_length: int
+    token_budget: int
+
+    def info(self, *, model: str, revision: str | None, family: str, max_length: int, truncation: str) -> Info:
+        """What a public class says of itself; max_length is the one that it reads with."""
+        return Info(
+            model=model,
+            revision=revision,
+            family=family,
+            engine=self.name,
+            device=self.device,
+            dtype=self.dtype,
+            reason=self.reason,
+            max_length=max_length,
+            truncation=truncation,
+        )
 
 
 class Engine(Protocol):
-    """Scores rows; knows nothing of texts. Safe to call from several threads."""
+    """Scores rows; knows nothing of texts. Safe to call from several threads, which take turns."""
 
     @property
-    def name(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
+    def facts(self) -> EngineFacts: ...
 
-    @property
-    def reason(self) -> str:
-        """Why this precision and kernel, in words for info()."""
-        ...
-
-    @property
-    def max_length(self) -> int:
-        """Longest row in tokens."""
-        ...
-
-    @property
-    def token_budget(self) -> int:
-        """Tokens that are run at once."""
+    def check(self, run: Run) -> None:
+        """Raises ValueError where the model cannot be run like that."""
         ...
 
     def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
-        """Logits (N, outputs) in the order of the rows."""
+        """Logits (N, outputs) in the order of the rows.
+
+        progress hears of rows that are done and of the seconds that were computed for them, without waiting for
+        other callers. Raises ValueError as `check`, EngineError for what went wrong.
+        """
         ...
 
 
-def open_engine(
-    checkpoint: Checkpoint,
-    *,
-    engine: str = "auto",
-    device: str = "auto",
-    dtype: str = "auto",
-    token_budget: int | None = None,
-    score_cache: str | Path | None = None,
-) -> Engine:
-    """The engine for a checkpoint; "auto" takes torch where there are weights and torch is installed.
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """What a checkpoint of an encoder has above its backbone.
 
-    score_cache is a file in which scores are kept, to be looked up before they are computed. Raises ValueError for
-    an unknown engine, MissingExtra where torch is needed and not there.
+    token_width: the width D of a projection without bias among the backbone's weights (ColBERT). files: linear
+    layers that lie beside them, by the output that they make ("tokens", "weights"), as BGE-M3 has.
     """
-    if engine not in ("auto", *ENGINES):
-        raise ValueError(f"engine is {engine!r}; give 'auto', {' or '.join(map(repr, ENGINES))}")
-    picked = _pick(checkpoint, device) if engine == "auto" else engine
-    opened = ENGINES[picked](checkpoint, device, dtype, token_budget)
-    if score_cache is None:
-        return opened
-    from secondpass.engine.cache import ScoreCache
 
-    return ScoreCache(opened, Path(score_cache), checkpoint.identity())
+    pooling: str = "cls"
+    token_width: int | None = None
+    files: Mapping[str, Path] | None = None
 
 
-def _pick(checkpoint: Checkpoint, device: str) -> str:
-    if checkpoint.has_weights() and find_spec("torch") is not None:
-        return "torch"
-    if device not in ("auto", "cpu"):
-        return "torch"  # which reads the weights out of a graph
-    return "torch" if checkpoint.graph() is None else "openvino"
+class Encoder(Protocol):
+    """Vectors of rows that hold single texts. Safe to call from several threads, which take turns."""
+
+    width: int  # of a pooled vector
+    fingerprint: str  # of the weights, whatever the precision
+
+    @property
+    def facts(self) -> EngineFacts: ...
+
+    def run(
+        self, rows: Sequence[Row], outputs: Collection[str], visible: Sequence[int] | None = None
+    ) -> dict[str, Vectors]:
+        """Of "pooled" (N, C), "tokens" (T, D) and "weights" (T, 1) those asked for, in the order of the rows.
+
+        visible: only so many first tokens of each row are seen, though all have an output.
+        """
+        ...
 
 
-def _open_torch(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:
-    if find_spec("torch") is None:
-        raise MissingExtra("torch", "torch")
-    from secondpass.engine.torch import TorchEngine
+class Turn:
+    """The time in which one caller alone computes."""
 
-    return TorchEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the turn began, or since the last call."""
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        return seconds
 
 
-def _open_openvino(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:
-    from secondpass.engine.openvino import OpenVinoEngine
+class Turns:
+    """A lock that goes to its callers in the order of their arrival.
 
-    return OpenVinoEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)
+    Who has much to do takes several turns, so that nobody waits for a whole list. Raises EngineError where a thread
+    waits for itself, as a progress callback does that calls its own engine.
+    """
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._is_held = False
+        self._holder: int | None = None  # a thread
+        self._waiting: deque[threading.Event] = deque()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._waiting)
+
+    def __enter__(self) -> Turn:
+        mine = threading.Event()
+        with self._mutex:
+            if self._holder == threading.get_ident():
+                raise EngineError("the engine was called while it runs for this thread; do not score in `progress`")
+            if self._is_held:
+                self._waiting.append(mine)
+            else:
+                self._is_held = True
+                mine.set()
+        try:
+            mine.wait()
+            self._holder = threading.get_ident()
+        except BaseException:  # Ctrl-C while waiting
+            self._give_up(mine)
+            raise
+        return Turn()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._mutex:
+            self._holder = None
+            if self._waiting:
+                self._waiting.popleft().set()  # held without a gap, so that nobody comes in between
+            else:
+                self._is_held = False
+
+    def _give_up(self, mine: threading.Event) -> None:
+        with self._mutex:
+            if mine in self._waiting:
+                self._waiting.remove(mine)
+                return
+        self.__exit__(None, None, None)
 
 
-ENGINES: dict[str, Callable[[Checkpoint, str, str, int | None], Engine]] = {
-    "torch": _open_torch,
-    "openvino": _open_openvino,
-}
+E = TypeVar("E", bound="Engine | Encoder")
+
+
+class Reopening(Generic[E]):
+    """An engine or an encoder with what opens it, so that it can be opened anew after a failure."""
+
+    def __init__(self, opens: Callable[[], E]) -> None:
+        self._opens = opens
+        self._current: E | None = opens()
+        self._facts = self.current.facts
+
+    @property
+    def current(self) -> E:
+        """What is open. Raises EngineError while it is being opened anew, and after that failed."""
+        current = self._current
+        if current is None:
+            raise EngineError("the engine failed and is not open; it has to be opened anew")
+        return current
+
+    @property
+    def facts(self) -> EngineFacts:
+        """Those of what is open, or of the last that was."""
+        if (current := self._current) is not None:
+            self._facts = current.facts
+        return self._facts
+
+    def reopen(self) -> None:
+        """Open it anew; may be tried again where that fails. The memory of the old one is free before."""
+        self._current = None
+        self._current = self._opens()
+
+
+class ReopeningEngine:
+    """An engine that can be opened anew."""
+
+    def __init__(self, opens: Callable[[], Engine]) -> None:
+        self._held = Reopening(opens)
+
+    @property
+    def facts(self) -> EngineFacts:
+        return self._held.facts
+
+    @property
+    def current(self) -> Engine:
+        """What is open. Raises EngineError while it is being opened anew, and after that failed."""
+        return self._held.current
+
+    def check(self, run: Run) -> None:
+        self._held.current.check(run)
+
+    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
+        return self._held.current.run(rows, run, progress)
+
+    def reopen(self) -> None:
+        """Load the model anew; may be tried again where that fails. The memory of the old one is free before."""
+        self._held.reopen()

@@ -6,7 +6,6 @@ cheaper than one more call; several batches are on their way at a time.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.graph import import_openvino
 from secondpass.engine.cpu.threads import cpu_quota, num_cores
+from secondpass.engine.engine import TURN_TOKENS, EngineFacts, Turns
 from secondpass.errors import CheckpointError, EngineError
 from secondpass.types import Advance, Row, Run
 
@@ -184,9 +184,6 @@ TOKEN_BUDGET = 1024
 class OpenVinoEngine:
     """A cross-encoder graph with inputs (N, L) and one output (N, 1)."""
 
-    name = "openvino"
-    device = "cpu"
-
     def __init__(
         self, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", token_budget: int | None = None
     ) -> None:
@@ -196,42 +193,58 @@ class OpenVinoEngine:
         if graph is None:
             raise CheckpointError(f"{checkpoint.folder}: no openvino_model.xml or model.onnx for the openvino engine")
         compiled = compile_graph(graph, dtype)
-        self.dtype, self.reason = compiled.dtype, compiled.reason
         self._inputs = {port.any_name for port in compiled.model.inputs}
         self._requests = [compiled.model.create_infer_request() for _ in range(compiled.num_streams)]
-        self.max_length = _max_length(checkpoint.config)
-        self.token_budget = token_budget or TOKEN_BUDGET
         self._pad_id = int(checkpoint.config.get("pad_token_id") or 0)
-        self._lock = threading.Lock()  # one call at a time: each uses all cores already
+        self._turns = Turns()  # one caller at a time: each uses all cores already
+        self.facts = EngineFacts(
+            name="openvino",
+            device="cpu",
+            dtype=compiled.dtype,
+            reason=compiled.reason,
+            max_length=_max_length(checkpoint.config),
+            token_budget=TOKEN_BUDGET if token_budget is None else token_budget,
+        )
 
-    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
+    def check(self, run: Run) -> None:
         if run != Run():
             raise ValueError("cutoff_layer, compress_* and early_exit need a layer-wise model on the torch engine")
+
+    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
+        self.check(run)
         scores = np.empty((len(rows), 1), np.float32)
         lengths = [len(row) for row in rows]
-        batches = plan_padded(lengths, token_budget=self.token_budget, num_parts=len(self._requests))
-        with self._lock, closing(self._computed(rows, batches)) as computed:
-            for batch, values in computed:
-                scores[batch] = values
-                if progress is not None:
-                    progress(len(batch))
+        budget, num_parts = self.facts.token_budget, len(self._requests)
+        batches = deque(plan_padded(lengths, token_budget=budget, num_parts=num_parts))
+        while batches:
+            with self._turns as turn, closing(self._computed(rows, batches)) as computed:
+                for batch, values in computed:
+                    scores[batch] = values
+                    if progress is not None:
+                        progress(len(batch), turn.lap())
         if not np.isfinite(scores).all():
             raise EngineError(f"{int((~np.isfinite(scores)).sum())} of {len(rows)} scores are not finite")
         return scores
 
     def _computed(
-        self, rows: Sequence[Row], batches: Sequence[Sequence[int]]
+        self, rows: Sequence[Row], batches: deque[list[int]]
     ) -> Generator[tuple[Sequence[int], NDArray[np.float32]], None, None]:
-        """Each batch with its scores (N, 1), in order; as many are on their way as there are requests."""
+        """Batches with their scores (N, 1), in order, taken from `batches` until all are or others want a turn.
+
+        As many are on their way as there are requests.
+        """
         idle, busy = list(self._requests), deque[tuple[Any, Sequence[int]]]()
+        room = TURN_TOKENS
         try:
-            for batch in batches:
+            while batches and (room > 0 or not self._turns.is_wanted):
                 if not idle:
                     yield busy[0][1], _finished(busy[0][0])
                     idle.append(busy.popleft()[0])
+                batch = batches.popleft()
                 request = idle.pop()
                 request.start_async(padded([rows[index] for index in batch], self._inputs, self._pad_id))
                 busy.append((request, batch))
+                room -= sum(len(rows[index]) for index in batch)
             while busy:
                 yield busy[0][1], _finished(busy[0][0])
                 busy.popleft()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -22,12 +21,12 @@ from secondpass.engine.cpu.linear_int8 import put_kernels
 from secondpass.engine.cpu.parallel import Streams, threads_in_words
 from secondpass.engine.cuda.copies import Arrival
 from secondpass.engine.device import pick_device, pick_dtype
-from secondpass.engine.encoder import Heads, Vectors
+from secondpass.engine.engine import TURN_TOKENS, EngineFacts, Heads, Turns, Vectors
 from secondpass.errors import EngineError
 from secondpass.models.attention import pick_kernel, use_kernel
 from secondpass.models.layers import Linear
 from secondpass.models.text_encoder import TextEncoder
-from secondpass.packed import pack
+from secondpass.packed import pack, plan
 from secondpass.types import Row
 
 # Outputs of one vector per token; the others have one per row.
@@ -36,8 +35,6 @@ _BY_TOKEN = ("tokens", "weights")
 
 class TorchEncoder:
     """A text encoder on torch."""
-
-    name = "torch"
 
     def __init__(
         self,
@@ -49,25 +46,29 @@ class TorchEncoder:
         token_budget: int | None = None,
     ) -> None:
         self._device = pick_device(device)
-        self._dtype, self.reason = pick_dtype(dtype, self._device)
-        self.device, self.dtype = str(self._device), str(self._dtype).removeprefix("torch.")
+        self._dtype, reason = pick_dtype(dtype, self._device)
         self.model = _load(checkpoint, heads, self._dtype).to(self._device).eval()
         config = self.model.backbone.config
-        self.max_length: int = config.max_length
         self.width: int = config.width
         self._budget = Budget(token_budget) if token_budget else budget_of(self._device, config, self._dtype)
         self._in_batches = Streams(config.width).in_batches if self._device.type == "cpu" else in_batches
         self.fingerprint = _fingerprint(self.model)
         if self._device.type == "cpu":
-            self.reason += ", " + put_kernels(self.model) + ", " + threads_in_words()
-        kernel = pick_kernel(self._device, self._dtype, config.head_width)
-        self.reason += ", " + use_kernel(self.model, kernel)
-        self._lock = threading.Lock()  # one call at a time: each uses all cores already
+            reason += ", " + put_kernels(self.model) + ", " + threads_in_words()
+        reason += ", " + use_kernel(self.model, pick_kernel(self._device, self._dtype, config.head_width))
+        self._reason, self._max_length = reason, int(config.max_length)
+        self._turns = Turns()  # one caller at a time: each uses all cores already
 
     @property
-    def token_budget(self) -> int:
-        """Tokens that are run at once; fewer from then on when they did not fit in memory."""
-        return self._budget.tokens
+    def facts(self) -> EngineFacts:
+        return EngineFacts(
+            name="torch",
+            device=str(self._device),
+            dtype=str(self._dtype).removeprefix("torch."),
+            reason=self._reason,
+            max_length=self._max_length,
+            token_budget=self._budget.tokens,
+        )
 
     def run(
         self, rows: Sequence[Row], outputs: Collection[str], visible: Sequence[int] | None = None
@@ -75,18 +76,22 @@ class TorchEncoder:
         starts = np.array([0, *accumulate(len(row) for row in rows)])
         found: dict[str, Vectors] = {}
 
-        def forward(batch: list[int]) -> dict[str, Tensor]:
-            if visible is not None:
-                batch.sort(key=visible.__getitem__)  # rows that are alike are attended to together
-            seen = None if visible is None else tuple(visible[index] for index in batch)
-            return self._forward([rows[index] for index in batch], outputs, seen)
+        order = range(len(rows)) if visible is None else sorted(range(len(rows)), key=visible.__getitem__)
+        lengths = [len(rows[index]) for index in order]  # rows of one length stay together where as much is visible
+        for part in plan(lengths, token_budget=max(TURN_TOKENS, self._budget.tokens)):
+            picked = [order[i] for i in part]
 
-        with self._lock, torch.inference_mode():
+            def forward(batch: list[int], picked: Sequence[int] = picked) -> dict[str, Tensor]:
+                seen = None if visible is None else tuple(visible[picked[i]] for i in batch)
+                return self._forward([rows[picked[i]] for i in batch], outputs, seen)
+
             arriving: list[tuple[list[int], dict[str, Arrival]]] = []
-            for batch, values in self._in_batches([len(row) for row in rows], self._budget, forward):
-                arriving.append((batch, {name: Arrival(part) for name, part in values.items()}))
-                if len(arriving) > 1:  # one batch is computed while the one before it is put in its place
-                    _put(found, *arriving.pop(0), starts)
+            with self._turns, torch.inference_mode():
+                for batch, values in self._in_batches([lengths[i] for i in part], self._budget, forward):
+                    copies = {name: Arrival(copy) for name, copy in values.items()}
+                    arriving.append(([picked[i] for i in batch], copies))
+                    if len(arriving) > 1:  # one batch is computed while the one before it is put in its place
+                        _put(found, *arriving.pop(0), starts)
             for batch, copies in arriving:
                 _put(found, batch, copies, starts)
         self._check_finite(found)
@@ -104,7 +109,7 @@ class TorchEncoder:
             bad = int((~np.isfinite(values)).any(axis=1).sum())
             if bad:
                 raise EngineError(
-                    f"{bad} of {len(values)} vectors ({name}) are not finite in {self.dtype}; "
+                    f"{bad} of {len(values)} vectors ({name}) are not finite in {self.facts.dtype}; "
                     "load the model with dtype='float32'"
                 )
 

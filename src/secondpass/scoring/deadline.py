@@ -9,14 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from secondpass.scoring.scoring import Scored, Scoring
-from secondpass.text.reader import Pair, Reading
-from secondpass.text.recipe import Limits
-from secondpass.types import Run
+from secondpass.text.reader import Reading
 
 # A token of a row of this length costs twice as much as one alone: attention grows with the square of the length.
 TURN = 1024
@@ -123,9 +120,6 @@ class Deadline:
 
     @classmethod
     def after(cls, started: float, budget_ms: float, num_documents: int, pace: Pace) -> Deadline:
-        """Raises ValueError for a budget that is no positive number."""
-        if not budget_ms > 0:
-            raise ValueError(f"budget_ms is {budget_ms}; give the milliseconds that ranking may take, more than 0")
         return cls(at=started + budget_ms / 1000 - CLOSING - CLOSING_EACH * num_documents, pace=pace)
 
     def room(self, share: float = 1.0) -> float | None:
@@ -164,19 +158,15 @@ class Queue:
         return taken
 
 
-def score_within(scoring: Scoring, pairs: Sequence[Pair], limits: Limits, run: Run, deadline: Deadline) -> Scored:
-    """As many of the pairs, from the first on, as can be scored before the deadline."""
-    scored = Scored()
-    queue = Queue(portions=scoring.reader.portions(pairs, limits, tokens=1, step=STEP))
-    while True:
-        started = time.perf_counter()
-        readings = _next(queue, deadline) or ([] if scored.reads else _first(queue, deadline))
-        scored.tokenize_seconds += time.perf_counter() - started
-        if not readings:
-            return scored
-        started = time.perf_counter()
-        scoring.run(scored, readings, run)
-        deadline.pace.learn(work_of(readings), time.perf_counter() - started)
+def score_within(
+    portions: Iterator[list[Reading]], deadline: Deadline, score: Callable[[list[Reading]], float]
+) -> None:
+    """Call `score`, which says how many seconds it computed, for what fits before the deadline, from the first on."""
+    queue = Queue(portions=portions)
+    is_first = True
+    while readings := _next(queue, deadline) or (_first(queue, deadline) if is_first else []):
+        deadline.pace.learn(work_of(readings), score(readings))
+        is_first = False
 
 
 def _next(queue: Queue, deadline: Deadline) -> list[Reading]:

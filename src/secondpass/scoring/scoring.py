@@ -1,20 +1,37 @@
-"""Scoring: pairs in, logits out, a portion at a time, so that a long list needs no more memory than a short one.
+"""Scoring: pairs in, logits out, and documents in, a ranking out. The one way from texts to scores.
 
-While the engine runs a portion, the next one is tokenised.
+A long list is scored a portion at a time, so that it needs no more memory than a short one; while the engine runs a
+portion, the next one is tokenised.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import nan
 
+from secondpass.calibration import Calibration, sigmoid
 from secondpass.engine.engine import Engine
+from secondpass.scoring.deadline import STEP, Deadline, Pace, score_within, work_of
+from secondpass.text.documents import as_documents, clean_query, text_of
 from secondpass.text.reader import Pair, Reader, Reading
 from secondpass.text.recipe import Limits
-from secondpass.types import Advance, Progress, Run, Usage
+from secondpass.types import (
+    Advance,
+    Document,
+    DocumentLike,
+    EarlyExit,
+    Hit,
+    Info,
+    Progress,
+    Ranking,
+    RankOptions,
+    Run,
+    Usage,
+)
 
 # Fewer pairs are tokenised in one go: a thread would cost more than it hides.
 MIN_AHEAD = 256
@@ -24,11 +41,15 @@ PORTION = 65536
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What was read of a pair: `length` tokens of its text, or of the window `span` of its characters."""
+    """What was read of a pair: `length` tokens of its text, or of the window `span` of its characters.
+
+    query_length of the tokens stand before the passage.
+    """
 
     pair: Pair
     span: tuple[int, int] | None
     length: int
+    query_length: int
     cut: tuple[int, int]
 
 
@@ -42,9 +63,12 @@ class Scored:
     reads: list[Read] = field(default_factory=list)
     outputs: list[list[float]] = field(default_factory=list)
     tokenize_seconds: float = 0.0
+    compute_seconds: float = 0.0
 
     def add(self, readings: Sequence[Reading], outputs: Sequence[list[float]]) -> None:
-        self.reads += [Read(each.pair, each.span, len(each.row), each.row.cut) for each in readings]
+        self.reads += [
+            Read(each.pair, each.span, len(each.row), each.row.passage[0], each.row.cut) for each in readings
+        ]
         self.outputs = self.outputs or [[] for _ in outputs]
         for scores, more in zip(self.outputs, outputs, strict=True):
             scores += more
@@ -57,15 +81,15 @@ class Scored:
         return [scores[best[pair]] for pair in pairs]
 
     def best(self, output: int = 0) -> dict[Pair, int]:
-        """For each pair the place of its best reading; the first of equals."""
+        """For each pair the index of its best reading; the first of equals."""
         scores = self.outputs[output] if self.outputs else []
         best: dict[Pair, int] = {}
-        for place, read in enumerate(self.reads):
-            if read.pair not in best or scores[place] > scores[best[read.pair]]:
-                best[read.pair] = place
+        for index, read in enumerate(self.reads):
+            if read.pair not in best or scores[index] > scores[best[read.pair]]:
+                best[read.pair] = index
         return best
 
-    def place_of(self, pair: Pair, best: Mapping[Pair, int]) -> tuple[float, ...]:
+    def sort_key(self, pair: Pair, best: Mapping[Pair, int]) -> tuple[float, ...]:
         """What sorts pairs best first: the unscored are last; with early exit those of later layers are first."""
         return tuple(-each[best[pair]] for each in reversed(self.outputs)) if pair in best else (math.inf,)
 
@@ -82,37 +106,149 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """A reader and an engine together."""
+    """A model that scores: how it reads, and what runs it. A call may change any of it by `dataclasses.replace`.
+
+    pace is what is known of the engine's speed, by all calls. model and revision are the checkpoint's.
+    """
 
     reader: Reader
     engine: Engine
+    limits: Limits
+    run: Run = field(default_factory=Run)
+    calibration: Calibration | None = None
+    pace: Pace = field(default_factory=Pace)
+    model: str = ""
+    revision: str | None = None
 
-    def score(self, pairs: Sequence[Pair], limits: Limits, run: Run, progress: Progress | None = None) -> Scored:
-        """The different pairs, each scored once."""
+    def score(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        limits: Limits | None = None,
+        run: Run | None = None,
+        progress: Progress | None = None,
+    ) -> Scored:
+        """The different pairs, each scored once. progress hears of rows done, and of rows in all."""
+        run = self.run if run is None else run
         pairs = list(dict.fromkeys(pairs))
-        tokens = None if run.early_exit is not None else max(PORTION, 2 * self.engine.token_budget)
-        portions = self.reader.portions(pairs, limits, tokens=tokens)
-        scored = Scored()
+        tokens = None if run.early_exit is not None else max(PORTION, 2 * self.engine.facts.token_budget)
+        portions = self.reader.portions(pairs, self.limits if limits is None else limits, tokens=tokens)
+        scored, num_read = Scored(), 0
         waited = time.perf_counter()
         for readings in ahead(portions) if len(pairs) > MIN_AHEAD else portions:
             scored.tokenize_seconds += time.perf_counter() - waited
+            num_read += len({reading.pair for reading in readings})  # all windows of a pair are in one portion
             done = len(scored.reads)
-            unread = len(pairs) - len({read.pair for read in scored.reads} | {each.pair for each in readings})
-            self.run(scored, readings, run, _counter(progress, done, done + len(readings) + unread))
+            count = _counter(progress, done, done + len(readings) + len(pairs) - num_read)
+            self._compute(scored, readings, run, count)
             waited = time.perf_counter()
         return scored
 
-    def run(self, scored: Scored, readings: Sequence[Reading], run: Run, count: Advance | None = None) -> None:
-        """Score the readings and add them to what is scored."""
-        scores = self.engine.run([reading.row for reading in readings], run, count)
+    def rank(self, query: str, documents: Iterable[DocumentLike], options: RankOptions) -> Ranking:
+        """The documents, best first; equal scores keep their input order."""
+        started = time.perf_counter()
+        query = clean_query(query)
+        candidates = as_documents(documents)
+        pairs = [(query, text_of(document, options.rank_fields, index)) for index, document in enumerate(candidates)]
+        first = options.first_order(len(pairs))
+        if options.budget_ms is None:
+            scored = self.score(pairs, run=self._run_of(options), progress=options.progress)
+            first = list(range(len(pairs)))
+        else:
+            deadline = Deadline.after(started, options.budget_ms, len(pairs), self.pace)
+            scored = self._score_within([pairs[i] for i in first], deadline)
+        best = scored.best()
+        order = sorted(first, key=lambda i: scored.sort_key(pairs[i], best))[: options.top_n]
+        hits = tuple(
+            self._hit((i, rank), candidates[i], scored, best.get(pairs[i]), explain=options.explain)
+            for rank, i in enumerate(order)
+        )
+        unscored = sum(pair not in best for pair in pairs)
+        return Ranking(query, hits, scored.usage(time.perf_counter() - started, unscored))
+
+    def warm_up(self) -> None:
+        """Run batches of several sizes, so that the next call is not the first and a deadline knows the pace."""
+        for count in (1, 2, 4, 8, 16):
+            readings = self.reader.read([(f"{index} " * 8, "warm " * 64) for index in range(count)], self.limits)
+            for turn in range(4):
+                seconds = self._compute(Scored(), readings, self.run)
+                if turn > 0:
+                    self.pace.learn(work_of(readings), seconds)
+
+    def probability(self, score: float) -> float:
+        """A raw logit as a probability in 0..1, by the given calibration, else by the family's activation."""
+        if self.calibration is not None:
+            return self.calibration.probability(score)
+        return sigmoid(score - self.reader.recipe.midpoint)
+
+    def info(self) -> Info:
+        """What it runs on, and why."""
+        return self.engine.facts.info(
+            model=self.model,
+            revision=self.revision,
+            family=self.reader.recipe.family,
+            max_length=self.limits.max_length,
+            truncation=self.limits.truncation,
+        )
+
+    def _compute(self, scored: Scored, readings: Sequence[Reading], run: Run, count: Advance | None = None) -> float:
+        """Score the readings and add them to what is scored; the seconds that the engine computed."""
+        before = scored.compute_seconds
+
+        def done(more: int, seconds: float) -> None:
+            scored.compute_seconds += seconds
+            if count is not None:
+                count(more, seconds)
+
+        scores = self.engine.run([reading.row for reading in readings], run, done)
         scored.add(readings, scores.T.tolist())
+        return scored.compute_seconds - before
+
+    def _score_within(self, pairs: Sequence[Pair], deadline: Deadline) -> Scored:
+        """As many of the pairs, from the first on, as can be scored before the deadline."""
+        scored = Scored()
+        portions = self.reader.portions(pairs, self.limits, tokens=1, step=STEP)
+        started = time.perf_counter()
+        score_within(portions, deadline, lambda readings: self._compute(scored, readings, self.run))
+        scored.tokenize_seconds = time.perf_counter() - started - scored.compute_seconds
+        return scored
+
+    def _run_of(self, options: RankOptions) -> Run:
+        """How the model is run for a call. Raises ValueError for what early exit cannot be combined with."""
+        if options.early_exit is None:
+            return self.run
+        if self.reader.has_windows:
+            raise ValueError("early_exit reads a document once; open the model with long_documents='truncate'")
+        given = options.early_exit
+        asked = given if isinstance(given, EarlyExit) else EarlyExit(given)
+        return replace(self.run, early_exit=replace(asked, top_n=asked.top_n or options.top_n))
+
+    def _hit(
+        self, place: tuple[int, int], document: Document, scored: Scored, best: int | None, *, explain: bool
+    ) -> Hit:
+        index, rank = place
+        if best is None:
+            return Hit(index=index, document=document, score=nan, probability=nan, rank=rank, is_scored=False)
+        read, (score, *layer) = scored.reads[best], (each[best] for each in scored.outputs)
+        parts = {"layer": int(layer[0])} if layer else {}
+        if explain:
+            parts |= {"tokens": read.length, "query_tokens_cut": read.cut[0], "passage_tokens_cut": read.cut[1]}
+        return Hit(
+            index=index,
+            document=document,
+            score=score,
+            probability=self.probability(score),
+            rank=rank,
+            span=read.span,
+            parts=parts or None,
+        )
 
 
 def _counter(progress: Progress | None, done: int, total: int) -> Advance | None:
     if progress is None:
         return None
 
-    def count(more: int) -> None:
+    def count(more: int, seconds: float) -> None:
         nonlocal done
         done += more
         progress(done, total)

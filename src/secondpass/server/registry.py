@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.embedder import Embedder
-from secondpass.reranker import Info, Reranker
+from secondpass.reranker import Reranker
 from secondpass.server.batching import Batch, Batcher, Runner
 from secondpass.server.settings import ModelSource, Settings, SettingsError
-from secondpass.types import Row, Run
+from secondpass.types import Info, Row, Run
 from secondpass.wire.calls import Fault, ModelCard, Refusal
 
 OnBatch = Callable[[str, Batch], None]

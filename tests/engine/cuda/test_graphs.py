@@ -116,7 +116,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(folder: Path, recorder: Recorder, *, max_tokens: int = 4096) -> tuple[Reranker, Any]:
     """A reranker on the CPU and its engine, which records."""
     reranker = Reranker(folder, engine="torch", device="cpu", dtype="float32")
-    engine: Any = reranker.engine
+    engine: Any = reranker._scoring.engine.current
     max_length = engine.model.backbone.config.max_length
     engine._graphs = Graphs(engine.model, CPU, recorder, max_length=max_length, max_tokens=max_tokens)
     return reranker, engine
@@ -161,9 +161,9 @@ def test_an_empty_bucket_is_rows_within_its_limits(lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("golden", encoders())
 def test_rows_that_fill_up_change_no_score(golden: Golden) -> None:
-    engine: Any = Reranker(golden.folder, device="cpu", dtype="float32").engine
+    engine: Any = Reranker(golden.folder, device="cpu", dtype="float32")._scoring.engine.current
     rows = [Row(list(range(5, 5 + length)), (2, length)) for length in (60, 9, 9, 40, 3)]
-    bucket = Bucket.of([len(row) for row in rows], max_length=engine.max_length)
+    bucket = Bucket.of([len(row) for row in rows], max_length=engine.facts.max_length)
     with torch.inference_mode():
         plain, filled = engine.model(pack(rows)), engine.model(pack(bucket.filled(rows)))
     torch.testing.assert_close(filled[: len(rows)], plain, atol=2e-6, rtol=1e-5)
@@ -260,7 +260,7 @@ def test_what_reads_lengths_on_the_host_is_never_recorded(folder: Path) -> None:
     scores = [reranker.score("which river", ["the river", "old bridge"]) for _ in range(3)]
     assert scores[0] == scores[1] == scores[2]
     assert recorder.attempts == 1 and not recorder.tapes
-    assert "cannot be recorded" in engine.reason
+    assert "cannot be recorded" in engine.facts.reason
 
 
 @pytest.mark.usefixtures("varlen_kernel")
@@ -297,7 +297,7 @@ def model_of(name: str) -> Any:
     golden = golden_runs(name)[0].values[0]
     if golden is None:
         pytest.skip("no reference figures here")
-    engine: Any = Reranker(golden.folder, device="cpu", dtype="float32").engine
+    engine: Any = Reranker(golden.folder, device="cpu", dtype="float32")._scoring.engine.current
     return engine.model
 
 
@@ -327,9 +327,9 @@ def test_what_goes_row_by_row_in_spite_of_the_kernel_is_not_recorded() -> None:
 
 
 def test_nothing_is_recorded_unless_it_is_asked_for(folder: Path) -> None:
-    engine: Any = Reranker(folder, engine="torch", device="cpu", dtype="float32").engine
+    engine: Any = Reranker(folder, engine="torch", device="cpu", dtype="float32")._scoring.engine.current
     assert open_graphs(engine.model, attend_varlen, CPU, Budget(1)) is None
-    assert engine._graphs is None and "graphs" not in engine.reason
+    assert engine._graphs is None and "graphs" not in engine.facts.reason
 
 
 def test_scores_that_differ_by_rounding_are_alike() -> None:

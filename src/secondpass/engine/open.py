@@ -1,0 +1,82 @@
+"""Which engine runs a checkpoint, and opening it; what reads pairs and what reads single texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from secondpass.checkpoint.checkpoint import Checkpoint
+from secondpass.engine.cache import ScoreCache
+from secondpass.engine.engine import Encoder, Engine, Heads, Reopening, ReopeningEngine
+from secondpass.errors import MissingExtra
+
+
+def open_engine(
+    checkpoint: Checkpoint,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    token_budget: int | None = None,
+    score_cache: str | Path | None = None,
+) -> ReopeningEngine:
+    """The engine for a checkpoint; "auto" takes torch where there are weights and torch is installed.
+
+    score_cache is a file in which scores are kept, to be looked up before they are computed. Raises ValueError for
+    an unknown engine, MissingExtra where torch is needed and not there.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise ValueError(f"engine is {engine!r}; give 'auto', {' or '.join(map(repr, ENGINES))}")
+    opens = ENGINES[_pick(checkpoint, device) if engine == "auto" else engine]
+
+    def opened() -> Engine:
+        plain = opens(checkpoint, device, dtype, token_budget)
+        return plain if score_cache is None else ScoreCache(plain, Path(score_cache), checkpoint.identity())
+
+    return ReopeningEngine(opened)
+
+
+def open_encoder(
+    checkpoint: Checkpoint,
+    heads: Heads,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    token_budget: int | None = None,
+) -> Reopening[Encoder]:
+    """The encoder of a checkpoint, on torch. Raises MissingExtra where torch is not there."""
+    if find_spec("torch") is None:
+        raise MissingExtra("torch", "torch")
+    from secondpass.engine.torch_encoder import TorchEncoder
+
+    return Reopening(partial(TorchEncoder, checkpoint, heads, device=device, dtype=dtype, token_budget=token_budget))
+
+
+def _pick(checkpoint: Checkpoint, device: str) -> str:
+    if checkpoint.has_weights() and find_spec("torch") is not None:
+        return "torch"
+    if device not in ("auto", "cpu"):
+        return "torch"  # which reads the weights out of a graph
+    return "torch" if checkpoint.graph() is None else "openvino"
+
+
+def _open_torch(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:
+    if find_spec("torch") is None:
+        raise MissingExtra("torch", "torch")
+    from secondpass.engine.torch import TorchEngine
+
+    return TorchEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)
+
+
+def _open_openvino(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:
+    from secondpass.engine.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)
+
+
+ENGINES: dict[str, Callable[[Checkpoint, str, str, int | None], Engine]] = {
+    "torch": _open_torch,
+    "openvino": _open_openvino,
+}

@@ -1,0 +1,103 @@
+"""What a reranker is opened with, and opening it: checkpoint, reader and engine, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from secondpass.calibration import Calibration, as_calibration
+from secondpass.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from secondpass.engine.open import open_engine
+from secondpass.scoring.scoring import Scoring
+from secondpass.text.reader import Reader
+from secondpass.types import Run
+
+LONG_DOCUMENTS = ("truncate", "chunk")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The options of `Reranker`, which says what they mean."""
+
+    model: str | Path = "default"
+    revision: str | None = None
+    engine: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    max_length: int | None = None
+    max_query_length: int | None = None
+    truncation: str | None = None
+    long_documents: str = "truncate"
+    instruction: str | None = None
+    token_budget: int | None = None
+    local_files_only: bool = False
+    cutoff_layer: int | None = None
+    compress_ratio: int | None = None
+    compress_layers: Sequence[int] | None = None
+    score_cache: str | Path | None = None
+    calibration: Calibration | str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.long_documents not in LONG_DOCUMENTS:
+            choices = " or ".join(map(repr, LONG_DOCUMENTS))
+            raise ValueError(f"long_documents is {self.long_documents!r}; give {choices}")
+
+
+def open_scoring(options: ModelOptions) -> Scoring:
+    """A model ready to score; its engine is a ReopeningEngine. Raises what `Reranker` raises."""
+    calibration = as_calibration(options.calibration)
+    checkpoint = open_checkpoint(
+        options.model,
+        revision=options.revision,
+        local_files_only=options.local_files_only,
+        graph=options.engine == "openvino",
+    )
+    engine = open_engine(
+        checkpoint,
+        engine=options.engine,
+        device=options.device,
+        dtype=options.dtype,
+        token_budget=options.token_budget,
+        score_cache=options.score_cache,
+    )
+    run = changed(Run(), options.cutoff_layer, options.compress_ratio, options.compress_layers)
+    engine.check(run)
+    reader = _reader(checkpoint, options, engine.facts.max_length)
+    usual = checkpoint.usual_length or reader.recipe.default_length or reader.longest
+    limits = reader.limits(
+        min(usual, reader.longest) if options.max_length is None else options.max_length,
+        reader.recipe.truncation if options.truncation is None else options.truncation,
+    )
+    return Scoring(
+        reader=reader,
+        engine=engine,
+        limits=limits,
+        run=run,
+        calibration=calibration,
+        model=checkpoint.name,
+        revision=checkpoint.revision,
+    )
+
+
+def _reader(checkpoint: Checkpoint, options: ModelOptions, longest: int) -> Reader:
+    recipe, tokenizer = checkpoint.recipe.instructed(options.instruction), checkpoint.tokenizer
+    known = (recipe.max_length, tokenizer.max_length, longest)
+    return Reader(
+        recipe=recipe,
+        tokenizer=tokenizer,
+        longest=min(length for length in known if length is not None),
+        max_query_length=options.max_query_length,
+        has_windows=options.long_documents == "chunk",
+    )
+
+
+def changed(
+    run: Run, cutoff_layer: int | None, compress_ratio: int | None, compress_layers: Sequence[int] | None
+) -> Run:
+    """`run` with the options that are given."""
+    return Run(
+        cutoff_layers=run.cutoff_layers if cutoff_layer is None else (cutoff_layer,),
+        compress_ratio=run.compress_ratio if compress_ratio is None else compress_ratio,
+        compress_layers=run.compress_layers if compress_layers is None else tuple(compress_layers),
+    )
