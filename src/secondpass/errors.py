@@ -54,3 +54,7 @@ class WrongUse(SecondpassError):
 
 class InputError(SecondpassError):
     """A file or a text that should be read cannot be: exit code 1."""
+
+
+class StoreError(SecondpassError):
+    """An index cannot be opened, read or written; says which, and what to do."""

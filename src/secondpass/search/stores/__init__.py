@@ -1,0 +1,1 @@
+"""Where an index is kept: a Protocol, and one file an engine."""

@@ -1,0 +1,132 @@
+"""An SQLite file that several processes may open: safe creation, transactions, errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from secondpass.errors import StoreError
+
+FORMAT = 1
+BUSY_S = 30.0  # how long a writer waits for another one
+# What SQLite says, and what a person can do about it.
+_ADVICE = {
+    "full": "the disk is full; free some space and run it again: what was finished is kept",
+    "disk I/O error": "the disk cannot be written or read; free some space or look at the disk, then run it again",
+    "locked": f"another process is writing, and did not end within {BUSY_S:.0f} s; try again later",
+    "readonly": "it cannot be written; look at the permissions of the file and of its folder",
+    "unable to open": "it cannot be opened; look at the permissions of the file and of its folder",
+    "not a database": "is not an index; move it away and run secondpass add again",
+    "malformed": "is damaged; move it away and run secondpass add again",
+}
+_SCHEMA = """
+create table meta(name text primary key, value text not null) without rowid;
+create table files(id integer primary key, path text not null unique, root text not null, digest text not null,
+    size integer not null, modified_ns integer not null);
+create table chunks(id integer primary key autoincrement, file integer not null, heading text not null,
+    text text not null, first_line integer not null, last_line integer not null, start integer not null,
+    stop integer not null, digest blob not null, similarity integer not null, created real, superseded_by integer,
+    entities text not null, fields text not null);
+create index chunks_file on chunks(file);
+create index chunks_digest on chunks(digest);
+create index chunks_superseded on chunks(id) where superseded_by is not null;
+create table vectors(chunk integer primary key, vector blob not null);
+create table entities(name text not null, chunk integer not null, primary key(name, chunk)) without rowid;
+create index entities_chunk on entities(chunk);
+create table accesses(digest blob not null, time real not null, kind text not null);
+create index accesses_digest on accesses(digest);
+create table judgements(id integer primary key, value text not null);
+create virtual table postings using fts5(words, content='', tokenize='ascii');
+"""
+
+
+class Database:
+    """One connection that threads share in turn. Every `transaction` happens wholly or not, also after a crash."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._lock = threading.RLock()
+        with self._explained():
+            self._connection = self._open()
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for statements that only read."""
+        with self._lock, self._explained():
+            yield self._connection
+
+    @contextmanager
+    def transaction(self, *, has_new_content: bool = True) -> Iterator[sqlite3.Connection]:
+        """The connection within a transaction that is committed at the end, and undone on an error.
+
+        has_new_content counts up the generation, by which other processes see that chunks have changed.
+        """
+        with self._lock, self._explained():
+            self._connection.execute("begin immediate")
+            try:
+                yield self._connection
+                if has_new_content:
+                    self._connection.execute("update meta set value = value + 1 where name = 'generation'")
+                self._connection.execute("commit")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
+                raise
+
+    def close(self) -> None:
+        with self._lock, self._explained():
+            self._connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(self.file, os.O_RDWR | os.O_CREAT, 0o600))  # nobody else reads a person's notes
+        connection = sqlite3.connect(
+            self.file, timeout=BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=64
+        )
+        connection.execute("pragma synchronous = normal")
+        connection.execute("pragma cache_size = -65536")
+        connection.execute("pragma mmap_size = 268435456")
+        if connection.execute("pragma user_version").fetchone()[0] == 0:
+            self._create(connection)
+        version = connection.execute("pragma user_version").fetchone()[0]
+        if version != FORMAT:
+            raise StoreError(
+                f"{self.file}: has format {version}, this release reads {FORMAT}; add the folders under a new name"
+            )
+        return connection
+
+    def _create(self, connection: sqlite3.Connection) -> None:
+        """The tables, once, whoever comes first; and the write-ahead log, whose switch does not wait by itself."""
+        ends = time.monotonic() + BUSY_S
+        while connection.execute("pragma journal_mode").fetchone()[0] != "wal":
+            try:
+                connection.execute("pragma page_size = 16384")
+                connection.execute("pragma journal_mode = wal")
+            except sqlite3.OperationalError:
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.02)
+        connection.execute("begin immediate")
+        if connection.execute("pragma user_version").fetchone()[0] == 0:
+            for statement in _SCHEMA.split(";\n"):
+                connection.execute(statement)
+            connection.execute("insert into meta values('generation', '0'), ('epoch', '0')")
+            connection.execute(f"pragma user_version = {FORMAT}")
+        connection.execute("commit")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of SQLite and of the file system as StoreError, with what to do."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            said = str(error)
+            advice = next((advice for sign, advice in _ADVICE.items() if sign in said), None)
+            raise StoreError(f"{self.file}: {advice or f'SQLite says: {said}'}") from error
+        except PermissionError as error:
+            raise StoreError(f"{self.file}: {_ADVICE['unable to open']}") from error

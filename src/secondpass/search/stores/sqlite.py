@@ -1,0 +1,378 @@
+"""The embedded store: one SQLite file with texts, words, vectors, uses and judgements, nothing to install.
+
+Words are our own, joined by blanks, in FTS5's `ascii` tokenizer, which takes every character beyond ASCII as part of
+a word: its other tokenizers make Chinese unsearchable. The table keeps no copy of the texts, so a deletion says the
+old words again. Vectors are float16; beside the file lies their int8 copy, which is mapped (see vectors.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secondpass.retrieval.bm25 import Found
+from secondpass.retrieval.words import terms
+from secondpass.search.stores import vectors as codes
+from secondpass.search.stores.database import Database
+from secondpass.search.stores.store import Change, Chunk, Counts, Event, File, Filter, Stored, Vectors
+
+MAX_WORDS = 40  # of a query; each costs as many steps as chunks have it
+MAX_ACCESSES = 16  # kept for each chunk
+RESCORED = 200  # nearest by int8 that are scored again, at least
+# Words in so many of a sample of chunks are left out of queries over large indexes: they cost most and say least.
+COMMON_SHARE, SAMPLE, COMMON_FROM = 0.25, 2000, 20_000
+_PROBE = "getUserName max_length naïve 什么是重排序 東京タワー ไทย किताब كِتَاب 학교"
+_CHUNK = (
+    "c.id, f.path, c.text, c.heading, c.first_line, c.last_line, c.start, c.stop, c.digest, c.similarity, c.created, "
+    "c.entities, c.fields, c.superseded_by"
+)
+
+
+# Vectors of old chunks have come or gone, so that the copy of their codes is of no use.
+_NEXT_EPOCH = "update meta set value = value + 1 where name = 'epoch'"
+
+
+class SqliteStore:
+    """A Store in one file. Raises StoreError where it cannot be opened, read or written."""
+
+    def __init__(self, file: Path) -> None:
+        self._database = Database(file)
+        self._codes = codes.empty()
+        self._state = codes.State(-1, -1)
+        self._common: frozenset[str] = frozenset()
+        self._check_words()
+
+    def meta(self, name: str) -> str | None:
+        with self._database.reading() as connection:
+            row = connection.execute("select value from meta where name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_meta(self, values: Mapping[str, str]) -> None:
+        with self._database.transaction(has_new_content=False) as connection:
+            connection.executemany("insert or replace into meta values(?, ?)", list(values.items()))
+
+    def files(self) -> dict[str, File]:
+        with self._database.reading() as connection:
+            rows = connection.execute("select path, root, digest, size, modified_ns from files").fetchall()
+        return {
+            row[0]: File(path=row[0], root=row[1], digest=row[2], size=row[3], modified_ns=row[4]) for row in rows
+        }
+
+    def write(self, changes: Sequence[Change]) -> None:
+        words = [[" ".join(terms(chunk.passage)) for chunk in change.chunks] for change in changes]
+        with self._database.transaction() as connection:
+            for change, each in zip(changes, words, strict=True):
+                _forget(connection, change.file.path)
+                _insert(connection, change, each)
+
+    def remove(self, paths: Iterable[str]) -> int:
+        with self._database.transaction() as connection:
+            return sum(_forget(connection, path) for path in paths)
+
+    def search_text(self, words: Sequence[str], limit: int, only: Filter) -> Found:
+        self._refresh()
+        asked = list(dict.fromkeys(words))
+        asked = [word for word in asked if word not in self._common] or asked
+        if not asked or limit < 1:
+            return []
+        query = " OR ".join(_quoted(word) for word in asked[:MAX_WORDS])
+        where, values = _condition(only, "postings.rowid")
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                f"select rowid, -rank from postings where postings match ? and {where} order by rank, rowid limit ?",
+                (query, *values, limit),
+            ).fetchall()
+        return [(int(row[0]), float(row[1])) for row in rows]
+
+    def search_vectors(self, vector: Vectors, limit: int, only: Filter) -> Found:
+        self._refresh()
+        where, values = _condition(only, "c.id")
+        with self._database.reading() as connection:
+            allowed = None
+            if not only.is_open or _has_superseded(connection):
+                rows = connection.execute(f"select id from chunks c where {where}", values).fetchall()
+                allowed = np.array([row[0] for row in rows], np.int64)
+            near = self._codes.nearest(vector, max(2 * limit, RESCORED), allowed)
+            found = connection.execute(
+                "select chunk, vector from vectors where chunk in (select value from json_each(?))",
+                (json.dumps(near.tolist()),),
+            ).fetchall()
+        return codes.rescored(vector, found, limit)
+
+    def fetch(self, ids: Sequence[int]) -> list[Stored]:
+        with self._database.reading() as connection:
+            found = {each.id: each for each in _stored(connection, "c.id in (select value from json_each(?))", ids)}
+        return [found[id] for id in ids if id in found]
+
+    def known_vectors(self, digests: Sequence[bytes]) -> dict[bytes, Vectors]:
+        found: dict[bytes, Vectors] = {}
+        with self._database.reading() as connection:
+            for digest in dict.fromkeys(digests):
+                row = connection.execute(
+                    "select vector from vectors join chunks on id = chunk where digest = ? limit 1", (digest,)
+                ).fetchone()
+                if row is not None:
+                    found[digest] = np.frombuffer(row[0], np.float16).astype(np.float32)
+        return found
+
+    def without_vectors(self, limit: int) -> list[Stored]:
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "select id from chunks where id not in (select chunk from vectors) order by id limit ?", (limit,)
+            ).fetchall()
+        return self.fetch([row[0] for row in rows])
+
+    def add_vectors(self, ids: Sequence[int], vectors: Vectors) -> None:
+        rows = list(zip(ids, _blobs(vectors), strict=True))
+        with self._database.transaction() as connection:
+            connection.executemany(
+                "insert or replace into vectors select ?1, ?2 where exists (select 1 from chunks where id = ?1)", rows
+            )
+            connection.execute(_NEXT_EPOCH)
+
+    def drop_vectors(self) -> None:
+        with self._database.transaction() as connection:
+            connection.execute("delete from vectors")
+            connection.execute(_NEXT_EPOCH)
+
+    def supersede(self, old: int, new: int | None) -> None:
+        with self._database.transaction(has_new_content=False) as connection:
+            connection.execute("update chunks set superseded_by = ? where id = ?", (new, old))
+
+    def set_fields(self, id: int, fields: Mapping[str, Any]) -> None:
+        with self._database.transaction(has_new_content=False) as connection:
+            connection.execute("update chunks set fields = ? where id = ?", (_json(fields), id))
+
+    def record(self, events: Sequence[Event]) -> None:
+        with self._database.transaction(has_new_content=False) as connection:
+            connection.executemany(
+                "insert into accesses values(?, ?, ?)", [(each.digest, each.time, each.kind) for each in events]
+            )
+            for digest in {each.digest for each in events}:
+                connection.execute(
+                    "delete from accesses where digest = ?1 and rowid not in (select rowid from accesses "
+                    "where digest = ?1 order by time desc limit ?2)",
+                    (digest, MAX_ACCESSES),
+                )
+
+    def fans(self, names: Sequence[str]) -> dict[str, int]:
+        count = "select count(*) from entities where name = ?"
+        with self._database.reading() as connection:
+            return {name: int(connection.execute(count, (name,)).fetchone()[0]) for name in names}
+
+    def similarities(self) -> NDArray[np.uint64]:
+        with self._database.reading() as connection:
+            rows = connection.execute("select similarity from chunks order by id").fetchall()
+        return np.array([row[0] for row in rows], np.int64).view(np.uint64)
+
+    def add_judgement(self, judgement: Mapping[str, Any]) -> None:
+        with self._database.transaction(has_new_content=False) as connection:
+            connection.execute("insert into judgements(value) values(?)", (_json(judgement),))
+
+    def judgements(self) -> list[dict[str, Any]]:
+        with self._database.reading() as connection:
+            return [json.loads(row[0]) for row in connection.execute("select value from judgements order by id")]
+
+    def counts(self) -> Counts:
+        with self._database.reading() as connection:
+            files, chunks, vectors = (
+                int(connection.execute(f"select count(*) from {table}").fetchone()[0])
+                for table in ("files", "chunks", "vectors")
+            )
+        file = self._database.file
+        there = [file, file.with_name(f"{file.name}-wal"), _codes_file(file)]
+        return Counts(
+            files=files, chunks=chunks, vectors=vectors, bytes=sum(f.stat().st_size for f in there if f.exists())
+        )
+
+    def finish(self) -> None:
+        with self._database.transaction() as connection:
+            connection.execute("insert into postings(postings) values('optimize')")
+            connection.execute("insert or replace into meta values('common', ?)", (_json(_common(connection)),))
+        self._refresh()
+        with self._database.reading() as connection:
+            connection.execute("pragma wal_checkpoint(passive)")
+        with suppress(OSError):  # a copy, made again when it is missing
+            codes.save(_codes_file(self._database.file), self._codes, self._state)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _refresh(self) -> None:
+        """Read what other writers have changed: the vectors' codes, and which words are common."""
+        with self._database.reading() as connection:
+            facts = dict(connection.execute("select name, value from meta"))
+            state = codes.State(int(facts["generation"]), int(facts["epoch"]))
+            if state == self._state:
+                return
+            self._common = frozenset(json.loads(facts.get("common", "[]")))
+            known = (self._codes, self._state)
+            base, of = (
+                known if self._state.epoch == state.epoch else codes.load(_codes_file(self._database.file)) or known
+            )
+            if of != state:
+                base = _caught_up(connection, base if of.epoch == state.epoch else codes.empty())
+            self._codes, self._state = base, state
+
+    def _check_words(self) -> None:
+        """Write the words anew where another release made them otherwise."""
+        mark = hashlib.blake2b(" ".join(terms(_PROBE)).encode(), digest_size=8).hexdigest()
+        if self.meta("words") == mark:
+            return
+        with self._database.transaction() as connection:
+            connection.execute("insert into postings(postings) values('delete-all')")
+            for id, heading, text in connection.execute("select id, heading, text from chunks"):
+                passage = f"{heading}\n{text}" if heading else text
+                connection.execute("insert into postings(rowid, words) values(?, ?)", (id, " ".join(terms(passage))))
+            connection.execute("insert or replace into meta values('words', ?)", (mark,))
+
+
+def _insert(connection: sqlite3.Connection, change: Change, words: Sequence[str]) -> None:
+    file = change.file
+    cursor = connection.execute(
+        "insert into files(path, root, digest, size, modified_ns) values(?, ?, ?, ?, ?)",
+        (file.path, file.root, file.digest, file.size, file.modified_ns),
+    )
+    blobs = [None] * len(change.chunks) if change.vectors is None else _blobs(change.vectors)
+    for chunk, said, blob in zip(change.chunks, words, blobs, strict=True):
+        id = connection.execute(
+            "insert into chunks(file, heading, text, first_line, last_line, start, stop, digest, similarity, "
+            "created, entities, fields) values(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (cursor.lastrowid, *_columns(chunk)),
+        ).lastrowid
+        connection.execute("insert into postings(rowid, words) values(?, ?)", (id, said))
+        connection.executemany("insert or ignore into entities values(?, ?)", [(name, id) for name in chunk.entities])
+        if blob is not None:
+            connection.execute("insert into vectors values(?, ?)", (id, blob))
+
+
+def _columns(chunk: Chunk) -> tuple[object, ...]:
+    similarity = int(np.uint64(chunk.similarity).view(np.int64))
+    places = (*chunk.lines, *chunk.span, chunk.digest, similarity, chunk.created)
+    return (chunk.heading, chunk.text, *places, _json(chunk.entities), _json(chunk.fields))
+
+
+def _forget(connection: sqlite3.Connection, path: str) -> int:
+    """Delete a file with its chunks and all that is known of them. Returns how many chunks."""
+    row = connection.execute("select id from files where path = ?", (path,)).fetchone()
+    if row is None:
+        return 0
+    chunks = connection.execute("select id, heading, text from chunks where file = ?", row).fetchall()
+    for id, heading, text in chunks:
+        said = " ".join(terms(f"{heading}\n{text}" if heading else text))
+        connection.execute("insert into postings(postings, rowid, words) values('delete', ?, ?)", (id, said))
+        connection.execute("delete from vectors where chunk = ?", (id,))
+        connection.execute("delete from entities where chunk = ?", (id,))
+        connection.execute("update chunks set superseded_by = null where superseded_by = ?", (id,))
+    connection.execute("delete from chunks where file = ?", row)
+    connection.execute("delete from files where id = ?", row)
+    return len(chunks)
+
+
+def _stored(connection: sqlite3.Connection, where: str, values: Sequence[int]) -> list[Stored]:
+    rows = connection.execute(
+        f"select {_CHUNK} from chunks c join files f on f.id = c.file where {where}", (json.dumps(list(values)),)
+    ).fetchall()
+    return [_as_stored(row, _accesses(connection, row[8])) for row in rows]
+
+
+def _accesses(connection: sqlite3.Connection, digest: bytes) -> tuple[float, ...]:
+    rows = connection.execute(
+        "select time from accesses where digest = ? and kind <> 'rejected' order by time", (digest,)
+    )
+    return tuple(float(row[0]) for row in rows)
+
+
+def _as_stored(row: Sequence[Any], accessed: tuple[float, ...]) -> Stored:
+    chunk = Chunk(
+        text=row[2],
+        heading=row[3],
+        lines=(row[4], row[5]),
+        span=(row[6], row[7]),
+        digest=row[8],
+        similarity=int(np.int64(row[9]).view(np.uint64)),
+        created=row[10],
+        entities=tuple(json.loads(row[11])),
+        fields=json.loads(row[12]),
+    )
+    return Stored(id=row[0], path=row[1], chunk=chunk, superseded_by=row[13], accessed=accessed)
+
+
+def _condition(only: Filter, id: str) -> tuple[str, list[object]]:
+    """The filter as SQL over a chunk's id, with its values."""
+    values: list[object] = []
+    tests = [] if only.has_superseded else ["k.superseded_by is not null"]
+    if only.path is not None:
+        is_glob = any(sign in only.path for sign in "*?[")
+        tests.append("not g.path glob ?" if is_glob else "instr(g.path, ?) = 0")
+        values.append(f"*{only.path}" if is_glob and not only.path.startswith(("/", "*")) else only.path)
+    for test, moment in (("coalesce(k.created < ?, 1)", only.since), ("coalesce(k.created > ?, 1)", only.until)):
+        if moment is not None:
+            tests.append(test)
+            values.append(moment)
+    for name, value in only.fields.items():
+        tests.append("json_extract(k.fields, ?) is not ?")
+        values += [f'$."{name}"', value]
+    if not tests:
+        return "1", values
+    if only.is_open:
+        return f"{id} not in (select id from chunks where superseded_by is not null)", values
+    out = " or ".join(tests)
+    return f"{id} not in (select k.id from chunks k join files g on g.id = k.file where {out})", values
+
+
+def _has_superseded(connection: sqlite3.Connection) -> bool:
+    return connection.execute("select 1 from chunks where superseded_by is not null limit 1").fetchone() is not None
+
+
+def _caught_up(connection: sqlite3.Connection, base: codes.Codes) -> codes.Codes:
+    """The codes as the store has them now: without the rows of chunks that went, with the new ones."""
+    last = int(base.ids[-1]) if len(base) else -1
+    live = np.array([row[0] for row in connection.execute("select id from chunks")], np.int64)
+    rows = connection.execute("select chunk, vector from vectors where chunk > ? order by chunk", (last,)).fetchall()
+    is_kept = np.isin(base.ids, live)
+    if not rows:
+        return base.changed(is_kept, codes.empty(base.codes.shape[1]))
+    matrix = np.frombuffer(b"".join(row[1] for row in rows), np.float16).reshape(len(rows), -1)
+    more = codes.Codes.of(np.array([row[0] for row in rows], np.int64), matrix)
+    return base.changed(is_kept, more) if len(base) else more
+
+
+def _common(connection: sqlite3.Connection) -> list[str]:
+    """Words that are in a large part of the chunks, by a sample; none where there are few chunks."""
+    first, last, count = connection.execute("select min(id), max(id), count(*) from chunks").fetchone()
+    if count < COMMON_FROM:
+        return []
+    step = max(1, (last - first) // SAMPLE)
+    rows = connection.execute("select text from chunks where (id - ?) % ? = 0", (first, step)).fetchall()
+    seen: dict[str, int] = {}
+    for (text,) in rows:
+        for word in set(terms(text)):
+            seen[word] = seen.get(word, 0) + 1
+    return sorted(word for word, count in seen.items() if count > COMMON_SHARE * len(rows))
+
+
+def _quoted(word: str) -> str:
+    """A word of an FTS5 query; a single character of a script without blanks begins any pair that has it first."""
+    is_alone = len(word) == 1 and ord(word) > 0x0E00
+    return f'"{word}"' + (" *" if is_alone else "")
+
+
+def _blobs(vectors: Vectors) -> list[bytes]:
+    return [row.tobytes() for row in np.asarray(vectors, np.float16)]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _codes_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}-vectors")

@@ -1,0 +1,188 @@
+"""What an index keeps, and the Protocol of what keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secondpass.retrieval.bm25 import Found
+
+Vectors = NDArray[np.float32]
+KINDS = ("opened", "kept", "used", "rejected")  # of accesses; what was merely shown is not recorded
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A part of a file: the text, the headings above it, where it stands, and what is known of it.
+
+    lines counts from 1 and includes the last; span is the half-open range of characters in the file's text. created
+    is in seconds since 1970. digest names heading and text, so that equal chunks share vectors and accesses.
+    """
+
+    text: str
+    heading: str
+    lines: tuple[int, int]
+    span: tuple[int, int]
+    digest: bytes
+    similarity: int  # a 64-bit SimHash: near-duplicates differ in few bits
+    created: float | None = None
+    entities: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passage(self) -> str:
+        """What the stages read: the headings, then the text."""
+        return f"{self.heading}\n{self.text}" if self.heading else self.text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class File:
+    """A file as it was when it was indexed; path is absolute, or names a record that is no file."""
+
+    path: str
+    root: str
+    digest: str
+    size: int
+    modified_ns: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """A file with its new chunks and their vectors, one row each; vectors is None where no embedder is used."""
+
+    file: File
+    chunks: Sequence[Chunk]
+    vectors: Vectors | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """A chunk in the store. accessed has the moments of its last uses."""
+
+    id: int
+    path: str
+    chunk: Chunk
+    superseded_by: int | None = None
+    accessed: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filter:
+    """Which chunks may be found. path is a glob over the file's path or a part of it; the times are of `created`.
+
+    fields have to be equal to those of the chunk. superseded records are found only where they are asked for.
+    """
+
+    path: str | None = None
+    since: float | None = None
+    until: float | None = None
+    fields: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    has_superseded: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everything passes that is not superseded."""
+        return self.path is None and self.since is None and self.until is None and not self.fields
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """A use of a chunk, or its rejection, at a moment in seconds since 1970."""
+
+    digest: bytes
+    time: float
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """How much is in a store; bytes are those of its files."""
+
+    files: int
+    chunks: int
+    vectors: int
+    bytes: int
+
+
+class Store(Protocol):
+    """Keeps the chunks of an index. Every call is one transaction: after a crash it has happened wholly or not."""
+
+    def meta(self, name: str) -> str | None:
+        """A setting of the index, as `set_meta` wrote it."""
+        ...
+
+    def set_meta(self, values: Mapping[str, str]) -> None: ...
+
+    def files(self) -> dict[str, File]:
+        """The files by path."""
+        ...
+
+    def write(self, changes: Sequence[Change]) -> None:
+        """Put each file's chunks in place of those that it had."""
+        ...
+
+    def remove(self, paths: Iterable[str]) -> int:
+        """Forget files with all that is known of them. Returns how many chunks went."""
+        ...
+
+    def search_text(self, words: Sequence[str], limit: int, only: Filter) -> Found:
+        """Ids and BM25 scores of chunks with any of the words, best first."""
+        ...
+
+    def search_vectors(self, vector: Vectors, limit: int, only: Filter) -> Found:
+        """Ids and cosines of the nearest chunks; vector (C,) has length 1."""
+        ...
+
+    def fetch(self, ids: Sequence[int]) -> list[Stored]:
+        """The chunks in the order of the ids; those that are gone meanwhile are left out."""
+        ...
+
+    def known_vectors(self, digests: Sequence[bytes]) -> dict[bytes, Vectors]:
+        """The vectors of chunks that are in the store already."""
+        ...
+
+    def without_vectors(self, limit: int) -> list[Stored]:
+        """Chunks that have no vector yet."""
+        ...
+
+    def add_vectors(self, ids: Sequence[int], vectors: Vectors) -> None: ...
+
+    def drop_vectors(self) -> None:
+        """Forget all vectors, as when another embedder is used."""
+        ...
+
+    def supersede(self, old: int, new: int | None) -> None:
+        """Mark a chunk as replaced by another one, or as valid again."""
+        ...
+
+    def set_fields(self, id: int, fields: Mapping[str, Any]) -> None: ...
+
+    def record(self, events: Sequence[Event]) -> None:
+        """Keep uses and rejections."""
+        ...
+
+    def fans(self, names: Sequence[str]) -> dict[str, int]:
+        """In how many chunks each entity is."""
+        ...
+
+    def similarities(self) -> NDArray[np.uint64]:
+        """The SimHashes of all chunks."""
+        ...
+
+    def add_judgement(self, judgement: Mapping[str, Any]) -> None:
+        """Keep what a person thought of a search, for `secondpass feedback --fit`."""
+        ...
+
+    def judgements(self) -> list[dict[str, Any]]: ...
+
+    def counts(self) -> Counts: ...
+
+    def finish(self) -> None:
+        """Tidy up after many writes, so that searches are fast."""
+        ...
+
+    def close(self) -> None: ...
