@@ -22,6 +22,7 @@ _HOME = {
     "EarlyExit": "types",
     "Embedder": "embedder",
     "Hit": "types",
+    "Index": "search.index",
     "Ranking": "types",
     "RemoteReranker": "remote",
     "Reranker": "reranker",
@@ -37,6 +38,7 @@ __all__ = [
     "EarlyExit",
     "Embedder",
     "Hit",
+    "Index",
     "Ranking",
     "RemoteReranker",
     "Reranker",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from secondpass.errors import SecondpassError
     from secondpass.remote import RemoteReranker
     from secondpass.reranker import Reranker
+    from secondpass.search.index import Index
     from secondpass.types import Document, EarlyExit, Hit, Ranking, Scorer
 
 __getattr__ = lazy_names(__name__, _HOME)

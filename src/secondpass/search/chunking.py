@@ -1,8 +1,9 @@
 """Texts to chunks along their structure: headings, definitions, paragraphs, sentences; each with its place.
 
 A chunk is a slice of the text, so that its characters and lines can be pointed at. It has at most MAX_BYTES of UTF-8,
-some 300 to 400 tokens in any script, which is what the reranker reads at once. Where a section is longer it is cut at
-the best break among those that fill it at least half: fences and blank lines before list items, before sentences.
+some 200 to 300 tokens in any script: less than the reranker reads at once, so that thirty are read in well under a
+second. Where a section is longer it is cut at the best break among those that fill it at least half: fences and blank
+lines before list items, before sentences.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-MAX_BYTES = 1400
+MAX_BYTES = 1000
 MAX_HEADING = 240  # characters; a page can have a paragraph as its heading
 JOINT = " > "  # between the headings of a trail
 _FENCE = re.compile(r"[ \t]*(```+|~~~+)")
@@ -25,7 +26,7 @@ _DEFINITION = re.compile(
     r"([ \t]*)(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|pub(?:\(\w+\))?|"
     r"unsafe|inline|override|open|data|sealed)[ \t]+)*"
     r"(?:def|class|func|function\*?|fn|struct|interface|trait|impl|enum|module|namespace|object|record)[ \t]+"
-    r"(?:\([^)]*\)[ \t]*)?([\w$.:]+)"
+    r"(?:\([^)]*\)[ \t]*)?([\w$.]+(?:::[\w$]+)*)"
 )
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？；])")
 # How good it is to cut before a line.
@@ -67,6 +68,22 @@ def chunks(text: str, kind: str = "plain", *, max_bytes: int = MAX_BYTES) -> lis
             if start < stop:
                 found.append(Piece(start, stop, section.trail))
     return found
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Ranges of the sentences and lines of a text, without the blanks around them."""
+    ends = sorted({*(found.end() for found in _SENTENCE.finditer(text)), *_line_ends(text), len(text)})
+    spans = []
+    for start, stop in zip([0, *ends], ends, strict=False):
+        body = text[start:stop]
+        first, last = start + len(body) - len(body.lstrip()), stop - len(body) + len(body.rstrip())
+        if first < last:
+            spans.append((first, last))
+    return spans
+
+
+def _line_ends(text: str) -> list[int]:
+    return [found.end() for found in re.finditer(r"\n(?=\s*(?:\n|[-*+#|>]|\d+[.)]))", text)]
 
 
 def lines_of(text: str) -> Callable[[int, int], tuple[int, int]]:

@@ -241,8 +241,7 @@ def _insert(connection: sqlite3.Connection, change: Change, words: Sequence[str]
         "insert into files(path, root, digest, size, modified_ns) values(?, ?, ?, ?, ?)",
         (file.path, file.root, file.digest, file.size, file.modified_ns),
     )
-    blobs = [None] * len(change.chunks) if change.vectors is None else _blobs(change.vectors)
-    for chunk, said, blob in zip(change.chunks, words, blobs, strict=True):
+    for chunk, said in zip(change.chunks, words, strict=True):
         id = connection.execute(
             "insert into chunks(file, heading, text, first_line, last_line, start, stop, digest, similarity, "
             "created, entities, fields) values(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -250,7 +249,8 @@ def _insert(connection: sqlite3.Connection, change: Change, words: Sequence[str]
         ).lastrowid
         connection.execute("insert into postings(rowid, words) values(?, ?)", (id, said))
         connection.executemany("insert or ignore into entities values(?, ?)", [(name, id) for name in chunk.entities])
-        if blob is not None:
+        if chunk.digest in change.vectors:
+            blob = change.vectors[chunk.digest].astype(np.float16).tobytes()
             connection.execute("insert into vectors values(?, ?)", (id, blob))
 
 

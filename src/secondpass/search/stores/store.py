@@ -52,11 +52,11 @@ class File:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """A file with its new chunks and their vectors, one row each; vectors is None where no embedder is used."""
+    """A file with its new chunks, and the vectors (C,) of those that have one, by their digests."""
 
     file: File
     chunks: Sequence[Chunk]
-    vectors: Vectors | None = None
+    vectors: Mapping[bytes, Vectors] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,118 @@
+"""Formats that are containers: PDF, docx, e-mail. They are read in a child process that can be ended.
+
+A document of somebody else may be damaged or made to do harm: the child has a limit of time and, where the system
+offers one, of memory, and what it says is only text.
+"""
+
+from __future__ import annotations
+
+import email
+import mailbox
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from email.message import EmailMessage, Message
+from email.policy import default
+from email.utils import parsedate_to_datetime
+from io import BytesIO
+from pathlib import Path
+
+from secondpass.errors import InputError, MissingExtra
+from secondpass.search.readers import MAX_UNZIPPED, Page, decoded, html_page
+
+MAX_SECONDS = 60.0
+MAX_MEMORY = 2 << 30  # bytes of address space
+MAX_PAGES = 5000
+_MISSING = 3  # the child's exit code when a package is not installed
+_CHILD = "from secondpass.search.formats import main; main()"
+
+
+def read(file: Path, *, seconds: float = MAX_SECONDS) -> list[Page]:
+    """The pages of a PDF, docx or e-mail file. Raises InputError, or MissingExtra without the extra `search`."""
+    import json
+
+    command = [sys.executable, "-c", _CHILD, str(file.absolute())]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{file}: took more than {seconds:.0f} s to read; left out") from error
+    said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    if done.returncode == _MISSING:
+        raise MissingExtra(said[-1], "search")
+    if done.returncode:
+        raise InputError(f"{file}: cannot be read: {said[-1][:200] if said else f'code {done.returncode}'}")
+    return [Page(**page) for page in json.loads(done.stdout)]
+
+
+def main() -> None:
+    """In the child: the pages of the file that is named, as JSON on standard output."""
+    import json
+
+    _limit_memory()
+    file = Path(sys.argv[1])
+    try:
+        pages = [asdict(page) for page in FORMATS[file.suffix.lower()](file)]
+    except ImportError as error:
+        sys.stderr.write(str(error.name))
+        raise SystemExit(_MISSING) from error
+    sys.stdout.write(json.dumps(pages))
+
+
+def _limit_memory() -> None:
+    if sys.platform == "win32":
+        return
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+
+
+def _pdf(file: Path) -> Iterator[Page]:
+    import pypdfium2
+
+    with pypdfium2.PdfDocument(file) as document:
+        title = str(document.get_metadata_dict().get("Title") or "")
+        for number in range(min(len(document), MAX_PAGES)):
+            text = document[number].get_textpage().get_text_bounded()
+            yield Page(text=text.replace("\r\n", "\n"), title=title or file.stem, fields={"page": number + 1})
+
+
+def _docx(file: Path) -> Iterator[Page]:
+    import mammoth
+
+    with zipfile.ZipFile(file) as container:
+        size = sum(each.file_size for each in container.infolist())
+    if size > MAX_UNZIPPED:
+        raise InputError(f"has {size / 1e6:.0f} MB when unpacked; {MAX_UNZIPPED / 1e6:.0f} are read at most")
+    with file.open("rb") as stream:
+        page = html_page(mammoth.convert_to_html(stream, convert_image=lambda image: []).value)
+    yield Page(text=page.text, kind=page.kind, title=page.title or file.stem)
+
+
+def _eml(file: Path) -> Iterator[Page]:
+    yield _message(email.message_from_binary_file(BytesIO(file.read_bytes()), policy=default))
+
+
+def _mbox(file: Path) -> Iterator[Page]:
+    for message in mailbox.mbox(file, create=False):
+        yield _message(email.message_from_bytes(message.as_bytes(), policy=default))
+
+
+def _message(message: Message) -> Page:
+    """A message with its subject as title; of its bodies the plain one, else the HTML one."""
+    assert isinstance(message, EmailMessage)
+    part = message.get_body(("plain", "html"))
+    data = part.get_payload(decode=True) if part is not None else b""
+    text = decoded(data if isinstance(data, bytes) else b"", "the message")
+    if part is not None and part.get_content_type() == "text/html":
+        text = html_page(text).text
+    heads = {name: str(message.get(name) or "") for name in ("from", "to")}
+    try:
+        created = parsedate_to_datetime(str(message.get("date"))).timestamp()
+    except (TypeError, ValueError):
+        created = None
+    return Page(text=text, title=str(message.get("subject") or ""), created=created, fields=heads)
+
+
+FORMATS: dict[str, Callable[[Path], Iterator[Page]]] = {".pdf": _pdf, ".docx": _docx, ".eml": _eml, ".mbox": _mbox}

@@ -1,0 +1,266 @@
+"""Index: folders of files, searchable by meaning and by words, in one file of this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from secondpass.cognitive import Cognitive, seconds_of
+from secondpass.errors import CheckpointError, MissingExtra, SecondpassError, StoreError
+from secondpass.retrieval.vectors import Encoder
+from secondpass.search.indexing import Indexing, Report
+from secondpass.search.pipeline import Pipeline, Question, Reader, winning_sentence
+from secondpass.search.stores.sqlite import SqliteStore
+from secondpass.search.stores.store import KINDS, Event, Filter, Stored
+from secondpass.types import Hit, Progress, Ranking
+
+SUFFIX = ".sqlite"
+NO_EMBEDDER = "none"
+_NAME = re.compile(r"\w[\w.-]{0,63}")
+# Scripts that the embedded English model does not read.
+_FOREIGN = re.compile("[\u0370-\u1fff\u2e80-\ud7af\uf900-\ufaff]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What is in an index, and what it is searched with."""
+
+    name: str
+    file: str
+    files: int
+    chunks: int
+    vectors: int
+    bytes: int
+    embedder: str
+    roots: tuple[str, ...]
+
+
+def index_folder() -> Path:
+    """Where indexes are kept, for the user of this machine."""
+    home = Path.home()
+    if sys.platform == "darwin":
+        return home / "Library" / "Application Support" / "secondpass"
+    if sys.platform == "win32":
+        return home / "AppData" / "Local" / "secondpass"
+    return home / ".local" / "share" / "secondpass"
+
+
+def index_names(folder: str | Path | None = None) -> list[str]:
+    """The indexes that there are."""
+    place = index_folder() if folder is None else Path(folder)
+    return sorted(file.name.removesuffix(SUFFIX) for file in place.glob(f"*{SUFFIX}"))
+
+
+class Index:
+    """Files of this machine, searched in two stages.
+
+    name: of the index; folder: where indexes are kept, else the user's data folder. embedder: "auto" is the embedded
+    one where there is one, "none" leaves words alone, else a name or folder as of Embedder, or anything with
+    `encode`; None is what the index was made with. reranker: as of Reranker, or anything with `rank` and
+    `score_pairs`; None for the fused order alone. Safe to use from several threads and processes.
+    create: make the index where there is none. Raises StoreError where there is none, or it cannot be used.
+    """
+
+    def __init__(
+        self,
+        name: str = "default",
+        *,
+        folder: str | Path | None = None,
+        embedder: str | Encoder | None = None,
+        reranker: str | Reader | None = "default",
+        create: bool = False,
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"the name of an index is {name!r}; give letters, digits, '-', '_' and '.', at most 64")
+        place = index_folder() if folder is None else Path(folder).expanduser()
+        self.name = name
+        self.file = place / f"{name}{SUFFIX}"
+        if not create and not self.file.exists():
+            raise StoreError(_missing(name, place))
+        self.store = SqliteStore(self.file)
+        self._asked_embedder = embedder
+        self._reranker = reranker
+        self._opened: dict[str, Reader | None] = {}
+
+    def add(self, *paths: str | Path, progress: Progress | None = None) -> Report:
+        """Index files and folders, and remember them for `update`. What is there already is only brought up to date.
+
+        Raises StoreError for a path that is not there.
+        """
+        roots = [Path(path).expanduser().absolute() for path in paths]
+        for root in roots:
+            if not root.exists():
+                raise StoreError(f"{root}: there is no such file or folder")
+        encoder = self.encoder
+        known = self.roots
+        self.store.set_meta({"roots": json.dumps([*known, *(str(root) for root in roots if str(root) not in known)])})
+        return Indexing(store=self.store, encoder=encoder).update(roots, progress=progress)
+
+    def update(self, *, progress: Progress | None = None) -> Report:
+        """Bring the index up to what now lies at all its paths."""
+        return Indexing(store=self.store, encoder=self.encoder).update(
+            [Path(root) for root in self.roots], progress=progress
+        )
+
+    def remove(self, *paths: str | Path) -> int:
+        """Forget files, or folders with all below them. Returns how many chunks went."""
+        asked = [str(Path(path).expanduser().absolute()) for path in paths]
+        gone = [file for file in self.store.files() if any(_is_below(file, path) for path in asked)]
+        left = [root for root in self.roots if not any(_is_below(root, path) for path in asked)]
+        self.store.set_meta({"roots": json.dumps(left)})
+        return self.store.remove(gone)
+
+    def search(
+        self,
+        query: str,
+        top_n: int = 5,
+        *,
+        path: str | None = None,
+        since: float | datetime | str | None = None,
+        until: float | datetime | str | None = None,
+        fields: Mapping[str, str | int | float | bool] | None = None,
+        cognitive: Cognitive | Mapping[str, Any] | bool | None = None,
+        diversity: str | None = None,
+        depth: int = 100,
+        candidates: int = 30,
+        fusion: str = "convex",
+        rerank: bool = True,
+        budget_ms: float | None = None,
+        explain: bool = False,
+    ) -> Ranking:
+        """The best chunks for a question; of a hit, `document` has the text, and where it stands as fields.
+
+        path (a glob, or a part of the path), since, until and fields filter; cognitive weighs what is known of the
+        chunks; see Question for the others. `Hit.index` is the chunk's id, for `get` and `feedback`.
+        """
+        only = Filter(
+            path=path,
+            since=None if since is None else seconds_of(since, "since"),
+            until=None if until is None else seconds_of(until, "until"),
+            fields=fields or {},
+        )
+        return self.pipeline.search(
+            Question(
+                text=query,
+                top_n=top_n,
+                depth=depth,
+                candidates=candidates,
+                only=only,
+                cognitive=Cognitive.of(cognitive),
+                diversity=diversity,
+                fusion=fusion,
+                is_reranked=rerank and self._reranker is not None,
+                budget_ms=budget_ms,
+                explain=explain,
+            )
+        )
+
+    def get(self, id: int) -> Stored:
+        """A chunk by its id. Raises StoreError where it is gone."""
+        found = self.store.fetch([id])
+        if not found:
+            raise StoreError(f"{self.name}: there is no chunk {id}; it may have changed since the search")
+        return found[0]
+
+    def feedback(self, ranking: Ranking, hit: Hit, kind: str, *, now: float | None = None) -> None:
+        """Record that a hit was "opened", "kept", "used" or "rejected". What was merely shown is not recorded.
+
+        The ranking's figures are kept too where it was explained or weighed, for `secondpass feedback --fit`.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}; give {', '.join(map(repr, KINDS))}")
+        moment = time.time() if now is None else now
+        self.store.record([Event(digest=self.get(hit.index).chunk.digest, time=moment, kind=kind)])
+        shown = [{"id": each.index, **(each.parts or {})} for each in ranking if each.rank <= hit.rank]
+        self.store.add_judgement(
+            {"query": ranking.query, "time": moment, "hit": hit.index, "kind": kind, "shown": shown}
+        )
+
+    def winning_sentence(self, query: str, hit: Hit) -> tuple[int, int]:
+        """The range of characters of the hit's text that answers best."""
+        reranker = self.reranker_for(query)
+        text = hit.document.text
+        return (0, len(text)) if reranker is None else winning_sentence(reranker, query, text)
+
+    def status(self) -> Status:
+        counts = asdict(self.store.counts())
+        embedder = self.store.meta("embedder") or "not chosen yet"
+        return Status(name=self.name, file=str(self.file), embedder=embedder, roots=tuple(self.roots), **counts)
+
+    def close(self) -> None:
+        self.store.close()
+
+    @property
+    def roots(self) -> list[str]:
+        return [str(root) for root in json.loads(self.store.meta("roots") or "[]")]
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        return Pipeline(store=self.store, encoder=self.encoder, open_reranker=self.reranker_for)
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """The embedder of the index. Another one than before makes all vectors anew at the next `update`."""
+        before = self.store.meta("embedder")
+        asked = self._asked_embedder or before or "auto"
+        name, encoder = _embedder(asked) if isinstance(asked, str) else (type(asked).__name__, asked)
+        if name != before:
+            self.store.set_meta({"embedder": name})
+            if before is not None:
+                self.store.drop_vectors()
+        return encoder
+
+    def reranker_for(self, query: str) -> Reader | None:
+        """What reads the query's script: the embedded model reads English, the multilingual one the others."""
+        if self._reranker is None or not isinstance(self._reranker, str):
+            return self._reranker
+        name = self._reranker
+        if name == "default" and _FOREIGN.search(query):
+            name = "multilingual"
+        if name not in self._opened:
+            self._opened[name] = _reranker(name, is_needed=name == self._reranker)
+        return self._opened[name]
+
+
+def _reranker(name: str, *, is_needed: bool) -> Reader | None:
+    from secondpass.reranker import Reranker
+
+    try:
+        return Reranker(name)
+    except SecondpassError:
+        if is_needed:
+            raise
+        return None  # the multilingual package is not installed: the fused order is better than English eyes
+
+
+def _embedder(name: str) -> tuple[str, Encoder | None]:
+    """The name under which an embedder is remembered, and itself."""
+    from secondpass.embedder import Embedder
+
+    if name == NO_EMBEDDER:
+        return name, None
+    if name != "auto":
+        return name, Embedder(name)
+    try:
+        return "default", Embedder("default")
+    except (CheckpointError, MissingExtra):
+        return NO_EMBEDDER, None  # said in the status: there is no embedded embedder in this installation
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or Path(folder) in Path(path).parents
+
+
+def _missing(name: str, place: Path) -> str:
+    names = index_names(place)
+    there = f"; there are {', '.join(names)}" if names else ""
+    more = "" if name == "default" else f" --name {name}"
+    return f"there is no index {name!r}{there}; make it with: secondpass add FOLDER{more}"

@@ -1,0 +1,215 @@
+"""Files into a store: what is new or changed is read, cut, embedded and committed, a few files at a time.
+
+A file's chunks replace its old ones in one transaction, together with their words and vectors, so that ending the
+process at any moment leaves what was committed and nothing half. Two processes may index at once: each commits whole
+files, and the later one wins with the same content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from secondpass.errors import DataError, InputError, MissingExtra
+from secondpass.retrieval.vectors import Encoder
+from secondpass.search.chunking import chunks, lines_of
+from secondpass.search.features import digest_of, entities_of, near_duplicates, similarity_of
+from secondpass.search.folder import files_in
+from secondpass.search.readers import Page, read
+from secondpass.search.stores.store import Change, Chunk, File, Store, Vectors
+from secondpass.types import Progress
+
+COMMITTED = 512  # chunks in a transaction, at least, unless there are no more
+EMBEDDED = 64  # chunks that an embedder gets at a time
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What indexing did, in files; failed says why. chunks are those that are new, embedded those that needed it."""
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    chunks: int = 0
+    embedded: int = 0
+    near_duplicates: int = 0
+    seconds: float = 0.0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indexing:
+    """A store and the embedder that makes its vectors; without one there are words alone."""
+
+    store: Store
+    encoder: Encoder | None = None
+
+    def update(self, roots: Sequence[Path], *, progress: Progress | None = None) -> Report:
+        """Bring the store up to what lies at the roots: files and folders. Those that went are forgotten."""
+        started = time.perf_counter()
+        report, known = Report(), self.store.files()
+        there = {str(file): root for root in roots for file in files_in(root)}
+        ours = {path for path, file in known.items() if file.root in set(map(str, roots))}
+        gone = sorted(ours - there.keys())
+        report.removed = len(gone)
+        if gone:
+            self.store.remove(gone)
+        asked = self._changed(there, known, report)
+        for batch in _batches(self._changes(asked, report, progress)):
+            self._commit(batch, report)
+        self._fill(report, progress)
+        if report.chunks or report.removed or report.embedded:
+            self.store.finish()
+            report.near_duplicates = int(near_duplicates(self.store.similarities()).sum())
+        report.seconds = time.perf_counter() - started
+        return report
+
+    def add_text(self, file: File, page: Page) -> None:
+        """Put one text, which is no file, into the store under the file's path."""
+        self._commit([Change(file=file, chunks=_chunks(file.path, [page]))], Report())
+
+    def _changed(
+        self, there: dict[str, Path], known: dict[str, File], report: Report
+    ) -> list[tuple[Path, Path, File | None]]:
+        """The files that are new, or not as they were by size, time and then content."""
+        found: list[tuple[Path, Path, File | None]] = []
+        for path, root in there.items():
+            before = known.get(path)
+            try:
+                facts = Path(path).stat()
+            except OSError:
+                continue  # it went just now
+            if before and (before.size, before.modified_ns) == (facts.st_size, facts.st_mtime_ns):
+                report.unchanged += 1
+            else:
+                found.append((Path(path), root, before))
+        return found
+
+    def _changes(
+        self, asked: Sequence[tuple[Path, Path, File | None]], report: Report, progress: Progress | None
+    ) -> Iterator[Change]:
+        for done, (path, root, before) in enumerate(asked):
+            if progress is not None:
+                progress(done, len(asked))
+            try:
+                file = _file(path, root)
+                if before and before.digest == file.digest:
+                    report.unchanged += 1
+                    continue
+                yield Change(file=file, chunks=_chunks(str(path), read(path)))
+            except (InputError, DataError, MissingExtra) as error:
+                report.failed.append((str(path), str(error)))
+                continue
+            report.added += before is None
+            report.changed += before is not None
+        if progress is not None and asked:
+            progress(len(asked), len(asked))
+
+    def _commit(self, changes: Sequence[Change], report: Report) -> None:
+        made = [chunk for change in changes for chunk in change.chunks]
+        vectors = self._vectors(made, report)
+        self.store.write([Change(file=each.file, chunks=each.chunks, vectors=vectors) for each in changes])
+        report.chunks += len(made)
+
+    def _vectors(self, made: Sequence[Chunk], report: Report) -> dict[bytes, Vectors]:
+        """Unit vectors of the chunks by their digests; those of chunks that are in the store are not made again.
+
+        Of a file with very many chunks only those: the others follow in `_fill`, with a commit every so often.
+        """
+        if self.encoder is None or not made:
+            return {}
+        known = self.store.known_vectors([chunk.digest for chunk in made])
+        missing = list({chunk.digest: chunk for chunk in made if chunk.digest not in known}.values())
+        if len(missing) > 4 * COMMITTED:
+            return known
+        for start in range(0, len(missing), EMBEDDED):
+            part = missing[start : start + EMBEDDED]
+            rows = unit(self.encoder.encode([chunk.passage for chunk in part], kind="document"))
+            known |= dict(zip((chunk.digest for chunk in part), rows, strict=True))
+        report.embedded += len(missing)
+        return known
+
+    def _fill(self, report: Report, progress: Progress | None) -> None:
+        """Vectors for chunks that have none, as after the embedder was changed."""
+        if self.encoder is None:
+            return
+        counts, done = self.store.counts(), 0
+        while missing := self.store.without_vectors(COMMITTED):
+            if progress is not None:
+                progress(done, max(done + len(missing), counts.chunks - counts.vectors))
+            done += len(missing)
+            rows = [
+                unit(self.encoder.encode([each.chunk.passage for each in part], kind="document"))
+                for part in (missing[at : at + EMBEDDED] for at in range(0, len(missing), EMBEDDED))
+            ]
+            self.store.add_vectors([each.id for each in missing], np.concatenate(rows))
+            report.embedded += len(missing)
+
+
+def unit(vectors: Vectors) -> Vectors:
+    """Vectors of length 1; one that is all zeros stays so."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    found: Vectors = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return found
+
+
+def _file(path: Path, root: Path) -> File:
+    with path.open("rb") as stream:
+        digest = hashlib.blake2b(digest_size=16)
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        facts = path.stat()
+    return File(
+        path=str(path),
+        root=str(root),
+        digest=digest.hexdigest(),
+        size=facts.st_size,
+        modified_ns=facts.st_mtime_ns,
+    )
+
+
+def _chunks(path: str, pages: Iterable[Page]) -> list[Chunk]:
+    found: list[Chunk] = []
+    for page in pages:
+        whole = _storable(page.text)
+        place = lines_of(whole)
+        for piece in chunks(whole, page.kind):
+            heading = _storable(piece.heading(page.title or Path(path).name))
+            text = whole[piece.start : piece.stop]
+            first, last = place(piece.start, piece.stop)
+            found.append(
+                Chunk(
+                    text=text,
+                    heading=heading,
+                    lines=(first + page.first_line - 1, last + page.first_line - 1),
+                    span=(piece.start, piece.stop),
+                    digest=digest_of(heading, text),
+                    similarity=similarity_of(text),
+                    created=page.created,
+                    entities=entities_of(text, page.fields),
+                    fields=page.fields,
+                )
+            )
+    return found
+
+
+def _storable(text: str) -> str:
+    """The text with lone surrogates, which no file can hold, as U+FFFD; its length stays."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _batches(changes: Iterable[Change]) -> Iterator[list[Change]]:
+    batch: list[Change] = []
+    for change in changes:
+        batch.append(change)
+        if sum(len(each.chunks) for each in batch) >= COMMITTED:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

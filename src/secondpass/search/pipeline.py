@@ -1,0 +1,283 @@
+"""A question to a ranking: two first stages, fused, reranked, weighed, and made diverse where that is asked for."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from secondpass.cognitive import Cognitive, Signals, Weighed, order, seconds_of, signals_of, weigh
+from secondpass.retrieval.fusion import FUSIONS, Fused
+from secondpass.retrieval.vectors import Encoder
+from secondpass.retrieval.words import terms
+from secondpass.search.features import NEAR_BITS, distance
+from secondpass.search.indexing import unit
+from secondpass.search.stores.store import Filter, Store, Stored
+from secondpass.types import Document, Hit, Ranking, Usage
+
+MMR_BALANCE = 0.7  # of relevance against likeness to what stands above; Carbonell and Goldstein 1998
+DIVERSITIES = ("mmr", "file")
+
+
+class Reader(Protocol):
+    """What reads the question and each candidate together, as `Reranker` does."""
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        budget_ms: float | None = None,
+        first_scores: Sequence[float] | None = None,
+    ) -> Ranking: ...
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked for, and how.
+
+    depth: how many chunks each first stage finds; candidates: how many of those are reranked. budget_ms is for
+    everything together; what is then unscored keeps the first stages' order, last. diversity: "mmr", or "file" for
+    one chunk of each file. fusion: "convex" or "rrf".
+    """
+
+    text: str
+    top_n: int = 5
+    depth: int = 100
+    candidates: int = 30
+    only: Filter = field(default_factory=Filter)
+    cognitive: Cognitive | None = None
+    diversity: str | None = None
+    fusion: str = "convex"
+    is_reranked: bool = True
+    budget_ms: float | None = None
+    explain: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("top_n", self.top_n), ("depth", self.depth), ("candidates", self.candidates)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; give 1 or more")
+        if self.diversity is not None and self.diversity not in DIVERSITIES:
+            raise ValueError(f"diversity is {self.diversity!r}; give {' or '.join(map(repr, DIVERSITIES))}")
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"fusion is {self.fusion!r}; give {' or '.join(map(repr, FUSIONS))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A chunk on its way: what found it, its scores so far, and the copies of it that were left out."""
+
+    stored: Stored
+    fused: Fused
+    copies: tuple[Stored, ...] = ()
+    score: float = math.nan
+    probability: float = math.nan
+    is_scored: bool = False
+    weighed: Weighed | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """The stages over one store. open_reranker is called when a question is reranked; it may be None for a script."""
+
+    store: Store
+    encoder: Encoder | None
+    open_reranker: Callable[[str], Reader | None]
+
+    def search(self, question: Question) -> Ranking:
+        """The best chunks. No words and no embedder, or nothing alike, give an empty ranking."""
+        started = time.perf_counter()
+        runs = self.first_stages(question)
+        pool = self.candidates(FUSIONS[question.fusion](runs), question.candidates)
+        usage = Usage(rows=0, tokens=0, truncated=0, seconds=0.0)
+        reranker = self.open_reranker(question.text) if question.is_reranked and pool else None
+        if reranker is not None:
+            left = None
+            if question.budget_ms is not None:
+                left = max(1.0, question.budget_ms - 1000 * (time.perf_counter() - started))
+            pool, usage = _reranked(reranker, question.text, pool, left)
+        pool = _weighed(pool, question, self.store)
+        chosen = _diverse(pool, question)[: question.top_n]
+        hits = tuple(_hit(each, rank, question) for rank, each in enumerate(chosen))
+        return Ranking(question.text, hits, replace(usage, seconds=time.perf_counter() - started))
+
+    def first_stages(self, question: Question) -> dict[str, list[tuple[int, float]]]:
+        """What each first stage finds, best first."""
+        words = terms(question.text)
+        runs = {"bm25": self.store.search_text(words, question.depth, question.only)}
+        if self.encoder is not None and question.text.strip():
+            vector = unit(self.encoder.encode([question.text], kind="query"))[0]
+            runs["dense"] = self.store.search_vectors(vector, question.depth, question.only)
+        return runs
+
+    def candidates(self, fused: Sequence[Fused], count: int) -> list[Candidate]:
+        """The first of the fused with their texts; near-duplicates of a better one are kept with it as copies."""
+        by_id = {each.index: each for each in fused}
+        found: list[Candidate] = []
+        for stored in self.store.fetch([each.index for each in fused[: 2 * count]]):
+            at = _same(stored, found)
+            if at is not None:
+                found[at] = replace(found[at], copies=(*found[at].copies, stored))
+            elif len(found) < count:
+                found.append(Candidate(stored=stored, fused=by_id[stored.id]))
+        return found
+
+
+def winning_sentence(reranker: Reader, query: str, text: str) -> tuple[int, int]:
+    """The range of characters of the sentence that the reranker likes best; all of a text with one sentence."""
+    from secondpass.search.chunking import sentences
+
+    spans = sentences(text)
+    if len(spans) < 2:
+        return 0, len(text)
+    scores = reranker.score_pairs([(query, text[start:stop]) for start, stop in spans])
+    return spans[max(range(len(spans)), key=scores.__getitem__)]
+
+
+def document_of(stored: Stored, copies: Sequence[Stored] = ()) -> Document:
+    """A chunk as a document: its text, and as fields where it stands and what is known of it."""
+    chunk = stored.chunk
+    known: dict[str, object] = {
+        "id": stored.id,
+        "path": stored.path,
+        "heading": chunk.heading,
+        "line": chunk.lines[0],
+        "last_line": chunk.lines[1],
+        "characters": chunk.span,
+        "created": chunk.created,
+        "superseded_by": stored.superseded_by,
+    }
+    if copies:
+        known["copies"] = [f"{each.path}:{each.chunk.lines[0]}" for each in copies]
+    return Document(chunk.text, {**chunk.fields, **known})
+
+
+def signals_in(stored: Stored) -> Signals:
+    """What is known of a chunk beside its text."""
+    own = {name: value for name, value in stored.chunk.fields.items() if name in _SIGNALS}
+    try:
+        signals = signals_of(own)
+    except ValueError:
+        signals = Signals()  # front matter of somebody else, in other words than ours
+    return replace(
+        signals,
+        created=stored.chunk.created,
+        accessed=stored.accessed,
+        entities=frozenset(stored.chunk.entities) or None,
+        is_superseded=stored.superseded_by is not None,
+    )
+
+
+_SIGNALS = ("confidence", "supports", "contradictions", "importance", "subject")
+
+
+def _same(stored: Stored, found: Sequence[Candidate]) -> int | None:
+    """The index of a candidate that says nearly the same."""
+    if not found or not stored.chunk.similarity:
+        return None
+    ours = np.array([stored.chunk.similarity], np.uint64)
+    theirs = np.array([each.stored.chunk.similarity for each in found], np.uint64)
+    near = np.flatnonzero(distance(ours, theirs) <= NEAR_BITS)
+    return int(near[0]) if len(near) else None
+
+
+def _reranked(
+    reranker: Reader, query: str, pool: Sequence[Candidate], budget_ms: float | None
+) -> tuple[list[Candidate], Usage]:
+    ranking = reranker.rank(
+        query,
+        [each.stored.chunk.passage for each in pool],
+        budget_ms=budget_ms,
+        first_scores=[each.fused.score for each in pool],
+    )
+    ordered = [
+        replace(pool[hit.index], score=hit.score, probability=hit.probability, is_scored=hit.is_scored)
+        for hit in ranking
+    ]
+    return ordered, ranking.usage
+
+
+def _weighed(pool: list[Candidate], question: Question, store: Store) -> list[Candidate]:
+    """The scored candidates with cognitive evidence, in its order; the unscored follow."""
+    scored = [each for each in pool if each.is_scored]
+    if question.cognitive is None or not scored:
+        return pool
+    settings = question.cognitive
+    now = time.time() if settings.now is None else seconds_of(settings.now, "now")
+    signals = [signals_in(each.stored) for each in scored]
+    names = sorted({name for each in signals for name in each.entities or ()})
+    if not settings.fans:
+        settings = replace(settings, fans=store.fans(names))
+    logits = [_logit(each.probability) for each in scored]
+    weighed = weigh(settings, logits, signals, query=question.text, now=now)
+    ordered = [
+        replace(scored[at], weighed=weighed[at], probability=1 / (1 + math.exp(-weighed[at].logit)))
+        for at in order(weighed)
+    ]
+    return ordered + [each for each in pool if not each.is_scored]
+
+
+def _logit(probability: float) -> float:
+    bounded = min(max(probability, 1e-9), 1 - 1e-9)
+    return math.log(bounded / (1 - bounded))
+
+
+def _diverse(pool: list[Candidate], question: Question) -> list[Candidate]:
+    if question.diversity == "file":
+        first = {each.stored.path: each for each in reversed(pool)}
+        return [each for each in pool if first[each.stored.path] is each]
+    return _mmr(pool, question.top_n) if question.diversity == "mmr" else pool
+
+
+def _mmr(pool: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Each next one is relevant and unlike those above, by the share of words in common."""
+    words = [set(terms(each.stored.chunk.text)) for each in pool]
+    worth = [_relevance(each) for each in pool]
+    left, chosen = list(range(len(pool))), list[int]()
+    while left and len(chosen) < count:
+        best = max(left, key=lambda at: MMR_BALANCE * worth[at] - (1 - MMR_BALANCE) * _likeness(words, at, chosen))
+        left.remove(best)
+        chosen.append(best)
+    return [pool[at] for at in chosen]
+
+
+def _relevance(candidate: Candidate) -> float:
+    return candidate.probability if candidate.is_scored else candidate.fused.score
+
+
+def _likeness(words: Sequence[set[str]], at: int, chosen: Sequence[int]) -> float:
+    shares = [len(words[at] & words[other]) / (len(words[at] | words[other]) or 1) for other in chosen]
+    return max(shares, default=0.0)
+
+
+def _hit(candidate: Candidate, rank: int, question: Question) -> Hit:
+    parts: dict[str, float | int | str] = {}
+    if question.explain:
+        parts |= _stages(candidate.fused)
+        parts |= {"logit": candidate.score} if candidate.is_scored else {}
+    if candidate.weighed is not None:
+        parts |= candidate.weighed.parts
+    if not candidate.is_scored and not question.is_reranked:
+        candidate = replace(candidate, score=candidate.fused.score, probability=candidate.fused.score)
+    return Hit(
+        index=candidate.stored.id,
+        document=document_of(candidate.stored, candidate.copies),
+        score=candidate.score,
+        probability=candidate.probability,
+        rank=rank,
+        parts=parts or None,
+        is_scored=candidate.is_scored,
+    )
+
+
+def _stages(fused: Fused) -> Mapping[str, float | int | str]:
+    found: dict[str, float | int | str] = {}
+    for name, (rank, score) in fused.stages.items():
+        found |= {f"{name}_rank": rank, f"{name}_score": score}
+    return found | {"fused": fused.score}

@@ -1,0 +1,274 @@
+"""Files to pages of text: plain text, Markdown, code, HTML, JSON Lines; other formats are in formats.py."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from secondpass.data.files import records
+from secondpass.data.files import suffix as suffix_of
+from secondpass.errors import InputError
+
+MAX_BYTES = 50_000_000  # of a file that is read whole
+MAX_UNZIPPED = 200_000_000
+_DATE_IN_NAME = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_.]?([01]\d)[-_.]?([0-3]\d)(?!\d)")
+_TIMES = ("created", "timestamp", "date", "time")  # fields of records and front matter, the first that is there
+_TEXTS = ("text", "contents", "body")
+CODE = (
+    ".py .pyi .js .mjs .cjs .jsx .ts .tsx .java .kt .kts .scala .go .rs .c .h .cc .cpp .cxx .hpp .cs .swift .rb .php "
+    ".lua .pl .sh .bash .zsh .fish .ps1 .sql .r .jl .ex .exs .erl .hs .ml .clj .dart .vue .svelte .proto .nix .zig"
+).split()
+PLAIN = ".txt .text .log .csv .tsv .rst .org .tex .adoc .toml .yaml .yml .ini .cfg .conf .srt .vtt".split()
+MARKDOWN = (".md", ".markdown", ".mdx", ".qmd")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """A text that is cut into chunks: its kind (see chunking.SECTIONS), its title, and what is known of it.
+
+    first_line is the line of the file where the text begins. created is in seconds since 1970.
+    """
+
+    text: str
+    kind: str = "plain"
+    title: str = ""
+    created: float | None = None
+    first_line: int = 1
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+Reader = Callable[[Path], Iterator[Page]]
+
+
+def read(file: Path) -> list[Page]:
+    """The pages of a file. Raises InputError that says why it cannot be read, MissingExtra where a package lacks."""
+    reader = READERS.get(suffix_of(file))
+    if reader is None:
+        raise InputError(f"{file}: files that end in {suffix_of(file) or 'nothing'} are not read")
+    try:
+        return [page for page in reader(file) if page.text.strip() or page.title]
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise InputError(f"{file}: is nested too deeply") from error
+
+
+def text_of(file: Path) -> str:
+    """The text of a file, gzipped or not, in UTF-8, UTF-16, GB 18030 or, failing those, Windows-1252."""
+    if file.stat().st_size > MAX_BYTES:
+        raise InputError(f"{file}: has {file.stat().st_size / 1e6:.0f} MB; {MAX_BYTES / 1e6:.0f} are read at most")
+    return decoded(_unzipped(file), str(file))
+
+
+def decoded(data: bytes, name: str) -> str:
+    """Text of bytes, with \\n at the end of lines. Raises InputError for what is no text."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = data.decode("utf-16", "replace")
+    elif b"\0" in data[:8192]:
+        raise InputError(f"{name}: is a binary file; text is needed")
+    else:
+        text = _in_known_encoding(data)
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _unzipped(file: Path) -> bytes:
+    data = file.read_bytes()
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        with gzip.open(file) as stream:
+            data = stream.read(MAX_UNZIPPED + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{file}: is not a whole gzip file: {error}") from error
+    if len(data) > MAX_UNZIPPED:
+        raise InputError(f"{file}: is more than {MAX_UNZIPPED / 1e6:.0f} MB when unpacked")
+    return data
+
+
+def _in_known_encoding(data: bytes) -> str:
+    for encoding in ("utf-8", "gb18030"):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        han = sum("\u4e00" <= character <= "\u9fff" for character in text[:20000])
+        others = sum(character > "\u007f" for character in text[:20000])
+        if encoding == "utf-8" or 2 * han > others:  # some other text is valid GB 18030 by accident
+            return text
+    return data.decode("cp1252", "replace")
+
+
+def _read_plain(file: Path) -> Iterator[Page]:
+    yield Page(text=text_of(file), created=_date_in_name(file))
+
+
+def _read_code(file: Path) -> Iterator[Page]:
+    yield Page(text=text_of(file), kind="code")
+
+
+def _read_markdown(file: Path) -> Iterator[Page]:
+    text = text_of(file)
+    front, start = front_matter(text)
+    body = "\n" * text.count("\n", 0, start) + text[start:]  # so that lines and characters stay where they are
+    body = " " * (start - text.count("\n", 0, start)) + body
+    heading = re.match(r"\s*# +(.+)", body)
+    title = str(front.get("title") or (heading[1].strip() if heading else ""))
+    yield Page(text=body, kind="markdown", title=title, created=_created(front) or _date_in_name(file), fields=front)
+
+
+def _read_html(file: Path) -> Iterator[Page]:
+    yield html_page(text_of(file), _date_in_name(file))
+
+
+def html_page(html: str, created: float | None = None) -> Page:
+    """HTML as Markdown-like text: headings with #, list items with -, without scripts, styles and navigation."""
+    parser = _Html()
+    parser.feed(html)
+    parser.close()
+    return Page(text=parser.markdown(), kind="markdown", title=parser.title.strip(), created=created)
+
+
+def _read_records(file: Path) -> Iterator[Page]:
+    """Each record a page; its text in "text", and "title" as the title, the others as fields."""
+    for place, record in records(file):
+        text = next((record[name] for name in _TEXTS if isinstance(record.get(name), str)), None)
+        if text is None:
+            raise InputError(f'{place}: has no "text" (it has {", ".join(map(str, record)) or "nothing"})')
+        line = place.rpartition(":")[2]
+        metadata = record.get("metadata")
+        others = {**(metadata if isinstance(metadata, dict) else {}), **record}
+        yield Page(
+            text=text,
+            title=str(record.get("title") or ""),
+            created=_created(others),
+            first_line=int(line) if line.isdigit() else 1,
+            fields={name: value for name, value in others.items() if name not in ("text", "title", "metadata")},
+        )
+
+
+def front_matter(text: str) -> tuple[dict[str, Any], int]:
+    """Keys of YAML front matter with their values, as far as they are plain or lists, and where the text begins."""
+    if not text.startswith("---\n"):
+        return {}, 0
+    end = text.find("\n---", 3)
+    if end < 0:
+        return {}, 0
+    found: dict[str, Any] = {}
+    key = ""
+    for line in text[4 : end + 1].splitlines():
+        name, colon, value = line.partition(":")
+        if line.startswith((" ", "-", "\t")) and line.strip().startswith("- ") and key:
+            earlier = found[key] if isinstance(found[key], list) else []
+            found[key] = [*earlier, _plain_value(line.strip()[2:])]
+        elif colon and name.strip() and not name.startswith((" ", "#")):
+            key = name.strip()
+            found[key] = _plain_value(value.strip())
+    stop = text.find("\n", end + 1)
+    return found, len(text) if stop < 0 else stop + 1
+
+
+def _plain_value(value: str) -> Any:
+    if value.startswith("[") and value.endswith("]"):
+        return [_plain_value(each.strip()) for each in value[1:-1].split(",") if each.strip()]
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        return value[1:-1]
+    try:
+        number = json.loads(value)
+    except ValueError:
+        return value
+    return number if isinstance(number, int | float | bool) else value
+
+
+def _created(record: Mapping[str, Any]) -> float | None:
+    """The first time among the fields that can be read."""
+    for name in _TIMES:
+        value = record.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, str):
+            try:
+                moment = datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
+            except ValueError:
+                continue
+            return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    return None
+
+
+def _date_in_name(file: Path) -> float | None:
+    found = _DATE_IN_NAME.search(file.name)
+    if found is None:
+        return None
+    try:
+        return datetime(int(found[1]), int(found[2]), int(found[3]), tzinfo=timezone.utc).timestamp()
+    except ValueError:
+        return None
+
+
+class _Html(HTMLParser):
+    """Collects the text of HTML, which need not be whole or valid."""
+
+    _SKIPPED = frozenset("script style noscript template svg nav footer form iframe object".split())
+    _BLOCKS = frozenset("p div section article main table tr ul ol dl dt dd blockquote pre header figure".split())
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.title = ""
+        self._text: list[str] = []
+        self._skipped: list[str] = []
+        self._is_title = self._is_pre = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self._SKIPPED:
+            self._skipped.append(tag)
+        elif re.fullmatch("h[1-6]", tag):
+            self._text.append(f"\n\n{'#' * int(tag[1])} ")
+        elif tag == "li":
+            self._text.append("\n- ")
+        elif tag in self._BLOCKS or tag == "br":
+            self._text.append("\n" if tag in ("br", "tr") else "\n\n")
+        elif tag in ("td", "th"):
+            self._text.append(" | ")
+        self._is_title = self._is_title or tag == "title"
+        self._is_pre = self._is_pre or tag == "pre"
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._skipped:
+            del self._skipped[self._skipped.index(tag) :]
+        elif tag in self._BLOCKS or re.fullmatch("h[1-6]", tag):
+            self._text.append("\n\n")
+        self._is_title = self._is_title and tag != "title"
+        self._is_pre = self._is_pre and tag != "pre"
+
+    def handle_data(self, data: str) -> None:
+        if self._is_title:
+            self.title += data
+        elif not self._skipped:
+            self._text.append(data if self._is_pre else re.sub(r"\s+", " ", data))
+
+    def markdown(self) -> str:
+        text = re.sub(r"[ \t]*\n[ \t]*", "\n", "".join(self._text))
+        return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def _read_format(file: Path) -> Iterator[Page]:
+    from secondpass.search import formats
+
+    return iter(formats.read(file))
+
+
+READERS: dict[str, Reader] = {
+    **dict.fromkeys(PLAIN, _read_plain),
+    **dict.fromkeys(MARKDOWN, _read_markdown),
+    **dict.fromkeys(CODE, _read_code),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), _read_html),
+    **dict.fromkeys((".jsonl", ".ndjson"), _read_records),
+    **dict.fromkeys((".pdf", ".docx", ".eml", ".mbox"), _read_format),
+}

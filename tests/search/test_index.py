@@ -1,0 +1,198 @@
+"""An index from files to answers: incremental, explained, filtered, weighed, with small models that count words."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from secondpass.cognitive import Cognitive
+from secondpass.errors import StoreError
+from secondpass.search.index import Index
+from tests.search.conftest import WordEncoder, WordReranker
+
+NOW = 1_800_000_000.0
+YEAR_S = 365 * 86400.0
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    place = tmp_path / "notes"
+    place.mkdir()
+    (place / "garden.md").write_text("# Garden\n\n## Roses\n\nPrune roses in March.\n\n## Soil\n\nAdd compost.\n")
+    (place / "2020-01-05 port.md").write_text("The ssh port of the house server is 2222 now.\n")
+    (place / "2026-10-01 port.md").write_text("The ssh port of our small box is 2244 since October.\n")
+    (place / "code.py").write_text("def getUserName():\n    return name\n")
+    return place
+
+
+@pytest.fixture
+def encoder() -> WordEncoder:
+    return WordEncoder()
+
+
+@pytest.fixture
+def index(tmp_path: Path, notes: Path, encoder: WordEncoder) -> Iterator[Index]:
+    index = Index("notes", folder=tmp_path / "data", embedder=encoder, reranker=WordReranker(), create=True)
+    index.add(notes)
+    yield index
+    index.close()
+
+
+def test_an_answer_says_where_it_stands(index: Index, notes: Path) -> None:
+    hit = index.search("when to prune roses", explain=True)[0]
+    assert hit.document.text == "## Roses\n\nPrune roses in March."
+    assert hit.document["path"] == str(notes / "garden.md")
+    assert hit.document["heading"] == "Garden > Roses"
+    assert (hit.document["line"], hit.document["last_line"]) == (3, 5)
+    assert hit.parts is not None
+    assert hit.parts["bm25_rank"] == hit.parts["dense_rank"] == 1
+    assert hit.parts["fused"] == pytest.approx(1.0)
+    assert hit.parts["logit"] == hit.score == 0.0
+    start, stop = index.winning_sentence("prune roses", hit)
+    assert hit.document.text[start:stop] == "Prune roses in March."
+
+
+def test_only_what_changed_is_read_and_embedded_again(index: Index, notes: Path, encoder: WordEncoder) -> None:
+    before = encoder.texts
+    assert index.update().unchanged == 4
+    os.utime(notes / "code.py")
+    assert index.update().unchanged == 4
+    assert encoder.texts == before
+    (notes / "garden.md").write_text("# Garden\n\n## Roses\n\nPrune roses in March.\n\n## Soil\n\nAdd sand.\n")
+    (notes / "code.py").unlink()
+    (notes / "new.txt").write_text("a new note")
+    report = index.update()
+    assert (report.added, report.changed, report.removed, report.unchanged) == (1, 1, 1, 2)
+    assert report.embedded == 2 == encoder.texts - before  # the soil and the new note
+    assert all("getUserName" not in hit.document.text for hit in index.search("getUserName"))
+    assert index.search("sand")[0].document.text == "## Soil\n\nAdd sand."
+
+
+def test_a_file_that_cannot_be_read_is_said_and_stops_nothing(index: Index, notes: Path) -> None:
+    (notes / "bad.txt").write_bytes(b"a\0b")
+    (notes / "good.txt").write_text("good text")
+    report = index.update()
+    assert report.added == 1
+    assert [(Path(path).name, "is a binary file" in why) for path, why in report.failed] == [("bad.txt", True)]
+
+
+def test_a_removed_folder_is_forgotten(index: Index, notes: Path) -> None:
+    assert index.remove(notes) > 0
+    assert index.status().files == 0
+    assert index.update().added == 0
+
+
+def test_another_embedder_makes_all_vectors_anew(index: Index, notes: Path, tmp_path: Path) -> None:
+    class Other(WordEncoder):
+        pass
+
+    other = Index("notes", folder=tmp_path / "data", embedder=Other(), reranker=None)
+    chunks = other.status().chunks
+    assert other.update().embedded == chunks == other.status().vectors
+    words = Index("notes", folder=tmp_path / "data", embedder="none", reranker=None)
+    assert words.search("roses")[0].document["heading"] == "Garden > Roses"
+    assert words.status().vectors == 0
+
+
+def test_time_orders_what_is_near_in_relevance(index: Index) -> None:
+    plain = index.search("the ssh port of the server", 2)
+    assert [hit.document.text[-5:-1] for hit in plain] == [" now", "ober"]
+    weighed = index.search("the ssh port of the server", 2, cognitive=Cognitive(now=NOW, recency=1.5))
+    assert [hit.document.text[-5:-1] for hit in weighed] == ["ober", " now"]
+    assert weighed[0].parts is not None
+    assert weighed[0].parts["recency"] > 0 > plain_part(weighed[1].parts)
+    again = index.search("the ssh port of the server", 2, cognitive=Cognitive(now=NOW, recency=1.5))
+    assert [hit.probability for hit in again] == [hit.probability for hit in weighed]
+
+
+def plain_part(parts: object) -> float:
+    assert isinstance(parts, dict)
+    return float(parts["recency"])
+
+
+def test_uses_count_and_what_was_shown_does_not(index: Index) -> None:
+    options = Cognitive(now=NOW)
+    hit = index.search("ssh port", 2, cognitive=options)[1]
+    index.search("ssh port", 2, cognitive=options)
+    assert index.get(hit.index).accessed == ()
+    index.feedback(index.search("ssh port", 2), hit, "used", now=NOW - 60)
+    found = {each.index: each for each in index.search("ssh port", 2, cognitive=options)}[hit.index]
+    assert found.parts is not None
+    assert float(found.parts["frequency"]) > 0
+    assert index.store.judgements()[0]["kind"] == "used"
+    with pytest.raises(ValueError, match="kind is 'shown'; give 'opened'"):
+        index.feedback(index.search("ssh port", 2), hit, "shown")
+
+
+def test_filters_and_diversity(index: Index, notes: Path) -> None:
+    assert {hit.document["path"] for hit in index.search("ssh port roses", path="*.md", since="2026-01-01")} == {
+        str(notes / "2026-10-01 port.md")
+    }
+    paths = [hit.document["path"] for hit in index.search("garden roses soil compost", diversity="file")]
+    assert len(paths) == len(set(paths))
+    assert len(index.search("ssh port", 2, diversity="mmr")) == 2
+
+
+def test_copies_are_shown_once(index: Index, notes: Path) -> None:
+    text = (notes / "2020-01-05 port.md").read_text()
+    (notes / "copy.md").write_text(text)
+    assert index.update().near_duplicates == 1
+    hit = next(hit for hit in index.search("ssh port house server") if "2222" in hit.document.text)
+    assert len(hit.document["copies"]) == 1
+    assert sum("2222" in hit.document.text for hit in index.search("ssh port house server")) == 1
+
+
+def test_without_reranking_the_fused_order_is_kept(index: Index) -> None:
+    ranking = index.search("ssh port", rerank=False)
+    assert [hit.score for hit in ranking] == sorted((hit.score for hit in ranking), reverse=True)
+    assert not ranking[0].is_scored
+    assert not index.search("unheard wordless", rerank=False, path="nowhere")
+
+
+def test_an_index_that_is_not_there_says_how_to_make_one(tmp_path: Path, index: Index) -> None:
+    with pytest.raises(StoreError, match=r"no index 'work'; there are notes; make it with: secondpass add FOLDER"):
+        Index("work", folder=tmp_path / "data")
+    with pytest.raises(ValueError, match=r"the name of an index is '\.\./x'"):
+        Index("../x")
+    with pytest.raises(StoreError, match="there is no such file or folder"):
+        index.add(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"top_n": 0}, "top_n is 0"),
+        ({"diversity": "all"}, "diversity is 'all'; give 'mmr' or 'file'"),
+        ({"fusion": "sum"}, "fusion is 'sum'; give 'convex' or 'rrf'"),
+        ({"since": "soon"}, "since is 'soon'"),
+    ],
+)
+def test_bad_questions_are_refused(index: Index, options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        index.search("q", **options)  # type: ignore[arg-type]
+
+
+def test_searches_go_on_while_files_are_added(index: Index, notes: Path) -> None:
+    for number in range(60):
+        (notes / f"more{number}.txt").write_text(f"more text {number} about ssh")
+    failures: list[BaseException] = []
+
+    def search() -> None:
+        try:
+            for _ in range(20):
+                assert index.search("prune roses")[0].document["heading"] == "Garden > Roses"
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=search) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    index.update()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert index.status().files == 64

@@ -1,0 +1,185 @@
+"""Files of many kinds to pages, and what cannot be read is said and stops nothing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secondpass.errors import InputError
+from secondpass.search import formats
+from secondpass.search.features import entities_of
+from secondpass.search.folder import files_in
+from secondpass.search.readers import decoded, front_matter, html_page, read
+
+DAY_S = 86400.0
+
+
+def written(place: Path, name: str, data: str | bytes) -> Path:
+    file = place / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return file
+
+
+def names(place: Path) -> list[str]:
+    return [str(file.relative_to(place.resolve())) for file in files_in(place)]
+
+
+def test_markdown_has_its_front_matter_as_fields_and_keeps_its_lines(tmp_path: Path) -> None:
+    front = "---\ntitle: My note\ndate: 1970-01-02\ntags: [a, b]\nlist:\n  - x\n  - y\nimportance: 0.9\n---\n"
+    text = front + "# Head\nText\n"
+    (page,) = read(written(tmp_path, "n.md", text))
+    assert page.title == "My note"
+    assert page.created == DAY_S
+    assert page.fields["tags"] == ["a", "b"]
+    assert page.fields["list"] == ["x", "y"]
+    assert page.fields["importance"] == 0.9
+    assert len(page.text) == len(text)
+    assert page.text[page.text.index("# Head") :] == text[text.index("# Head") :]
+    assert page.text.count("\n") == text.count("\n")
+
+
+def test_a_date_in_the_name_is_when_a_note_was_made(tmp_path: Path) -> None:
+    assert read(written(tmp_path, "1970-01-03 walk.md", "went out"))[0].created == 2 * DAY_S
+    assert read(written(tmp_path, "part 1234-99-99.txt", "none"))[0].created is None
+
+
+def test_records_are_pages_with_their_lines(tmp_path: Path) -> None:
+    records = [
+        {"_id": "1", "title": "T", "text": "one", "timestamp": "1970-01-02"},
+        {"text": "two", "metadata": {"k": 1}},
+    ]
+    lines = "\n".join(json.dumps(record) for record in records)
+    for name, data in (("c.jsonl", lines.encode()), ("c.jsonl.gz", gzip.compress(lines.encode()))):
+        first, second = read(written(tmp_path, name, data))
+        assert (first.title, first.text, first.created, first.first_line) == ("T", "one", DAY_S, 1)
+        assert (second.text, second.first_line, second.fields["k"]) == ("two", 2, 1)
+
+
+def test_html_is_text_under_headings() -> None:
+    page = html_page(
+        "<title>T &amp; U</title><script>x</script><h2>Head</h2><p>One <b>two</b></p><ul><li>a<li>b</ul><nav>no</nav>"
+        "<pre>x\n  y</pre>"
+    )
+    assert page.title == "T & U"
+    assert page.text == "## Head\n\nOne two\n\n- a\n- b\n\nx\ny"
+
+
+@given(st.text("<>/ahp1 \"'=&;!-", max_size=80))
+def test_any_html_is_read(html: str) -> None:
+    html_page(html)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("né".encode(), "né"),
+        (b"\xef\xbb\xbfa\r\nb", "a\nb"),
+        ("né".encode("utf-16"), "né"),
+        ("重排序模型".encode("gb18030"), "重排序模型"),
+        ("café".encode("cp1252"), "café"),
+    ],
+)
+def test_encodings(data: bytes, text: str) -> None:
+    assert decoded(data, "f") == text
+
+
+def test_binaries_and_broken_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a binary file"):
+        read(written(tmp_path, "a.txt", b"ab\0c"))
+    with pytest.raises(InputError, match="is not a whole gzip file"):
+        read(written(tmp_path, "a.txt.gz", gzip.compress(b"abc" * 1000)[:-9]))
+    with pytest.raises(InputError, match=r"files that end in \.exe are not read"):
+        read(written(tmp_path, "a.exe", b""))
+
+
+def test_front_matter_that_never_ends_is_text() -> None:
+    assert front_matter("---\na: b\n") == ({}, 0)
+    assert front_matter("---\na: 'b'\n---\nx") == ({"a": "b"}, len("---\na: 'b'\n---\n"))
+
+
+def test_a_folder_without_what_is_ignored_hidden_or_foreign(tmp_path: Path) -> None:
+    outside = written(tmp_path, "outside.md", "secret")
+    place = tmp_path / "notes"
+    for name in ("a.md", "sub/b.txt", ".hidden/c.md", "node_modules/d.md", "log/e.md", "log/keep.md", "id_rsa.txt"):
+        written(place, name, "x")
+    written(place, "odd\nname.md", "x")
+    written(place, "f.png", b"\x89PNG")
+    written(place, ".gitignore", "log/*\n!log/keep.md\n")
+    written(place, "sub/.secondpassignore", "g*\n")
+    written(place, "sub/g.md", "x")
+    os.symlink(place, place / "loop")
+    os.symlink(outside, place / "escape.md")
+    os.symlink(place / "a.md", place / "inside.md")
+    assert names(place) == ["a.md", "inside.md", "log/keep.md", "odd\nname.md", "sub/b.txt"]
+
+
+def test_of_a_beir_folder_only_the_corpus_is_read(tmp_path: Path) -> None:
+    written(tmp_path, "corpus.jsonl", "{}")
+    written(tmp_path, "queries.jsonl", "{}")
+    assert [file.name for file in files_in(tmp_path)] == ["corpus.jsonl"]
+
+
+def test_entities_are_names_and_not_the_first_words_of_sentences() -> None:
+    text = "Yesterday we met Ada Lovelace, with [[Graph theory|it]] and `read_json`. 《三体》 #maths NATO"
+    assert entities_of(text, {"tags": ["Work"]}) == (
+        "work",
+        "graph theory",
+        "read_json",
+        "三体",
+        "maths",
+        "ada lovelace",
+        "nato",
+    )
+
+
+def test_email_with_its_subject_and_date(tmp_path: Path) -> None:
+    message = (
+        b"From: a@x\r\nTo: b@x\r\nSubject: =?utf-8?q?Caf=C3=A9?=\r\nDate: Fri, 02 Jan 1970 00:00:00 +0000\r\n"
+        b"Content-Type: text/html; charset=utf-8\r\n\r\n<p>Bring <b>milk</b></p>"
+    )
+    (page,) = read(written(tmp_path, "m.eml", message))
+    assert (page.title, page.text, page.created, page.fields["from"]) == ("Café", "Bring milk", DAY_S, "a@x")
+    pages = read(written(tmp_path, "m.mbox", b"From a\n" + message + b"\n\nFrom b\nSubject: two\n\nbody\n"))
+    assert [page.title for page in pages] == ["Café", "two"]
+
+
+def test_a_docx_is_read_and_a_zip_bomb_is_not(tmp_path: Path) -> None:
+    pytest.importorskip("mammoth")
+    body = '<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:body><w:p><w:r>'
+    parts = {
+        "[Content_Types].xml": '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types"/>',
+        "word/document.xml": body + "<w:t>Hello docx</w:t></w:r></w:p></w:body></w:document>",
+    }
+    file = tmp_path / "a.docx"
+    with zipfile.ZipFile(file, "w") as container:
+        for name, data in parts.items():
+            container.writestr(name, data)
+    assert [page.text for page in read(file)] == ["Hello docx"]
+    with (
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as container,
+        container.open("word/document.xml", "w") as out,
+    ):
+        for _ in range(210):
+            out.write(b" " * 1_000_000)
+    with pytest.raises(InputError, match="has 210 MB when unpacked"):
+        read(file)
+
+
+@pytest.mark.parametrize("data", [b"", b"%PDF-1.7\nbroken", b"PK\x03\x04 broken", os.urandom(3000)])
+@pytest.mark.parametrize("suffix", [".pdf", ".docx"])
+def test_damaged_documents_are_refused_by_name(tmp_path: Path, data: bytes, suffix: str) -> None:
+    with pytest.raises(InputError, match=f"a{suffix}: cannot be read"):
+        read(written(tmp_path, f"a{suffix}", data))
+
+
+def test_a_document_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"took more than 0 s to read"):
+        formats.read(written(tmp_path, "a.eml", b"x"), seconds=0.001)

@@ -1,0 +1,298 @@
+"""What is written is found, what is gone is not, and a crash, a second writer or a full disk loses nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from secondpass.errors import StoreError
+from secondpass.retrieval.words import terms
+from secondpass.search.features import digest_of, similarity_of
+from secondpass.search.stores import vectors as codes
+from secondpass.search.stores.sqlite import SqliteStore
+from secondpass.search.stores.store import Change, Chunk, Event, File, Filter, Store
+from tests.search.conftest import WordEncoder
+
+ANY = Filter()
+
+
+def chunk(text: str, *, heading: str = "", created: float | None = None, **fields: str) -> Chunk:
+    return Chunk(
+        text=text,
+        heading=heading,
+        lines=(1, 2),
+        span=(0, len(text)),
+        digest=digest_of(heading, text),
+        similarity=similarity_of(text),
+        created=created,
+        entities=("paris",) if "Paris" in text else (),
+        fields=fields,
+    )
+
+
+def file(path: str) -> File:
+    return File(path=path, root="/notes", digest="d", size=1, modified_ns=1)
+
+
+def change(path: str, *chunks: Chunk) -> Change:
+    rows = WordEncoder().encode([each.passage for each in chunks])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return Change(
+        file=file(path), chunks=chunks, vectors={c.digest: row for c, row in zip(chunks, rows, strict=True)}
+    )
+
+
+def vector(text: str) -> np.ndarray:
+    row = WordEncoder().encode([text])[0]
+    return row / np.linalg.norm(row)
+
+
+def texts(store: Store, query: str, only: Filter = ANY) -> list[str]:
+    found = store.search_text(terms(query), 10, only)
+    return [each.chunk.text for each in store.fetch([id for id, _ in found])]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    store = SqliteStore(tmp_path / "notes.sqlite")
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("dogs", "the dogs ran"),
+        ("重排序", "什么是重排序模型"),
+        ("猫", "猫在哪里"),
+        ("タワー", "東京タワーです"),
+        ("ไทย", "ภาษาไทย"),
+        ("किताब", "किताब पढ़ो"),
+        ("user name", "def getUserName()"),
+        ("max_length", "the max_length option"),
+    ],
+)
+def test_words_of_every_script_are_found(store: SqliteStore, query: str, text: str) -> None:
+    store.write(
+        [change("/notes/a", chunk(text), chunk("something else entirely")), change("/notes/b", chunk("无关"))]
+    )
+    assert texts(store, query) == [text]
+
+
+def test_any_of_the_words_is_enough_and_more_are_better(store: SqliteStore) -> None:
+    store.write([change("/notes/a", chunk("red apple pie"), chunk("red car"), chunk("blue sky"))])
+    assert texts(store, "red apple unheard") == ["red apple pie", "red car"]
+
+
+def test_nearest_vectors_are_exact(store: SqliteStore) -> None:
+    store.write([change("/notes/a", *(chunk(f"text number {n} of many {n * n}") for n in range(400)))])
+    asked = vector("text number 7 of many 49")
+    found = store.search_vectors(asked, 5, ANY)
+    assert store.fetch([found[0][0]])[0].chunk.text == "text number 7 of many 49"
+    assert found[0][1] == pytest.approx(1, abs=1e-3)
+    assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+
+
+def test_a_file_written_again_replaces_what_it_had(store: SqliteStore) -> None:
+    store.write([change("/notes/a", chunk("old apple")), change("/notes/b", chunk("old pear"))])
+    store.search_vectors(vector("apple"), 5, ANY)
+    store.write([change("/notes/a", chunk("new plum"))])
+    assert texts(store, "old") == ["old pear"]
+    assert texts(store, "apple") == []
+    assert {
+        each.chunk.text for each in store.fetch([i for i, _ in store.search_vectors(vector("plum"), 9, ANY)])
+    } == {
+        "new plum",
+        "old pear",
+    }
+    assert store.remove(["/notes/b", "/notes/none"]) == 1
+    assert store.counts().chunks == store.counts().vectors == 1
+
+
+def test_filters(store: SqliteStore) -> None:
+    store.write(
+        [
+            change("/notes/2024/a.md", chunk("apple one", created=100.0, lang="en")),
+            change("/notes/2025/b.md", chunk("apple two", created=200.0, lang="zh")),
+            change("/notes/2025/c.txt", chunk("apple three")),
+        ]
+    )
+    for only, expected in [
+        (Filter(path="*.md"), {"apple one", "apple two"}),
+        (Filter(path="2025"), {"apple two", "apple three"}),
+        (Filter(since=150.0), {"apple two"}),
+        (Filter(until=150.0), {"apple one"}),
+        (Filter(fields={"lang": "zh"}), {"apple two"}),
+        (Filter(path="*.md", since=150.0), {"apple two"}),
+    ]:
+        assert set(texts(store, "apple", only)) == expected
+        near = store.search_vectors(vector("apple"), 9, only)
+        assert {each.chunk.text for each in store.fetch([id for id, _ in near])} == expected
+
+
+def test_superseded_chunks_are_found_only_when_asked_for(store: SqliteStore) -> None:
+    store.write([change("/notes/a", chunk("port 2222"), chunk("port 2244"))])
+    old, new = (id for id, _ in sorted(store.search_text(["port"], 5, ANY)))
+    store.supersede(old, new)
+    assert texts(store, "port") == ["port 2244"]
+    assert len(store.search_vectors(vector("port 2222"), 5, ANY)) == 1
+    assert len(texts(store, "port", Filter(has_superseded=True))) == 2
+    store.supersede(old, None)
+    assert len(texts(store, "port")) == 2
+
+
+def test_uses_are_kept_across_an_edit_elsewhere_in_the_file(store: SqliteStore) -> None:
+    kept = chunk("the answer")
+    store.write([change("/notes/a", kept)])
+    store.record([Event(digest=kept.digest, time=float(n), kind="used") for n in range(20)])
+    store.record([Event(digest=kept.digest, time=99.0, kind="rejected")])
+    store.write([change("/notes/a", chunk("a new start"), kept)])
+    (found,) = [each for each in store.fetch([i for i, _ in store.search_text(["answer"], 5, ANY)])]
+    assert found.accessed == tuple(float(n) for n in range(5, 20))  # the last 16 events, one of them a rejection
+
+
+def test_vectors_that_come_later_are_found(store: SqliteStore) -> None:
+    first = change("/notes/a", chunk("one"), chunk("two"))
+    store.write([Change(file=first.file, chunks=first.chunks)])
+    store.write([change("/notes/b", chunk("three"))])
+    assert len(store.search_vectors(vector("one"), 9, ANY)) == 1
+    missing = store.without_vectors(10)
+    assert [each.chunk.text for each in missing] == ["one", "two"]
+    store.add_vectors([each.id for each in missing], np.stack([vector(each.chunk.text) for each in missing]))
+    assert len(store.search_vectors(vector("one"), 9, ANY)) == 3
+    assert store.without_vectors(10) == []
+    store.drop_vectors()
+    assert store.search_vectors(vector("one"), 9, ANY) == []
+
+
+def test_another_process_sees_what_was_written_and_the_copy_of_the_codes_is_only_a_copy(tmp_path: Path) -> None:
+    place = tmp_path / "notes.sqlite"
+    writer, reader = SqliteStore(place), SqliteStore(place)
+    writer.write([change("/notes/a", chunk("one"))])
+    assert len(reader.search_vectors(vector("one"), 9, ANY)) == 1
+    writer.finish()
+    writer.write([change("/notes/b", chunk("two")), change("/notes/a", chunk("three"))])
+    expected = {"two", "three"}
+    for damage in ("keep", "cut", "noise", "remove"):
+        copy = tmp_path / "notes.sqlite-vectors"
+        if damage == "cut":
+            copy.write_bytes(copy.read_bytes()[:-3])
+        elif damage == "noise":
+            copy.write_bytes(b"nothing of the kind")
+        elif damage == "remove":
+            copy.unlink()
+        for each in (reader, SqliteStore(place)):
+            found = each.fetch([id for id, _ in each.search_vectors(vector("two"), 9, ANY)])
+            assert {one.chunk.text for one in found} == expected
+
+
+def test_codes_are_the_same_after_they_were_saved(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((70, 12)).astype(np.float16)
+    made = codes.Codes.of(np.arange(70), rows)
+    codes.save(tmp_path / "v", made, codes.State(3, 4))
+    loaded = codes.load(tmp_path / "v")
+    assert loaded is not None
+    assert loaded[1] == codes.State(3, 4)
+    for name in ("ids", "codes", "scales"):
+        assert np.array_equal(getattr(loaded[0], name), getattr(made, name))
+    assert set(os.listdir(tmp_path)) == {"v"}
+
+
+def test_words_are_written_anew_when_their_rules_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "notes.sqlite"
+    first = SqliteStore(place)
+    first.write([change("/notes/a", chunk("Dogs run"))])
+    first.close()
+    monkeypatch.setattr("secondpass.search.stores.sqlite.terms", lambda text: [w[:3] for w in terms(text)])
+    second = SqliteStore(place)
+    assert [id for id, _ in second.search_text(["dog"], 5, ANY)]
+    second.remove(["/notes/a"])
+    assert second.search_text(["dog"], 5, ANY) == []
+
+
+def test_the_file_is_for_its_owner_alone(store: SqliteStore, tmp_path: Path) -> None:
+    assert stat.S_IMODE((tmp_path / "notes.sqlite").stat().st_mode) == 0o600
+
+
+def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.sqlite").write_bytes(b"some text that is long enough to be no database at all" * 20)
+    with pytest.raises(StoreError, match=r"a\.sqlite: is not an index; move it away"):
+        SqliteStore(tmp_path / "a.sqlite")
+    connection = sqlite3.connect(tmp_path / "b.sqlite")
+    connection.execute("pragma user_version = 99")
+    connection.close()
+    with pytest.raises(StoreError, match=r"b\.sqlite: has format 99"):
+        SqliteStore(tmp_path / "b.sqlite")
+
+
+def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "notes.sqlite")
+    store.write([change("/notes/a", chunk("kept apple"))])
+    with store._database.reading() as connection:
+        pages = connection.execute("pragma page_count").fetchone()[0]
+        connection.execute(f"pragma max_page_count = {pages + 2}")
+    with pytest.raises(StoreError, match="the disk is full; free some space and run it again"):
+        store.write([change("/notes/b", *(chunk(f"{n} apple " * 300) for n in range(200)))])
+    assert texts(store, "apple") == ["kept apple"]
+    with store._database.reading() as connection:
+        connection.execute("pragma max_page_count = 1000000")
+    store.write([change("/notes/b", chunk("new apple"))])
+    assert set(texts(store, "apple")) == {"kept apple", "new apple"}
+
+
+def _write_many(place: Path, name: str, count: int, acknowledged: str | None) -> None:
+    store = SqliteStore(place)
+    for number in range(count):
+        store.write([change(f"/{name}/{number}", *(chunk(f"{name} {number} part{part}") for part in range(5)))])
+        if acknowledged:
+            with open(acknowledged, "a", encoding="utf-8") as log:
+                log.write(f"{number}\n")
+
+
+def test_two_writers_that_start_together_both_succeed(tmp_path: Path) -> None:
+    place = tmp_path / "notes.sqlite"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write_many, args=(place, name, 15, None)) for name in ("a", "b", "c")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    counts = SqliteStore(place).counts()
+    assert (counts.files, counts.chunks, counts.vectors) == (45, 225, 225)
+
+
+@pytest.mark.slow
+def test_kill_at_any_moment_loses_nothing_and_leaves_nothing_half(tmp_path: Path) -> None:
+    place, log = tmp_path / "notes.sqlite", tmp_path / "log"
+    context = multiprocessing.get_context("spawn")
+    chance = random.Random(7)
+    for round in range(8):
+        log.write_text("")
+        writer = context.Process(target=_write_many, args=(place, f"r{round}", 100_000, str(log)))
+        writer.start()
+        while not log.read_text():
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.0, 0.4))
+        os.kill(writer.pid or 0, signal.SIGKILL)
+        writer.join()
+        store = SqliteStore(place)
+        for number in log.read_text().split():
+            assert len(store.search_text([f"r{round}"], 10**6, ANY)) % 5 == 0
+            assert f"/r{round}/{number}" in store.files()
+        counts = store.counts()
+        assert counts.chunks == counts.vectors == 5 * counts.files
+        with store._database.reading() as connection:
+            assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
+            connection.execute("insert into postings(postings) values('integrity-check')")
+        store.close()
