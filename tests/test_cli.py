@@ -317,3 +317,16 @@ def test_ctrl_c_while_modules_are_imported_is_silent(place: Place, delay: float)
     assert (process.stdout.read(), process.stderr.read()) == ("", "")
     for stream in (process.stdin, process.stdout, process.stderr):
         stream.close()
+
+
+def test_a_bad_file_among_many_is_named_and_the_rest_is_ranked(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7")
+    base = ("rank", "which river", "--model", str(place.model))
+    code, out, err = called(capsys, *base, str(place.notes), str(tmp_path / "bad.pdf"))
+    assert (code, out.count("\n")) == (1, 3)
+    assert err == f"secondpass: {tmp_path / 'bad.pdf'}: is a PDF; convert it to UTF-8 text first\n"
+    (tmp_path / "good.md").write_text("the river\n")
+    code, out, err = called(capsys, *base, str(tmp_path))
+    assert (code, out.count("\n"), err) == (0, 1, f"secondpass: {tmp_path}: left out .pdf (1)\n")

@@ -12,15 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from secondpass.data.passages import Passage, Reading, read_passages
-from secondpass.errors import InputError, WrongUse
+from secondpass.data.passages import Passage, ReadOptions, read_passages
+from secondpass.errors import DataError, WrongUse
 
 
-def read(*paths: Path | str, arguments: tuple[str, ...] = (), how: Reading | None = None) -> list[Passage]:
-    return read_passages([str(path) for path in paths], arguments, how or Reading())
+def read(*paths: Path | str, arguments: tuple[str, ...] = (), how: ReadOptions | None = None) -> list[Passage]:
+    return read_passages([str(path) for path in paths], arguments, how or ReadOptions()).passages
 
 
-def found(*paths: Path | str, how: Reading | None = None) -> list[tuple[str, str]]:
+def found(*paths: Path | str, how: ReadOptions | None = None) -> list[tuple[str, str]]:
     """(text, name and place) of each passage."""
     return [(p.document.text, Path(p.source).name) for p in read(*paths, how=how)]
 
@@ -44,7 +44,7 @@ def test_several_files_keep_their_order(tmp_path: Path) -> None:
 def test_split_decides_how_text_is_cut(tmp_path: Path, split: str, count: int) -> None:
     for name in ("a.txt", "a.md"):
         (tmp_path / name).write_text("one\ntwo\n\nthree\n")
-        assert len(read(tmp_path / name, how=Reading(split=split))) == count
+        assert len(read(tmp_path / name, how=ReadOptions(split=split))) == count
 
 
 def test_windows_line_ends_and_a_byte_order_mark(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_json_list(tmp_path: Path) -> None:
 def test_fields_need_no_text(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"title": "t", "body": "b"}\n')
-    (passage,) = read(file, how=Reading(fields=("title", "body")))
+    (passage,) = read(file, how=ReadOptions(fields=("title", "body")))
     assert dict(passage.document.fields) == {"title": "t", "body": "b"}
 
 
@@ -136,10 +136,12 @@ def test_a_wrong_name_suggests_near_ones(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl:2: is not JSON: .* at column"),
         ("a.jsonl", b'{"body": "x"}', r'a\.jsonl:1: has no "text" \(it has body\)'),
         ("a.jsonl", b"7", r"a\.jsonl:1: holds a number"),
-        ("a.json", b'{"text": "x"}', "holds one object; a list is needed"),
+        ("a.jsonl", b'{"text": null}', r'a\.jsonl:1: "text" is null; a string is needed'),
+        ("a.csv", b"a,b\n1,2,3\n", r"a\.csv:2: has 3 columns; the first row names 2"),
+        ("a.txt", b"BZh91AY&SYxx", "is bzip2"),
         ("a.json", b'["x",\n', r"a\.json: is not JSON: .* at line 2, column"),
-        ("a.txt", b"ab\ncaf\xe9 noir", r"a\.txt: byte 6 \(0xe9, line 2\) is not UTF-8"),
-        ("a.txt", b"\xef\xbb\xbfcaf\xe9", r"byte 6 \(0xe9, line 1\)"),
+        ("a.txt", b"ab\ncaf\xe9 noir", r"a\.txt:2: byte 4 \(0xe9\) is not UTF-8"),
+        ("a.txt", b"\xef\xbb\xbfcaf\xe9", r"a\.txt:1: byte 7 \(0xe9\)"),
         ("a.txt", b"ab\0c", "is a binary file"),
         ("a.pdf", b"%PDF-1.7", "is a PDF"),
         ("a.txt", "ab".encode("utf-16"), "is UTF-16"),
@@ -149,14 +151,59 @@ def test_a_wrong_name_suggests_near_ones(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(DataError, match=message):
         read(tmp_path / name)
 
 
 def test_missing_fields_and_empty_folders_say_so(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "x"}')
-    with pytest.raises(InputError, match=re.escape("none of the fields title (it has body)")):
-        read(tmp_path / "a.jsonl", how=Reading(fields=("title",)))
+    with pytest.raises(DataError, match=re.escape("none of the fields title (it has body)")):
+        read(tmp_path / "a.jsonl", how=ReadOptions(fields=("title",)))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds no corpus\.jsonl"):
+    with pytest.raises(DataError, match=r"holds no corpus\.jsonl"):
         read(tmp_path / "empty")
+
+
+def test_json_is_a_list_an_object_or_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{\n "text": "one"\n}')
+    (tmp_path / "b.json").write_text('{"text": "two"}\n{"text": "three"}')
+    (tmp_path / "c.ndjson").write_text('{"text": "four"}')
+    assert found(tmp_path) == [
+        ("one", "a.json"),
+        ("two", "b.json:1"),
+        ("three", "b.json:2"),
+        ("four", "c.ndjson:1"),
+    ]
+
+
+def test_a_table_has_the_names_of_its_first_row(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id;title;body\n7;Taps;"drip;\nand stop"\n\n8;Pipes;\n')
+    one, two = read(tmp_path / "a.csv")
+    assert (one.document.text, one.source[-5:]) == ("id: 7\ntitle: Taps\nbody: drip;\nand stop", "csv:2")
+    assert (two.document["title"], two.source[-5:]) == ("Pipes", "csv:5")
+    (tmp_path / "b.csv").write_text("id,text\n7,only this\n")
+    assert found(tmp_path / "b.csv") == [("only this", "b.csv:2")]
+    assert read(tmp_path / "b.csv", how=ReadOptions(fields=("id",)))[0].document["id"] == "7"
+
+
+def test_html_is_read_without_its_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "<html><h1>Taps</h1><p>drip</p><script>no()</script><p>and stop</p></html>"
+    (tmp_path / "a.html").write_text(page)
+    assert [text for text, _ in found(tmp_path)] == ["Taps\ndrip", "Taps\nand stop"]
+    whole = ReadOptions(split="whole")
+    assert [text for text, _ in found(tmp_path, how=whole)] == ["Taps\ndrip\n\nTaps\nand stop"]
+    give_stdin(monkeypatch, page.encode())
+    assert [passage.document.text for passage in read()] == ["Taps\ndrip", "Taps\nand stop"]
+
+
+def test_one_bad_file_among_many_is_named_and_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "c.pdf").write_bytes(b"%PDF-1.7")
+    inputs = read_passages([str(tmp_path / name) for name in ("a.txt", "b.txt", "c.pdf")], (), ReadOptions())
+    assert [passage.document.text for passage in inputs.passages] == ["one"]
+    assert [problem.partition(": ")[2][:7] for problem in inputs.problems] == ["byte 4 ", "is a PD"]
+    inputs = read_passages([str(tmp_path)], (), ReadOptions())
+    assert len(inputs.problems) == 1 and inputs.left_out == [f"{tmp_path}: left out .pdf (1)"]
+    with pytest.raises(DataError, match=r"nothing to rank in .*b\.txt:1: byte 4 .*c\.pdf: is a PDF"):
+        read(tmp_path / "b.txt", tmp_path / "c.pdf")

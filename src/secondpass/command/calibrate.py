@@ -17,7 +17,7 @@ from secondpass.errors import DataError, WrongUse
 
 if TYPE_CHECKING:
     from secondpass.calibration import Calibration
-    from secondpass.evaluation.pairs import Query
+    from secondpass.data.pairs import LabelledQuery
     from secondpass.reranker import Reranker
 
 
@@ -98,16 +98,17 @@ def _origin(data: Sequence[str], flags: SetFlags, depth: int) -> dict[str, Any]:
     }
 
 
-def _queries(sets: Sets, depth: int) -> list[Query]:
-    from secondpass.evaluation.pairs import from_candidates, has_labels, read_labelled
+def _queries(sets: Sets, depth: int) -> list[LabelledQuery]:
+    from secondpass.data.pairs import has_labels, read_labelled
+    from secondpass.evaluation.calibrate import candidate_pairs
 
     labelled = [source for source in sets.sources if has_labels(source)]
     others = replace(sets, sources=[source for source in sets.sources if source not in labelled])
     found = [query for source in labelled for query in read_labelled(source)]
-    return found + [query for dataset, run in others.each(depth) for query in from_candidates(dataset, run)]
+    return found + [query for dataset, run in others.each(depth) for query in candidate_pairs(dataset, run)]
 
 
-def _scored(scorer: Reranker, queries: list[Query], model: str) -> list[float]:
+def _scored(scorer: Reranker, queries: list[LabelledQuery], model: str) -> list[float]:
     scores: list[float] = []
     with watched(model) as progress:
         for done, query in enumerate(queries, 1):

@@ -72,20 +72,25 @@ def rank(
 ) -> None:
     """Rank passages by how well they answer a query.
 
-    Reads .txt, .md, .jsonl and .json, gzipped or not, a folder of them, a BEIR folder, or standard input. Prints a
-    table on a terminal, else tab-separated lines: rank (from 1), probability, score (raw logit), source, text.
+    Reads text, Markdown, HTML, CSV, JSON, JSON Lines and parquet, gzipped or not, folders of them, BEIR folders, or
+    standard input. A file among several that cannot be read is named and left out; the exit code is then 1. Prints
+    a table on a terminal, else tab-separated lines: rank (from 1), probability, score (raw logit), source, text.
     """
-    from secondpass.data.passages import Reading, read_passages
+    from secondpass.data.passages import ReadOptions, read_passages
 
     if not query.strip():
         raise WrongUse('the query is empty; give one, as in: secondpass rank "how long" notes.txt')
-    passages = read_passages(paths or [], passage or [], Reading(split=split.value, fields=showing.names))
+    inputs = read_passages(paths or [], passage or [], ReadOptions(split=split.value, fields=showing.names))
+    sys.stderr.writelines(f"secondpass: {told}\n" for told in (*inputs.left_out, *inputs.problems))
+    passages = inputs.passages
     reranker = opening.reranker(model, revision=revision, long_documents=long.value, calibration=calibration)
     with wrong_use():
         ranking = _ranked(reranker, query, passages, showing)
     _show(ranking, [passage.source for passage in passages], reranker.info(), showing)
     sys.stdout.flush()
     _remark(ranking, reranker.info(), showing, is_chunked=long is Long.chunk)
+    if inputs.problems:
+        raise typer.Exit(1)
 
 
 def _ranked(reranker: Reranker, query: str, passages: Sequence[Passage], showing: Showing) -> Ranking:

@@ -1,84 +1,216 @@
-"""Files of data to records and columns; each comes with its place, file:line, so that an error can name it."""
+"""Files of data to text, lines, columns and records; each comes with its source, file:line, that errors name.
+
+UTF-8, gzipped or not; JSON Lines, JSON, CSV and parquet. Everything that cannot be read is a DataError that says what
+it is.
+"""
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 from secondpass.errors import DataError, MissingExtra
 
-Place = str  # file:line, as editors jump to
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
-_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"PK\x03\x04": "a zip or office file", b"%PDF-": "a PDF"}
+Source = str  # file:line, as editors jump to
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")  # of files with records
+TEXT_NAMES = ("text", "contents", "passage", "query")
+# How files begin that are no UTF-8 text: where, what stands there, what that is.
+MARKS = (
+    (0, b"\xff\xfe", "UTF-16"),
+    (0, b"\xfe\xff", "UTF-16"),
+    (0, b"PK\x03\x04", "a zip or office file"),
+    (0, b"%PDF-", "a PDF"),
+    (4, b"1AY&SY", "bzip2"),
+    (0, b"\xfd7zXZ", "xz"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd"),
+)
 _GZIP = b"\x1f\x8b"
+_BEGINNING = 8192  # bytes that are looked at before a file is read
+# A gzip file may unpack to so many bytes, or to so many times its own size: text shrinks to a third, logs to a tenth.
+FREE_BYTES, MAX_RATIO = 16 << 20, 32
+_KINDS = {"NoneType": "null", "dict": "an object", "list": "a list", "str": "a string", "bool": "true or false"}
 
 
-def suffix(file: Path) -> str:
+@dataclass(frozen=True)
+class Piped:
+    """A stream that is read as a file would be, by a name for errors."""
+
+    name: str
+    stream: IO[bytes]
+
+    def open(self, mode: str = "rb") -> io.BufferedReader:
+        """All of it; the stream itself stays open."""
+        return io.BufferedReader(cast("io.RawIOBase", io.BytesIO(self.stream.read())))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def suffix(file: Path | Piped) -> str:
     """The suffix without regard to .gz: .jsonl of corpus.jsonl.gz."""
-    return Path(file.name.lower().removesuffix(".gz")).suffix
+    return Path(str(file).lower().removesuffix(".gz")).suffix
 
 
-def lines(file: Path) -> Iterator[tuple[Place, str]]:
-    """Lines of a UTF-8 text file, gzipped or not, that are not blank. Raises DataError with the line at fault."""
-    number = 0
+@contextmanager
+def _opened(file: Path | Piped) -> Iterator[io.BufferedReader]:
+    """Its bytes, unpacked. Raises DataError where it is no text, also for what goes wrong while it is read."""
     try:
         with file.open("rb") as raw:
-            start = raw.read(4)
-            raw.seek(0)
-            for mark, kind in _MARKS.items():
-                if start.startswith(mark):
-                    raise DataError(f"{file}: is {kind}; convert it to UTF-8 text first")
-            stream = cast("IO[bytes]", gzip.open(raw) if start.startswith(_GZIP) else raw)
-            for number, line in enumerate(stream, 1):
-                text = _decoded(line, f"{file}:{number}")
-                if text and not text.isspace():
-                    yield f"{file}:{number}", text
+            stream = raw
+            if raw.peek(len(_GZIP)).startswith(_GZIP):
+                stream = io.BufferedReader(_Unpacked(raw, str(file)))
+            _check_beginning(stream.peek(_BEGINNING)[:_BEGINNING], file)
+            yield stream
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{file}:{number + 1}: is not a whole gzip file: {error}") from error
+        raise DataError(f"{file}: is not a whole gzip file: {error}") from error
     except FileNotFoundError as error:
         raise DataError(f"{file}: there is no such file") from error
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
-def _decoded(line: bytes, place: Place) -> str:
+def _check_beginning(beginning: bytes, file: Path | Piped) -> None:
+    for offset, mark, kind in MARKS:
+        if beginning[offset:].startswith(mark):
+            raise DataError(f"{file}: is {kind}; convert it to UTF-8 text first")
+    if b"\0" in beginning:
+        raise DataError(f"{file}: is a binary file (byte {beginning.index(0)} is 0); text is needed")
+
+
+class _Unpacked(io.RawIOBase):
+    """A gzip stream that does not grow without end."""
+
+    def __init__(self, packed: IO[bytes], name: str) -> None:
+        self._packed, self._name = _Counted(packed), name
+        self._stream = gzip.GzipFile(fileobj=cast("IO[bytes]", self._packed))
+        self._num_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self._num_bytes += len(data)
+        if self._num_bytes > max(FREE_BYTES, MAX_RATIO * self._packed.num_bytes):
+            raise DataError(
+                f"{self._name}: unpacks to more than {MAX_RATIO} times its size; if that is meant, gunzip it first"
+            )
+        return len(data)
+
+
+class _Counted:
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self.num_bytes = stream, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self.num_bytes += len(data)
+        return data
+
+
+def read_text(file: Path | Piped) -> str:
+    """All of a file, with \\n at the end of its lines. Raises DataError that names the line at fault."""
+    with _opened(file) as stream:
+        data = stream.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        _decoded(data.split(b"\n")[number - 1], f"{file}:{number}")
+        raise
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines(file: Path | Piped) -> Iterator[tuple[Source, str]]:
+    """Lines of a UTF-8 text file, gzipped or not, that are not blank. Raises DataError with the line at fault."""
+    with _opened(file) as stream:
+        for number, line in enumerate(stream, 1):
+            text = _decoded(line, f"{file}:{number}")
+            if text and not text.isspace():
+                yield f"{file}:{number}", text
+
+
+def _decoded(line: bytes, source: Source) -> str:
     try:
         return line.rstrip(b"\r\n").decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         seen = f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8"
-        raise DataError(f"{place}: {seen}; convert the file: iconv -f latin1 -t utf-8") from error
+        raise DataError(f"{source}: {seen}; convert the file: iconv -f latin1 -t utf-8") from error
 
 
-def columns(file: Path) -> Iterator[tuple[Place, list[str]]]:
+def columns(file: Path | Piped) -> Iterator[tuple[Source, list[str]]]:
     """The tab-separated columns of each line; those between blanks, where a line has no tab."""
-    for place, line in lines(file):
-        yield place, line.split("\t") if "\t" in line else line.split()
+    for source, line in lines(file):
+        yield source, line.split("\t") if "\t" in line else line.split()
 
 
-def records(file: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
-    """Objects of a JSON Lines, JSON (a list of objects) or parquet file. Raises DataError, or MissingExtra."""
+def records(file: Path | Piped) -> Iterator[tuple[Source, Mapping[str, Any]]]:
+    """Objects of a JSON Lines, JSON, CSV or parquet file. Raises DataError, or MissingExtra."""
+    for source, value in values(file):
+        if not isinstance(value, dict):
+            raise DataError(f"{source}: holds {kind_of(value)}; a JSON object is needed")
+        yield source, value
+
+
+def values(file: Path | Piped) -> Iterator[tuple[Source, Any]]:
+    """What a file of records holds, which in JSON may be something else than objects."""
     kind = suffix(file)
     if kind == ".parquet":
         return _parquet(file)
-    return _json_list(file) if kind == ".json" and _first_character(file) == "[" else _json_lines(file)
+    if kind == ".csv":
+        return csv_rows(read_text(file), str(file))
+    return json_values(read_text(file), str(file)) if kind == ".json" else json_lines(lines(file))
 
 
-def _json_lines(file: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
-    for place, line in lines(file):
-        yield place, _object(parsed(line, place), place)
+def json_lines(numbered: Iterable[tuple[Source, str]]) -> Iterator[tuple[Source, Any]]:
+    for source, line in numbered:
+        yield source, parsed(line, source)
 
 
-def _json_list(file: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
-    for number, value in enumerate(parsed("\n".join(line for _, line in lines(file)), str(file))):
-        place = f"{file}[{number}]"
-        yield place, _object(value, place)
+def json_values(text: str, name: str) -> Iterator[tuple[Source, Any]]:
+    """The items of a JSON list, a JSON object alone, or JSON Lines."""
+    rows = [(f"{name}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    first = rows[0][1].strip() if rows else ""
+    if first.startswith("[") or first == "{":
+        value = parsed(text, name)
+        if not isinstance(value, list):
+            yield name, value
+            return
+        for index, item in enumerate(value):
+            yield f"{name}[{index}]", item
+    else:
+        yield from json_lines(rows)
 
 
-def _parquet(file: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+def csv_rows(text: str, name: str) -> Iterator[tuple[Source, Mapping[str, str]]]:
+    """The rows of a table under the names of its first row; a comma, semicolon or tab parts them."""
+    first = text.partition("\n")[0]
+    rows = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
+    names: list[str] = []
+    number = 1
+    try:
+        for row in rows:
+            source, number = f"{name}:{number}", rows.line_num + 1
+            if not names:
+                names = [column.strip() for column in row]
+            elif len(row) > len(names):
+                raise DataError(f"{source}: has {len(row)} columns; the first row names {len(names)}")
+            elif any(row):
+                yield source, dict(zip(names, row, strict=False))
+    except csv.Error as error:
+        raise DataError(f"{name}:{rows.line_num}: is not CSV: {error}") from error
+
+
+def _parquet(file: Path | Piped) -> Iterator[tuple[Source, Any]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -94,55 +226,53 @@ def _parquet(file: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
         raise DataError(f"{file}: is not a parquet file that can be read: {error}") from error
 
 
-def parsed(text: str, place: Place) -> Any:
+def parsed(text: str, source: Source) -> Any:
     """The value of JSON text. Raises DataError."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{place}: is not JSON: {error.msg} at column {error.colno}") from error
+        at = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
+        raise DataError(f"{source}: is not JSON: {error.msg} at {at}") from error
     except RecursionError as error:
-        raise DataError(f"{place}: is nested too deeply to be data") from error
+        raise DataError(f"{source}: is nested too deeply to be data") from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise DataError(f"{source}: cannot be read: {error}") from error
 
 
-def _first_character(file: Path) -> str:
-    return next((line.lstrip()[:1] for _, line in lines(file)), "")
+def kind_of(value: object) -> str:
+    """The kind of a JSON value, as people call it."""
+    return _KINDS.get(type(value).__name__, "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
-def _object(value: Any, place: Place) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: holds a {type(value).__name__}; a JSON object is needed")
-    return value
-
-
-def text_in(record: Mapping[str, Any], names: tuple[str, ...], place: Place) -> str:
+def text_in(record: Mapping[str, Any], names: tuple[str, ...], source: Source) -> str:
     """The first of the named fields that is there, as text. Raises DataError where none is, or it is no text."""
     name = next((name for name in names if name in record), None)
     if name is None:
         there = ", ".join(map(str, record)) or "nothing"
-        raise DataError(f'{place}: has no "{names[0]}" (it has {there})')
+        raise DataError(f'{source}: has no "{names[0]}" (it has {there})')
     value = record[name]
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # identifiers are numbers in some sets
     if not isinstance(value, str):
-        raise DataError(f'{place}: "{name}" is {_kind(value)}; a string is needed')
+        raise DataError(f'{source}: "{name}" is {kind_of(value)}; a string is needed')
     return value
 
 
-def texts_in(record: Mapping[str, Any], name: str, place: Place) -> list[str]:
-    """A field that is a list of strings; [] where it is null or not there."""
+def titled_text(record: Mapping[str, Any], source: Source) -> str:
+    """Title and text of a record, as BEIR and MTEB rank them."""
+    title = record.get("title")
+    text = text_in(record, TEXT_NAMES, source)
+    return f"{title} {text}".strip() if isinstance(title, str) else text
+
+
+def texts_in(record: Mapping[str, Any], name: str, source: Source) -> list[str]:
+    """A field that is a list of strings; [] where it is null or not there. Raises DataError."""
     values = record.get(name)
     if values is None:
         return []
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        odd = (
-            next((value for value in values if not isinstance(value, str)), "") if isinstance(values, list) else None
-        )
-        seen = _kind(values) if odd is None else f"a list with {_kind(odd)}"
-        raise DataError(f'{place}: "{name}" is {seen}; a list of strings is needed')
+    if not isinstance(values, list):
+        raise DataError(f'{source}: "{name}" is {kind_of(values)}; a list of strings is needed')
+    odd = [kind_of(value) for value in values if not isinstance(value, str)]
+    if odd:
+        raise DataError(f'{source}: "{name}" is a list with {odd[0]}; a list of strings is needed')
     return list(values)
-
-
-def _kind(value: object) -> str:
-    return {"NoneType": "null", "dict": "an object", "str": "a string", "list": "a list"}.get(
-        type(value).__name__, f"a {type(value).__name__}"
-    )

@@ -1,132 +1,96 @@
-"""Texts to passages: lines, paragraphs, and Markdown under its headings. Lines count from 1."""
+"""Markdown to sections: paragraphs, lists, fences and tables under the trail of their headings."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-_FENCE = re.compile(r"\s*(```+|~~~+)")
-_HEADING = re.compile(r" {0,3}(#{1,6})\s+(.*?)(?:\s+#+)?\s*$")
-_UNDERLINE = re.compile(r" {0,3}(=+|-{2,})\s*$")
-_COMMENT = re.compile(r"\s*<!--.*-->\s*$")
-_RULE = re.compile(r" {0,3}([-*_])(?:\s*\1){2,}\s*$")
+from secondpass.data import html
+from secondpass.data.sections import Section, Trail, under_headings
 
+if TYPE_CHECKING:
+    from markdown_it.token import Token
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A passage and the line where it begins. heading is the trail of headings above it, which text begins with."""
-
-    line: int
-    text: str
-    heading: str = ""
+PIECE_ROWS, MAX_ROWS = 1024, 8192  # parsed at once
+LISTS = ("bullet_list_open", "ordered_list_open")
+_FRONT_MATTER = re.compile(r"---[ \t]*\n(?:.*\n)*?---[ \t]*(?:\n|$)")
 
 
-def lines(text: str) -> list[Block]:
-    """Each line that is not blank."""
-    return [Block(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+def sections(page: str) -> list[Section]:
+    """Sections under their headings; code fences and tight lists stay whole, loose lists are cut at their items.
 
-
-def paragraphs(text: str) -> list[Block]:
-    """Runs of lines between blank ones."""
-    rows = text.split("\n")
-    return [Block(start, "\n".join(block).strip()) for start, block in _runs(rows, [False] * len(rows))]
-
-
-def whole(text: str) -> list[Block]:
-    """All of it as one passage, where there is any."""
-    before = len(text) - len(text.lstrip())
-    return [Block(text.count("\n", 0, before) + 1, text.strip())] if text.strip() else []
-
-
-def automatic(text: str) -> list[Block]:
-    """Paragraphs where blank lines lie between them, else lines."""
-    found = paragraphs(text)
-    return found if len(found) > 1 else lines(text)
-
-
-def markdown(text: str) -> list[Block]:
-    """Paragraphs under the trail of their headings; code fences stay whole, a lead-in stays with what it announces.
-
-    The title of the page is in no trail but that of what stands right under it.
+    Front matter, comments, rules and definitions of links are dropped.
     """
-    blocks: list[Block] = []
-    for start, above, body in _bodies(text):
-        last = blocks[-1] if blocks else None
-        if last is not None and last.heading == above and (last.text.endswith(":") or body[0].isspace()):
-            blocks[-1] = Block(last.line, f"{last.text}\n\n{body}", above)
+    return under_headings(_parts(page))
+
+
+def _parts(page: str) -> list[tuple[int, str, str]]:
+    """(line, trail of headings, text) of each block; blocks without a blank line between them are one."""
+    front = _FRONT_MATTER.match(page)
+    num_skipped = front[0].count("\n") if front else 0
+    rows = page.split("\n")[num_skipped:]
+    parts: list[tuple[int, str, str]] = []
+    end = -1  # of the last part
+    for start, trail, source, text in _blocks(rows):
+        if start == end and parts[-1][1] == trail:
+            line, _, above = parts.pop()
+            parts.append((line, trail, f"{above}\n{text}"))
         else:
-            blocks.append(Block(start, f"{above}\n{body.strip()}" if above else body.strip(), above))
-    return blocks
+            parts.append((num_skipped + start + 1, trail, text))
+        end = start + source.rstrip().count("\n") + 1
+    return parts
 
 
-def _bodies(text: str) -> Iterator[tuple[int, str, str]]:
-    """(line, trail of headings, text) of each run of lines that is not a comment."""
-    rows = _without_front_matter(text.split("\n"))
-    fenced = _fenced(rows)
-    _mark_headings(rows, fenced)
-    trail: dict[int, str] = {}
-    for start, run in _runs(rows, fenced):
-        heading = None if fenced[start - 1] else _HEADING.fullmatch(run[0])
-        body = "\n".join(run).rstrip()
-        if heading:
-            level = len(heading[1])
-            trail = {n: title for n, title in trail.items() if n < level} | {level: heading[2]}
-        elif not (body.lstrip().startswith("<!--") and body.endswith("-->")):
-            titles = [title for level, title in trail.items() if title and (level > 1 or len(trail) == 1)]
-            yield start, " > ".join(titles), body
+def _blocks(rows: Sequence[str]) -> Iterator[tuple[int, str, str, str]]:
+    """(first row, trail of headings, source, text) of each block that says something."""
+    trail, level = Trail(), 0  # blocks of this level are sections: 1 in a loose list
+    for start, tokens in _parsed(rows):
+        for index, token in enumerate(tokens):
+            if token.level == 0:
+                level = int(token.type in LISTS and _is_loose(tokens, index))
+            if token.level != level or token.map is None or token.type == "hr":
+                continue
+            first, end = start + token.map[0], start + token.map[1]
+            source = "\n".join(rows[first:end])
+            if token.type == "heading_open" and level == 0:
+                trail.enter(int(token.tag[1]), " ".join(tokens[index + 1].content.split()))
+            elif text := _text(token, source):
+                yield first, str(trail), source, text
 
 
-def _runs(rows: Sequence[str], fenced: Sequence[bool]) -> Iterator[tuple[int, list[str]]]:
-    """Runs of lines, each with the number of its first; outside of fences blank lines and headings part them."""
-    start = 1
-    run: list[str] = []
-    for number, (row, is_fenced) in enumerate(zip(rows, fenced, strict=True), 1):
-        is_heading = not is_fenced and bool(_HEADING.fullmatch(row))
-        if is_fenced or (row.strip() and not is_heading):
-            start = start if run else number
-            run.append(row)
-            continue
-        if run:
-            yield start, run
-        run = []
-        if is_heading:
-            yield number, [row]
-    if run:
-        yield start, run
+def _parsed(rows: Sequence[str]) -> Iterator[tuple[int, Sequence[Token]]]:
+    """The page in pieces, each from the row where it starts, so that a long one does not fill the memory with tokens.
+
+    A piece ends before its last block, which may go on behind it; a block longer than MAX_ROWS is cut. Tables are
+    read as paragraphs, and what is inside of lines is left as it is written.
+    """
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark").disable("inline")
+    start, size = 0, PIECE_ROWS
+    while start < len(rows):
+        tokens = parser.parse("\n".join(rows[start : start + size]))
+        blocks = [(index, token.map[0]) for index, token in enumerate(tokens) if token.level == 0 and token.map]
+        index, num_rows = blocks[-1] if blocks else (len(tokens), size)
+        if start + size >= len(rows) or (num_rows == 0 and size >= MAX_ROWS):
+            index, num_rows = len(tokens), size
+        if num_rows:
+            yield start, tokens[:index]
+        start, size = start + num_rows, PIECE_ROWS if num_rows else 2 * size
 
 
-def _fenced(rows: Sequence[str]) -> list[bool]:
-    """Whether each line belongs to a code fence, its first and last line included."""
-    mark = ""
-    fenced = []
-    for row in rows:
-        found = _FENCE.match(row)
-        fenced.append(bool(mark or found))
-        if found and not mark:
-            mark = found[1]
-        elif found and found[1].startswith(mark) and not row.strip().strip(mark[0]):
-            mark = ""
-    return fenced
+def _is_loose(tokens: Sequence[Token], index: int) -> bool:
+    """Whether blank lines lie between the items of the list that opens here: their paragraphs are not hidden then."""
+    for at in range(index + 1, len(tokens)):
+        if tokens[at].level == 0:
+            break
+        if tokens[at].type == "paragraph_open" and tokens[at].level == 2:
+            return not tokens[at].hidden
+    return False
 
 
-def _mark_headings(rows: list[str], fenced: Sequence[bool]) -> None:
-    """Rewrite underlined headings as ones with #, rules and comments as blank lines, so that line numbers stay."""
-    for place in range(len(rows)):
-        if fenced[place]:
-            continue
-        above = rows[place - 1].strip() if place else ""
-        is_alone = above and not fenced[place - 1] and (place < 2 or not rows[place - 2].strip())
-        mark = _UNDERLINE.fullmatch(rows[place])
-        if mark and is_alone and not above.startswith(("#", "|", "-", "*", ">")):
-            rows[place - 1], rows[place] = f"{'#' if mark[1][0] == '=' else '##'} {above}", ""
-        elif _RULE.fullmatch(rows[place]) or _COMMENT.fullmatch(rows[place]):
-            rows[place] = ""
-
-
-def _without_front_matter(rows: list[str]) -> list[str]:
-    """The lines with YAML front matter blanked, so that line numbers stay."""
-    if not rows or rows[0].rstrip() != "---" or "---" not in (row.rstrip() for row in rows[1:]):
-        return rows
-    end = next(place for place, row in enumerate(rows) if place and row.rstrip() == "---")
-    return [""] * (end + 1) + rows[end + 1 :]
+def _text(token: Token, source: str) -> str:
+    if token.type == "html_block":
+        return html.text(source)
+    return source.rstrip() if token.type in ("fence", "code_block") else source.strip()

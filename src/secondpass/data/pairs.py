@@ -1,17 +1,19 @@
-"""Files of (query, passage) pairs: what a graph is calibrated with, and what it is compared on."""
+"""Pairs of a query and a passage: what a graph is calibrated with and compared on, and labelled ones."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secondpass.errors import InputError
+from secondpass.data.files import SUFFIXES, Source, lines, parsed, records, suffix, text_in, texts_in
+from secondpass.errors import DataError
 
 # Keys of one passage, and of lists of them as FlagEmbedding writes them.
 PASSAGES = ("passage", "document", "text", "positive", "negative")
 LISTS = ("documents", "passages", "pos", "neg")
+LABELS = {0: False, 1: True}
 Pair = tuple[str, str]
 # Pairs to compare on where no file is given: short and long, alike and not, in several languages.
 SAMPLE: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -62,36 +64,67 @@ def sample_pairs() -> list[Pair]:
 def read_pairs(file: Path) -> list[Pair]:
     """Pairs of JSONL ({"query", "passage"} or FlagEmbedding's {"query", "pos", "neg"}) or of query<TAB>passage lines.
 
-    Raises InputError that names the file and the line.
+    Raises DataError that names the file and the line.
     """
-    try:
-        lines = file.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read as UTF-8 text: {error}") from error
-    pairs = [
-        pair for number, line in enumerate(lines, 1) if line.strip() for pair in _pairs(line, f"{file}:{number}")
-    ]
+    pairs = [pair for source, line in lines(file) for pair in _pairs(line, source)]
     if not pairs:
-        raise InputError(f'{file}: no pairs; lines such as {{"query": "...", "passage": "..."}} are needed')
+        raise DataError(f'{file}: no pairs; lines such as {{"query": "...", "passage": "..."}} are needed')
     return pairs
 
 
-def _pairs(line: str, where: str) -> Iterator[Pair]:
+def _pairs(line: str, source: Source) -> Iterator[Pair]:
     if not line.lstrip().startswith("{"):
-        asked, tab, passage = line.partition("\t")
-        if not tab or not asked.strip():
-            raise InputError(f"{where}: neither a JSON object nor query<TAB>passage")
-        yield asked.strip(), passage.strip()
+        query, tab, passage = line.partition("\t")
+        if not tab or not query.strip():
+            raise DataError(f"{source}: neither a JSON object nor query<TAB>passage")
+        yield query.strip(), passage.strip()
         return
-    try:
-        row: Mapping[str, Any] = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where}: not readable as JSON: {error}") from error
-    passages = [row[key] for key in PASSAGES if key in row]
-    passages += [passage for key in LISTS for passage in row.get(key) or ()]
-    query = row.get("query")
-    if not isinstance(query, str) or not query.strip() or not passages:
-        raise InputError(f'{where}: a "query" and a "passage" (or "pos" and "neg") are needed')
-    if not all(isinstance(passage, str) for passage in passages):
-        raise InputError(f"{where}: a passage is not a text")
+    record = parsed(line, source)
+    query = text_in(record, ("query",), source)
+    passages = [text_in(record, (name,), source) for name in PASSAGES if name in record]
+    passages += [passage for name in LISTS for passage in texts_in(record, name, source)]
+    if not query.strip() or not passages:
+        raise DataError(f'{source}: a "query" and a "passage" (or "pos" and "neg") are needed')
     yield from ((query, passage) for passage in passages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledQuery:
+    """A query with its texts and whether each is relevant."""
+
+    name: str
+    text: str
+    texts: tuple[str, ...]
+    labels: tuple[bool, ...]
+
+
+def has_labels(path: str) -> bool:
+    """Whether it is a file of labelled pairs."""
+    file = Path(path).expanduser()
+    if not file.is_file() or suffix(file) not in SUFFIXES:
+        return False
+    first = next(iter(records(file)), None)
+    return first is not None and "label" in first[1]
+
+
+def read_labelled(path: str) -> list[LabelledQuery]:
+    """The queries of a file of labelled pairs: "query", "text", "label". Raises DataError with file and line."""
+    found: dict[str, dict[str, bool]] = {}
+    for source, record in records(Path(path).expanduser()):
+        labels = found.setdefault(text_in(record, ("query",), source), {})
+        text, label = text_in(record, ("text", "document", "passage"), source), _label(record, source)
+        if labels.setdefault(text, label) != label:
+            raise DataError(f"{source}: this pair has the label {int(label)} here and another above")
+    return [
+        LabelledQuery(name=f"{path}: {query}", text=query, texts=tuple(labels), labels=tuple(labels.values()))
+        for query, labels in found.items()
+    ]
+
+
+def _label(record: Mapping[str, Any], source: Source) -> bool:
+    label = record.get("label")
+    if isinstance(label, str) and label.isdecimal():
+        label = int(label)  # as tables have it
+    if not isinstance(label, int) or label not in LABELS:
+        raise DataError(f'{source}: "label" is {label!r}; 1 or true, 0 or false is needed')
+    return LABELS[label]

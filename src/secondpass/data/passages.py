@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import sys
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secondpass.data import markdown as blocks
-from secondpass.errors import InputError, WrongUse
+from secondpass.data import html, markdown, sections
+from secondpass.data.files import (
+    Piped,
+    Source,
+    csv_rows,
+    json_values,
+    kind_of,
+    parsed,
+    read_text,
+    suffix,
+    text_in,
+    titled_text,
+    values,
+)
+from secondpass.data.sections import Section
+from secondpass.errors import DataError, WrongUse
 from secondpass.types import Document
 
 STDIN = "-"
-FOLDER_SUFFIXES = (".txt", ".md", ".markdown", ".jsonl")
-_FORMATS_NOT_TEXT = {
-    b"%PDF-": "a PDF",
-    b"PK\x03\x04": "a zip or office file",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
+SPLITS: Mapping[str, Callable[[str], Iterable[Section]]] = {
+    "auto": sections.automatic,
+    "line": sections.lines,
+    "paragraph": sections.paragraphs,
+    "whole": sections.whole,
 }
+# Kinds of text that have sections of their own; cut by lines or not at all, their text is read so first.
+PAGES: Mapping[str, Callable[[str], Iterable[Section]]] = {
+    ".md": markdown.sections,
+    ".markdown": markdown.sections,
+    ".html": html.sections,
+    ".htm": html.sections,
+}
+RECORDS: Mapping[str, Callable[[str, str], Iterator[tuple[Source, Any]]]] = {".json": json_values, ".csv": csv_rows}
+NO_FIELDS: Mapping[str, Any] = {}  # one for all, since there may be many
+TextReader = Callable[[Mapping[str, Any], Source], str]
+STREAMED = (".jsonl", ".ndjson", ".parquet")
+FOLDER_SUFFIXES = (".txt", ".rst", *PAGES, *RECORDS, *STREAMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,70 +53,79 @@ class Passage:
     """A document to rank and where it comes from, as file:line."""
 
     document: Document
-    source: str
+    source: Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How inputs are read: the way texts are split, and the fields of JSON that are ranked."""
+class ReadOptions:
+    """How inputs are read: the way texts are split, and the fields of records that are ranked."""
 
     split: str = "auto"
     fields: tuple[str, ...] = ()
 
 
-Reader = Callable[[str, str, Reading], list[Passage]]  # text, name, how
-SPLITS = {"auto": blocks.automatic, "line": blocks.lines, "paragraph": blocks.paragraphs, "whole": blocks.whole}
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What was read; problems of files that could not be, and what folders left out, a sentence each."""
+
+    passages: list[Passage]
+    problems: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
-def read_passages(paths: Sequence[str], arguments: Sequence[str], how: Reading) -> list[Passage]:
+def read_passages(paths: Sequence[str], arguments: Sequence[str], options: ReadOptions) -> Inputs:
     """The passages of arguments, then of paths in their order; without either those of standard input.
 
-    Raises WrongUse where there is no such input, InputError where one cannot be read or nothing is in any.
+    A file among several that cannot be read is a problem, one alone a DataError. Raises WrongUse where there is no
+    such input, DataError where nothing can be ranked in any.
     """
-    passages = [Passage(Document(text), f"argument:{n}") for n, text in enumerate(arguments, 1)]
+    inputs = Inputs(passages=[Passage(Document(text), f"argument:{n}") for n, text in enumerate(arguments, 1)])
     if not paths and not arguments:
         if sys.stdin is None or sys.stdin.isatty():
             raise WrongUse(
                 'nothing to rank; name a file, as in: secondpass rank "how long" notes.txt, or pipe text in'
             )
         paths = [STDIN]
-    for path in paths:
-        passages += _read(path, how)
-    if not any(passage.document.text or passage.document.fields for passage in passages):
-        where = ", ".join("standard input" if path == STDIN else path for path in paths)
-        raise InputError(f"there is nothing to rank in {where or 'the arguments'}")
-    return passages
-
-
-def _read(path: str, how: Reading) -> Iterator[Passage]:
-    if path == STDIN:
-        yield from _read_text(sys.stdin.buffer.read(), "stdin", how)
-        return
-    place = Path(path).expanduser()
-    for file in _files_of(place) if place.is_dir() else [place]:
+    files = [file for path in paths for file in _files_of(path, inputs)]
+    for file in files:
         try:
-            data = file.read_bytes()
-        except FileNotFoundError as error:
-            raise WrongUse(f"{file}: there is no such file{_near(file)}") from error
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read: {error.strerror}") from error
-        yield from _read_text(data, str(file), how)
+            inputs.passages.extend(_read(file, options))
+        except DataError as error:
+            if len(files) == 1:
+                raise
+            inputs.problems.append(str(error))
+    if not any(passage.document.text or passage.document.fields for passage in inputs.passages):
+        where = ", ".join("standard input" if path == STDIN else path for path in paths)
+        why = "".join(f"; {problem}" for problem in inputs.problems)
+        raise DataError(f"there is nothing to rank in {where or 'the arguments'}{why}")
+    return inputs
 
 
-def _files_of(folder: Path) -> list[Path]:
-    """The corpus of a BEIR folder, else every text file below that is not hidden."""
+def _files_of(path: str, inputs: Inputs) -> list[Path | Piped]:
+    """The files of a path: itself, the corpus of a BEIR folder, or every file of a folder that can be read."""
+    if path == STDIN:
+        return [Piped("stdin", sys.stdin.buffer)]
+    file = Path(path).expanduser()
+    if not file.is_dir():
+        if not file.exists():
+            raise WrongUse(f"{file}: there is no such file{_near(file)}")
+        return [file]
     for name in ("corpus.jsonl", "corpus.jsonl.gz"):
-        if (folder / name).is_file():
-            return [folder / name]
-    found = sorted(file for file in folder.rglob("*") if _suffix(file.name) in FOLDER_SUFFIXES and file.is_file())
-    visible = [f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
-    if not visible:
-        raise InputError(f"{folder}: holds no corpus.jsonl and no {', '.join(FOLDER_SUFFIXES)} file")
-    return visible
+        if (file / name).is_file():
+            return [file / name]
+    every = sorted(found for found in file.rglob("*") if found.is_file() and not _is_hidden(found.relative_to(file)))
+    readable: list[Path | Piped] = [found for found in every if suffix(found) in FOLDER_SUFFIXES]
+    if not readable:
+        raise DataError(f"{file}: holds no corpus.jsonl and no {', '.join(FOLDER_SUFFIXES)} file")
+    others = Counter(suffix(found) or "no suffix" for found in every if suffix(found) not in FOLDER_SUFFIXES)
+    if others:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in others.most_common())
+        inputs.left_out.append(f"{file}: left out {kinds}")
+    return readable
 
 
-def _suffix(name: str) -> str:
-    return Path(name.lower().removesuffix(".gz")).suffix
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _near(file: Path) -> str:
@@ -106,127 +138,88 @@ def _near(file: Path) -> str:
     return f"; did you mean {' or '.join(str(file.parent / name) for name in names)}?" if names else ""
 
 
-def _read_text(data: bytes, name: str, how: Reading) -> list[Passage]:
-    text = _decode(_unzipped(data, name), name)
-    reader = READERS.get(_suffix(name)) or _sniffed(text)
-    return reader(text, name, how)
+def _read(file: Path | Piped, options: ReadOptions) -> Iterable[Passage]:
+    kind = suffix(file)
+    if kind in STREAMED:
+        return _of_records(values(file), _text_reader(file, kind), options)
+    text = read_text(file)
+    if kind not in (*RECORDS, *PAGES, ".txt"):
+        kind = _sniffed(text)
+    if kind in RECORDS:
+        return _of_records(RECORDS[kind](text, str(file)), _text_reader(file, kind), options)
+    return _of_sections(_sections(text, kind, options), file)
 
 
-def _unzipped(data: bytes, name: str) -> bytes:
-    if not data.startswith(b"\x1f\x8b"):
-        return data
+def _sniffed(text: str) -> str:
+    """The suffix for text of unknown kind: JSON where the first line is an object or the whole is a list."""
+    start = text.lstrip()[:16].lower()
+    if start.startswith(("<!doctype html", "<html")):
+        return ".html"
     try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{name}: is not a whole gzip file: {error}") from error
-
-
-def _decode(data: bytes, name: str) -> str:
-    """UTF-8 text with \\n at the end of its lines. Raises InputError that names the byte at fault."""
-    for start, kind in _FORMATS_NOT_TEXT.items():
-        if data.startswith(start):
-            raise InputError(f"{name}: is {kind}; convert it to UTF-8 text first")
-    mark = len(b"\xef\xbb\xbf") if data.startswith(b"\xef\xbb\xbf") else 0
-    if b"\0" in data[:8192]:
-        raise InputError(f"{name}: is a binary file (byte {data.index(0)} is 0); text is needed")
-    try:
-        text = data[mark:].decode()
-    except UnicodeDecodeError as error:
-        at = mark + error.start
-        line = data.count(b"\n", 0, at) + 1
-        raise InputError(
-            f"{name}: byte {at} (0x{data[at]:02x}, line {line}) is not UTF-8; convert it: iconv -f latin1 -t utf-8"
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _sniffed(text: str) -> Reader:
-    """The reader for text of unknown kind: JSON where the first line is an object or the whole is a list."""
-    first = text.lstrip()[:1]
-    try:
-        if first == "{" and isinstance(json.loads(text.strip().partition("\n")[0]), dict):
-            return _json_lines
-        if first == "[" and isinstance(json.loads(text), list):
-            return _json_list
-    except ValueError:
+        if start.startswith("{") and isinstance(parsed(text.strip().partition("\n")[0], ""), dict):
+            return ".json"
+        if start.startswith("[") and isinstance(parsed(text, ""), list):
+            return ".json"
+    except DataError:
         pass  # text may begin with a bracket
-    return _plain
+    return ".txt"
 
 
-def _plain(text: str, name: str, how: Reading) -> list[Passage]:
-    return [Passage(Document(block.text), f"{name}:{block.line}") for block in SPLITS[how.split](text)]
+def _sections(text: str, kind: str, options: ReadOptions) -> Iterable[Section]:
+    """A page by its own sections; by lines or as a whole it is cut as plain text, HTML without its markup."""
+    if kind not in PAGES:
+        return SPLITS[options.split](text)
+    if options.split in ("auto", "paragraph"):
+        return PAGES[kind](text)
+    if PAGES[kind] is not html.sections:
+        return SPLITS[options.split](text)
+    found = html.sections(text)
+    if options.split == "whole":
+        return [Section(found[0].line, "\n\n".join(section.text for section in found))] if found else []
+    return [Section(section.line, line) for section in found for line in section.text.split("\n") if line.strip()]
 
 
-def _markdown(text: str, name: str, how: Reading) -> list[Passage]:
-    if how.split in ("line", "whole"):
-        return _plain(text, name, how)
-    return [
-        Passage(Document(block.text, {"heading": block.heading} if block.heading else {}), f"{name}:{block.line}")
-        for block in blocks.markdown(text)
-    ]
+def _of_sections(found: Iterable[Section], file: Path | Piped) -> Iterator[Passage]:
+    for section in found:
+        fields = {"heading": section.heading} if section.heading else NO_FIELDS
+        yield Passage(Document(section.text, fields), f"{file}:{section.line}")
 
 
-def _json_lines(text: str, name: str, how: Reading) -> list[Passage]:
-    passages = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            source = f"{name}:{number}"
-            passages.append(Passage(_as_document(_parsed(line, source), source, how), source))
-    return passages
+def _of_records(found: Iterable[tuple[Source, Any]], read: TextReader, options: ReadOptions) -> Iterator[Passage]:
+    for source, value in found:
+        yield Passage(_as_document(value, source, read, options), source)
 
 
-def _json_list(text: str, name: str, how: Reading) -> list[Passage]:
-    values = _parsed(text, name) if text.strip() else []
-    if not isinstance(values, list):
-        raise InputError(
-            f"{name}: holds one {_kind(values)}; a list is needed, or one object a line in a .jsonl file"
-        )
-    sources = [f"{name}[{index}]" for index in range(len(values))]
-    return [Passage(_as_document(value, at, how), at) for value, at in zip(values, sources, strict=True)]
-
-
-def _parsed(text: str, source: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        at = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
-        raise InputError(f"{source}: is not JSON: {error.msg} at {at}") from error
-
-
-def _as_document(value: Any, source: str, how: Reading) -> Document:
+def _as_document(value: Any, source: Source, read: TextReader, options: ReadOptions) -> Document:
     if isinstance(value, str):
         return Document(value)
     if not isinstance(value, dict):
-        raise InputError(f'{source}: holds a {_kind(value)}; an object with "text" or a string is needed')
-    there = ", ".join(map(str, value)) or "nothing"
-    if how.fields:
-        if not any(field in value for field in how.fields):
-            raise InputError(f"{source}: has none of the fields {', '.join(how.fields)} (it has {there})")
-        text = value.get("text")
-        return Document(text if isinstance(text, str) else "", value)
-    if not isinstance(value.get("text"), str):
-        raise InputError(f'{source}: has no "text" (it has {there}); name what to read, as in --fields title,body')
-    return Document(_with_title(value, source), value)
+        raise DataError(f'{source}: holds {kind_of(value)}; an object with "text" or a string is needed')
+    if not options.fields:
+        return Document(read(value, source), value)
+    if not any(name in value for name in options.fields):
+        there = ", ".join(map(str, value)) or "nothing"
+        raise DataError(f"{source}: has none of the fields {', '.join(options.fields)} (it has {there})")
+    text = value.get("text")
+    return Document(text if isinstance(text, str) else "", value)
 
 
-def _with_title(value: Mapping[str, Any], source: str) -> str:
-    """The text; in a BEIR corpus "title text", as its benchmarks read it."""
-    title, text = value.get("title"), str(value["text"])
-    is_beir = Path(source).name.startswith("corpus.jsonl")
-    return f"{title} {text}".strip() if is_beir and isinstance(title, str) else text
+def _text_reader(file: Path | Piped, kind: str) -> TextReader:
+    """What reads the text of a record: of a BEIR corpus title and text, as its benchmarks do."""
+    if Path(str(file)).name.startswith("corpus.jsonl"):
+        return titled_text
+    return _text_of_row if kind == ".csv" else _text_of
 
 
-def _kind(value: object) -> str:
-    return {"dict": "object", "NoneType": "null", "int": "number", "float": "number"}.get(
-        type(value).__name__, type(value).__name__
-    )
+def _text_of(record: Mapping[str, Any], source: Source) -> str:
+    if "text" in record:
+        return text_in(record, ("text",), source)
+    there = ", ".join(map(str, record)) or "nothing"
+    raise DataError(f'{source}: has no "text" (it has {there}); name what to read, as in --fields title,body')
 
 
-READERS: dict[str, Reader] = {
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".json": _json_list,
-    ".md": _markdown,
-    ".markdown": _markdown,
-    ".txt": _plain,
-}
+def _text_of_row(record: Mapping[str, Any], source: Source) -> str:
+    """The column "text", else all columns with their names."""
+    if "text" in record:
+        return text_in(record, ("text",), source)
+    return "\n".join(f"{name}: {value}" for name, value in record.items() if value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.calibration import Calibration
+from secondpass.data.pairs import LabelledQuery
 from secondpass.errors import DataError
+from secondpass.evaluation.datasets.dataset import Dataset
+from secondpass.evaluation.datasets.trec import Run
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -142,6 +145,18 @@ def fit_calibration(
         fitted_on={**(fitted_on or {}), **base},
         held_out=held,
     )
+
+
+def candidate_pairs(dataset: Dataset, run: Run) -> Iterator[LabelledQuery]:
+    """The candidates of each query; those without a judgement count as not relevant."""
+    for query, candidates in run.items():
+        grades = dataset.qrels[query]
+        yield LabelledQuery(
+            name=f"{dataset.name}: {query}",
+            text=dataset.queries[query],
+            texts=tuple(dataset.documents[name] for name in candidates),
+            labels=tuple(grades.get(name, 0) > 0 for name in candidates),
+        )
 
 
 def _check(scores: Floats, labels: Bools, groups: Sequence[str], precision: float | None) -> None:

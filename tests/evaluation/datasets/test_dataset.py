@@ -186,7 +186,7 @@ def test_names_of_list_documents_do_not_tell_which_are_relevant() -> None:
         ('{"query": "a", "positive": ["b"]\n', r"x\.jsonl:1: is not JSON"),
         ('{"query": "a", "pos": ["b"], "neg": ["c"]}\n["a"]\n', r"x\.jsonl:2: holds a list"),
         ('{"query": "a", "positive": "b", "negative": []}\n', r'x\.jsonl:1: "positive" is a string; a list'),
-        ('{"query": "a", "positive": ["b"], "negative": [3]}\n', r'x\.jsonl:1: "negative" is a list with a int'),
+        ('{"query": "a", "positive": ["b"], "negative": [3]}\n', r'x\.jsonl:1: "negative" is a list with a number'),
         ('{"question": "a"}\n', r'x\.jsonl:1: has neither "positive" nor "pos" \(it has question\)'),
         ('{"positive": ["b"], "negative": ["c"]}\n', r'x\.jsonl:1: has no "query"'),
         ('{"query": "a", "positive": [], "negative": ["c"]}\n', "no query has both"),
@@ -205,7 +205,7 @@ def test_bad_bytes_are_named_by_file_and_line(tmp_path: Path) -> None:
         load_dataset(file)
     cut = gzip.compress(b'{"query": "a"}\n' * 1000)[:-20]
     (tmp_path / "y.jsonl.gz").write_bytes(cut)
-    with pytest.raises(DataError, match=r"y\.jsonl\.gz:\d+: is not a whole gzip file"):
+    with pytest.raises(DataError, match=r"y\.jsonl\.gz: is not a whole gzip file"):
         load_dataset(tmp_path / "y.jsonl.gz")
 
 

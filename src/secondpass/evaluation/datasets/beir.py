@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from secondpass.data.files import SUFFIXES, Place, columns, records, suffix, text_in
+from secondpass.data.files import SUFFIXES, Source, columns, records, suffix, text_in, titled_text
 from secondpass.errors import DataError
 from secondpass.evaluation.datasets.dataset import LAYOUTS, Dataset, checked
 from secondpass.evaluation.datasets.trec import read_candidates, read_qrels
@@ -20,7 +19,6 @@ CORPUS = ("corpus.*", "corpus/*", "docs-*", "collection.*", "collection/*", "*co
 CANDIDATES = ("candidates.*", "top_ranked.*", "top_ranked/*")
 _TABLES = (".tsv", ".txt", ".trec", ".qrels")
 _ID_NAMES = ("_id", "id", "docid", "doc_id", "query_id", "query-id", "pid")
-_TEXT_NAMES = ("text", "contents", "passage", "query")
 
 
 def is_collection(folder: Path) -> bool:
@@ -90,30 +88,23 @@ def _words_of(file: Path) -> list[str]:
 
 def _texts(files: Sequence[Path], wanted: Container[str] | None) -> Iterator[tuple[str, str]]:
     """(name, text) of queries or documents. Raises DataError for a name that comes twice."""
-    places: dict[str, Place] = {}
+    sources: dict[str, Source] = {}
     for file in files:
-        for place, name, text in _entries(file):
+        for source, name, text in _entries(file):
             if wanted is not None and name not in wanted:
                 continue
-            if name in places:
-                raise DataError(f"{place}: {name!r} is there twice, first at {places[name]}")
-            places[name] = place
+            if name in sources:
+                raise DataError(f"{source}: {name!r} is there twice, first at {sources[name]}")
+            sources[name] = source
             yield name, text
 
 
-def _entries(file: Path) -> Iterator[tuple[Place, str, str]]:
+def _entries(file: Path) -> Iterator[tuple[Source, str, str]]:
     if suffix(file) in SUFFIXES:
-        for place, record in records(file):
-            yield place, text_in(record, _ID_NAMES, place), joined(record, place)
+        for source, record in records(file):
+            yield source, text_in(record, _ID_NAMES, source), titled_text(record, source)
         return
-    for place, row in columns(file):
+    for source, row in columns(file):
         if len(row) not in (2, 3):
-            raise DataError(f"{place}: has {len(row)} columns; a name, a tab and a text are needed")
-        yield place, row[0], " ".join(row[1:])  # a third column is a text after its title
-
-
-def joined(record: Mapping[str, Any], place: Place) -> str:
-    """Title and text of a record, as BEIR and MTEB rank them."""
-    title = record.get("title")
-    text = text_in(record, _TEXT_NAMES, place)
-    return f"{title} {text}".strip() if isinstance(title, str) else text
+            raise DataError(f"{source}: has {len(row)} columns; a name, a tab and a text are needed")
+        yield source, row[0], " ".join(row[1:])  # a third column is a text after its title

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
+from secondpass.data.files import titled_text
 from secondpass.errors import DataError, MissingExtra
-from secondpass.evaluation.datasets.beir import joined
 from secondpass.evaluation.datasets.dataset import Dataset, checked
 from secondpass.evaluation.datasets.trec import Qrels
 
@@ -84,7 +84,7 @@ def _documents(
 ) -> Iterable[tuple[str, str]]:
     for row in rows:
         if wanted is None or str(row["id"]) in wanted:
-            yield str(row["id"]), joined(row, f"mteb:{name}: {row['id']}")
+            yield str(row["id"]), titled_text(row, f"mteb:{name}: {row['id']}")
 
 
 def _query_of(row: Mapping[str, Any], name: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secondpass.data.files import SUFFIXES, Place, records, suffix, text_in, texts_in
+from secondpass.data.files import SUFFIXES, Source, records, suffix, text_in, texts_in
 from secondpass.errors import DataError
 from secondpass.evaluation.datasets.dataset import LAYOUTS, Dataset, checked, counted
 from secondpass.evaluation.datasets.trec import Qrels
@@ -35,8 +35,8 @@ def load_lists(name: str, files: Sequence[Path]) -> Dataset:
     return from_records(name, [item for file in files for item in records(file)])
 
 
-def from_records(name: str, items: Sequence[tuple[Place, Mapping[str, Any]]]) -> Dataset:
-    """The set of records, each with a place for errors.
+def from_records(name: str, items: Sequence[tuple[Source, Mapping[str, Any]]]) -> Dataset:
+    """The set of records, each with a source for errors.
 
     Names of documents are digests of their texts, so that neither the order of a list nor a name tells which texts
     are relevant where scores are equal. A text that is in both lists counts as relevant.
@@ -45,13 +45,13 @@ def from_records(name: str, items: Sequence[tuple[Place, Mapping[str, Any]]]) ->
     documents: dict[str, str] = {}
     qrels: Qrels = {}
     one_sided = 0
-    for number, (place, record) in enumerate(items, 1):
-        positive, negative = _sides(record, place)
+    for number, (source, record) in enumerate(items, 1):
+        positive, negative = _sides(record, source)
         if not positive or not negative:
             one_sided += 1
             continue
         query = f"q{number}"
-        queries[query] = text_in(record, ("query",), place)
+        queries[query] = text_in(record, ("query",), source)
         named = {_digest(text): text for text in [*negative, *positive]}
         documents |= named
         relevant = {_digest(text) for text in positive}
@@ -62,12 +62,12 @@ def from_records(name: str, items: Sequence[tuple[Place, Mapping[str, Any]]]) ->
     return checked(name, queries, documents, qrels, candidates={q: list(g) for q, g in qrels.items()}, notes=notes)
 
 
-def _sides(record: Mapping[str, Any], place: Place) -> tuple[list[str], list[str]]:
+def _sides(record: Mapping[str, Any], source: Source) -> tuple[list[str], list[str]]:
     for positive, negative in NAMES:
         if positive in record:
-            return texts_in(record, positive, place), texts_in(record, negative, place)
+            return texts_in(record, positive, source), texts_in(record, negative, source)
     there = ", ".join(map(str, record)) or "nothing"
-    raise DataError(f'{place}: has neither "positive" nor "pos" (it has {there}); give {LAYOUTS}')
+    raise DataError(f'{source}: has neither "positive" nor "pos" (it has {there}); give {LAYOUTS}')
 
 
 def _digest(text: str) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from secondpass.data.files import Place, columns, lines, parsed, records, suffix, text_in
+from secondpass.data.files import Source, columns, lines, parsed, records, suffix, text_in
 from secondpass.errors import DataError
 
 Qrels = dict[str, dict[str, int]]  # query -> document -> grade
@@ -22,35 +22,35 @@ def read_qrels(file: Path) -> Qrels:
     Raises DataError for other columns, a grade that is no whole number, or a pair that is judged in two ways.
     """
     qrels: Qrels = {}
-    for place, query, document, grade in _judgements(file):
+    for source, query, document, grade in _judgements(file):
         known = qrels.setdefault(query, {})
         if known.setdefault(document, grade) != grade:
-            raise DataError(f"{place}: {query} {document} is judged {grade} here and {known[document]} above")
+            raise DataError(f"{source}: {query} {document} is judged {grade} here and {known[document]} above")
     if not qrels:
         raise DataError(f"{file}: holds no judgements")
     return qrels
 
 
-def _judgements(file: Path) -> Iterator[tuple[Place, str, str, int]]:
+def _judgements(file: Path) -> Iterator[tuple[Source, str, str, int]]:
     if suffix(file) in (".jsonl", ".parquet", ".json"):
-        for place, record in records(file):
-            query, document = text_in(record, QUERY_NAMES, place), text_in(record, DOCUMENT_NAMES, place)
-            yield place, query, document, _grade(record.get("score", record.get("relevance")), place)
+        for source, record in records(file):
+            query, document = text_in(record, QUERY_NAMES, source), text_in(record, DOCUMENT_NAMES, source)
+            yield source, query, document, _grade(record.get("score", record.get("relevance")), source)
         return
-    for index, (place, row) in enumerate(columns(file)):
+    for index, (source, row) in enumerate(columns(file)):
         if len(row) not in (3, 4):
             raise DataError(
-                f"{place}: has {len(row)} columns; judgements have `query 0 document grade` or `query document grade`"
+                f"{source}: has {len(row)} columns; judgements are `query 0 document grade` or `query document grade`"
             )
         if index == 0 and not _is_number(row[-1]):
             continue  # BEIR's header
-        yield place, row[0], row[-2], _grade(row[-1], place)
+        yield source, row[0], row[-2], _grade(row[-1], source)
 
 
-def _grade(value: object, place: Place) -> int:
+def _grade(value: object, source: Source) -> int:
     number = float(str(value)) if _is_number(value) else math.nan
     if not number.is_integer():
-        raise DataError(f"{place}: the grade is {value!r}; a whole number is needed")
+        raise DataError(f"{source}: the grade is {value!r}; a whole number is needed")
     return int(number)
 
 
@@ -83,24 +83,24 @@ def read_run(file: Path) -> Run:
 
 
 def _chained(
-    first: tuple[Place, list[str]], rest: Iterator[tuple[Place, list[str]]]
-) -> Iterator[tuple[Place, list[str]]]:
+    first: tuple[Source, list[str]], rest: Iterator[tuple[Source, list[str]]]
+) -> Iterator[tuple[Source, list[str]]]:
     yield first
     yield from rest
 
 
-def _trec_rows(rows: Iterator[tuple[Place, list[str]]]) -> Iterator[tuple[Place, str, str, float]]:
-    for place, row in rows:
+def _trec_rows(rows: Iterator[tuple[Source, list[str]]]) -> Iterator[tuple[Source, str, str, float]]:
+    for source, row in rows:
         if len(row) != 6:
             raise DataError(
-                f"{place}: has {len(row)} columns; a run has 6, `query Q0 document rank score tag`, or a header"
+                f"{source}: has {len(row)} columns; a run has 6, `query Q0 document rank score tag`, or a header"
             )
-        yield place, row[0], row[2], _score(row[4], place)
+        yield source, row[0], row[2], _score(row[4], source)
 
 
 def _named_rows(
-    rows: Iterator[tuple[Place, list[str]]], names: Sequence[str], header: Place
-) -> Iterator[tuple[Place, str, str, float]]:
+    rows: Iterator[tuple[Source, list[str]]], names: Sequence[str], header: Source
+) -> Iterator[tuple[Source, str, str, float]]:
     query = next((names.index(name) for name in QUERY_NAMES if name in names), None)
     document = next((names.index(name) for name in DOCUMENT_NAMES if name in names), None)
     by = next((name for name in ("rank", "score") if name in names), None)
@@ -108,24 +108,24 @@ def _named_rows(
         raise DataError(
             f"{header}: the header names {', '.join(names)}; query-id, corpus-id, rank or score is needed"
         )
-    for place, row in rows:
+    for source, row in rows:
         if len(row) != len(names):
-            raise DataError(f"{place}: has {len(row)} columns; the header has {len(names)}")
-        value = _score(row[names.index(by)], place)
-        yield place, row[query], row[document], -value if by == "rank" else value
+            raise DataError(f"{source}: has {len(row)} columns; the header has {len(names)}")
+        value = _score(row[names.index(by)], source)
+        yield source, row[query], row[document], -value if by == "rank" else value
 
 
-def _score(value: str, place: Place) -> float:
+def _score(value: str, source: Source) -> float:
     if not _is_number(value):
-        raise DataError(f"{place}: {value!r} is not a number")
+        raise DataError(f"{source}: {value!r} is not a number")
     return float(value)
 
 
-def _collected(rows: Iterator[tuple[Place, str, str, float]], file: Path) -> Run:
+def _collected(rows: Iterator[tuple[Source, str, str, float]], file: Path) -> Run:
     run: Run = {}
-    for place, query, document, score in rows:
+    for source, query, document, score in rows:
         if document in run.setdefault(query, {}):
-            raise DataError(f"{place}: {document} is ranked twice for {query}")
+            raise DataError(f"{source}: {document} is ranked twice for {query}")
         run[query][document] = score
     if not run:
         raise DataError(f"{file}: holds no ranking")
@@ -145,14 +145,14 @@ def _json_run(file: Path) -> Run:
 def read_candidates(file: Path) -> dict[str, list[str]]:
     """The fixed candidates of each query, from records with "query-id" and "candidate-ids" or "corpus-ids"."""
     found: dict[str, list[str]] = {}
-    for place, record in records(file):
+    for source, record in records(file):
         name = next((name for name in _LISTS if isinstance(record.get(name), list)), None)
         if name is None:
-            raise DataError(f'{place}: has no list "{_LISTS[0]}" or "{_LISTS[1]}"')
-        query = text_in(record, QUERY_NAMES, place)
+            raise DataError(f'{source}: has no list "{_LISTS[0]}" or "{_LISTS[1]}"')
+        query = text_in(record, QUERY_NAMES, source)
         found[query] = list(dict.fromkeys(map(str, record[name])))
     return found
 
 
 def _by_place(names: Sequence[str]) -> dict[str, float]:
-    return {name: -float(place) for place, name in enumerate(names, 1)}
+    return {name: -float(source) for source, name in enumerate(names, 1)}

@@ -1,0 +1,41 @@
+"""HTML read as people see it."""
+
+from __future__ import annotations
+
+from secondpass.data import html
+from secondpass.data.sections import Section
+
+PAGE = """<!DOCTYPE html>
+<html><head><title>Not read</title><style>p { color: red }</style>
+<script>if (1 < 2) document.write("<p>no</p>")</script></head>
+<body><h1>Taps</h1>
+<p>Turn the water
+off &amp; wait.</p>
+<h2>Parts <em>needed</em></h2>
+<p>Have these ready:</p><ul><li>a <b>washer</b></li><li><p>a wrench</p><ul><li>size 3</li></ul></li></ul>
+<table><tr><th>part</th><th>price</th></tr><tr><td>washer</td><td>2&nbsp;EUR</td></tr></table>
+<pre>  make
+    test</pre>
+<!-- hidden --><div>One<br>two<div>three</div></div>
+</body></html>
+"""
+
+
+def test_sections_stand_under_their_headings() -> None:
+    assert html.sections(PAGE) == [
+        Section(5, "Taps\nTurn the water off & wait.", "Taps"),
+        Section(8, "Parts needed\nHave these ready:\n\n- a washer\n- a wrench\n- size 3", "Parts needed"),
+        Section(9, "Parts needed\npart | price", "Parts needed"),
+        Section(9, "Parts needed\nwasher | 2 EUR\n\n  make\n    test", "Parts needed"),
+        Section(12, "Parts needed\nOne\ntwo", "Parts needed"),
+        Section(12, "Parts needed\nthree", "Parts needed"),
+    ]
+
+
+def test_broken_markup_loses_no_text() -> None:
+    assert html.text("<p>a<p>b <b>c</i> <unknown>d</p></ul>e &nosuch; <") == "a\nb c d\ne &nosuch; <"
+
+
+def test_text_outside_of_everything_is_read() -> None:
+    assert html.text("only <i>text</i>") == "only text"
+    assert html.sections("<script>never closed") == []
