@@ -30,6 +30,11 @@ OK, FAILED, WRONG_USE = 0, 1, 2
 # Name: (file of command/ and function in it, line in the list of commands: at most 64 characters).
 COMMANDS: dict[str, tuple[str, str]] = {
     "rank": ("rank:rank", "Rank passages by how well they answer a query."),
+    "add": ("index:add", "Index files and folders for search."),
+    "update": ("index:update", "Bring an index up to its files."),
+    "collections": ("index:collections", "List the indexes."),
+    "remove": ("index:remove", "Forget files, folders or a whole index."),
+    "search": ("search:search", "Find what answers a question in an index, and where it stands."),
     "models": ("models:models", "List the known models and what is in the cache."),
     "pull": ("models:pull", "Fetch a model, and print its commit and folder."),
     "serve": ("serve:serve", "Serve rerankers over HTTP, in the APIs that clients speak."),

@@ -1,0 +1,169 @@
+"""`secondpass add`, `update`, `collections` and `remove`: what is indexed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secondpass.command import output
+from secondpass.command.flags import Json, wrong_use
+from secondpass.errors import MissingExtra, WrongUse
+
+if TYPE_CHECKING:
+    from secondpass.search.index import Index
+    from secondpass.search.indexing import Report
+
+MAX_FAILURES_SHOWN = 5
+DEBOUNCE_MS = 1500  # after a change, so that what an editor writes in several steps is read once
+
+Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Files and folders.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which index, and where indexes are."""
+
+    name: Annotated[str, typer.Option(help="Of the index.")] = "default"
+    folder: Annotated[
+        str | None, typer.Option(envvar="SECONDPASS_INDEXES", help="Where indexes are kept; else your data folder.")
+    ] = None
+
+    def open(self, *, embedder: str | None = None, reranker: str | None = None, create: bool = False) -> Index:
+        from secondpass.search.index import Index
+
+        with wrong_use():
+            return Index(self.name, folder=self.folder, embedder=embedder, reranker=reranker, create=create)
+
+
+Embedder = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="auto (embedded), none, a folder or a name; else as before.")
+]
+
+
+def add(
+    paths: Paths,
+    *,
+    place: Place,
+    embedder: Embedder = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on, and follow changes until Ctrl-C.")] = False,
+    json: Json = False,
+) -> None:
+    """Index files and folders, so that `secondpass search` finds what is in them.
+
+    Reads text, Markdown, code, HTML, JSON Lines and BEIR corpora; with the extra `search` also PDF, docx and e-mail.
+    What .gitignore and .secondpassignore name, and what is hidden, is left out. Running it again reads only what
+    changed; ending it at any moment keeps what was done.
+    """
+    for path in paths:
+        if not Path(path).expanduser().exists():
+            raise WrongUse(f"{path}: there is no such file or folder")
+    index = place.open(embedder=embedder, create=True)
+    with output.watched("indexing") as progress:
+        report = index.add(*paths, progress=progress)
+    _show(index, report, is_json=json)
+    if watch:
+        _watch(index)
+
+
+def update(
+    *,
+    place: Place,
+    embedder: Embedder = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on, and follow changes until Ctrl-C.")] = False,
+    json: Json = False,
+) -> None:
+    """Bring an index up to what its files and folders now hold."""
+    index = place.open(embedder=embedder)
+    with output.watched("indexing") as progress:
+        report = index.update(progress=progress)
+    _show(index, report, is_json=json)
+    if watch:
+        _watch(index)
+
+
+def collections(*, place: Place, json: Json = False) -> None:
+    """List the indexes: name, files, chunks, size, embedder and folders."""
+    from secondpass.search.index import Index, index_names
+
+    status = [Index(name, folder=place.folder).status() for name in index_names(place.folder)]
+    if json:
+        output.as_json([asdict(each) for each in status])
+    elif sys.stdout.isatty():
+        for each in status:
+            size = f"{each.files} files, {each.chunks} chunks, {each.bytes / 1e6:.1f} MB, embedder {each.embedder}"
+            output.named_values([(each.name, size), *(("", root) for root in each.roots)])
+        if not status:
+            sys.stderr.write("there are no indexes yet; make one with: secondpass add FOLDER\n")
+    else:
+        output.tab_separated(
+            [s.name, s.files, s.chunks, s.vectors, s.bytes, s.embedder, " ".join(s.roots)] for s in status
+        )
+
+
+def remove(
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH", help="Files and folders; none with --all.")
+    ] = None,
+    *,
+    place: Place,
+    all: Annotated[bool, typer.Option("--all", help="The whole index, with its file.")] = False,
+) -> None:
+    """Forget files or folders of an index, or all of it. The files themselves stay."""
+    if bool(paths) == all:
+        raise WrongUse("name the files and folders to forget, or give --all for the whole index")
+    index = place.open()
+    if not all:
+        sys.stderr.write(f"{index.remove(*(paths or []))} chunks forgotten\n")
+        return
+    index.close()
+    for ending in ("", "-wal", "-shm", "-vectors"):
+        index.file.with_name(index.file.name + ending).unlink(missing_ok=True)
+    sys.stderr.write(f"the index {index.name} is gone\n")
+
+
+def _show(index: Index, report: Report, *, is_json: bool) -> None:
+    if is_json:
+        output.as_json({"status": asdict(index.status()), "report": asdict(report)})
+        return
+    status = index.status()
+    changes = [
+        f"{count} {what}"
+        for count, what in (
+            (report.added, "added"),
+            (report.changed, "changed"),
+            (report.removed, "removed"),
+            (report.unchanged, "unchanged"),
+        )
+        if count
+    ]
+    sys.stderr.write(
+        f"{status.name}: {', '.join(changes) or 'no files'}; {status.files} files, {status.chunks} chunks, "
+        f"{status.bytes / 1e6:.1f} MB; {report.seconds:.1f} s\n"
+    )
+    if report.near_duplicates:
+        sys.stderr.write(f"{report.near_duplicates} chunks say nearly the same as another; one of each is shown\n")
+    if status.embedder == "none":
+        sys.stderr.write("no embedder: chunks are found by their words alone\n")
+    for path, why in report.failed[:MAX_FAILURES_SHOWN]:
+        sys.stderr.write(f"left out: {why if path in why else f'{path}: {why}'}\n")
+    if len(report.failed) > MAX_FAILURES_SHOWN:
+        sys.stderr.write(f"... and {len(report.failed) - MAX_FAILURES_SHOWN} more; --json lists them\n")
+
+
+def _watch(index: Index) -> None:
+    try:
+        import watchfiles
+    except ImportError as error:
+        raise MissingExtra("watchfiles", "search") from error
+    sys.stderr.write("watching; Ctrl-C ends it\n")
+    folders = [root for root in index.roots if Path(root).exists()]
+    for _ in watchfiles.watch(*folders, debounce=DEBOUNCE_MS, raise_interrupt=True):
+        report = index.update()
+        if report.added or report.changed or report.removed or report.failed:
+            sys.stderr.write(time.strftime("%H:%M:%S "))
+            _show(index, report, is_json=False)

@@ -1,0 +1,109 @@
+"""The commands of the local pipeline, with the embedded reranker over a few notes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from secondpass import cli
+from secondpass.command.search import bar, explained
+
+
+@pytest.fixture(autouse=True)
+def _streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_set_up_streams", lambda: None)  # pytest's own streams are not to be changed
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    place = tmp_path / "notes"
+    place.mkdir()
+    (place / "beans.md").write_text(
+        "# Beans\n\nSoak them first. Dry beans cook for ninety minutes.\n\n## Salt\n\nLate.\n"
+    )
+    (place / "cars.txt").write_text("The car needs new tyres before winter.\n")
+    monkeypatch.setenv("SECONDPASS_INDEXES", str(tmp_path / "indexes"))
+    monkeypatch.chdir(place)
+    return place
+
+
+def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.run(arguments)
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def test_a_folder_is_added_searched_listed_and_removed(notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = called(capsys, "add", ".", "--embedder", "none", "--name", "food")
+    assert (code, out) == (0, "")
+    assert err.startswith("food: 2 added; 2 files, 3 chunks")
+    code, out, err = called(capsys, "search", "how long do beans cook", "--name", "food", "-n", "1", "--explain")
+    assert code == 0
+    rank, probability, _, source, heading, text, parts = out.rstrip("\n").split("\t")
+    assert (rank, source, heading) == ("1", "beans.md:1", "Beans")
+    assert float(probability) > 0.5
+    assert text.startswith("# Beans\\n\\nSoak them first.")
+    assert "bm25_rank=1" in parts
+    (notes / "cars.txt").write_text("The car has new tyres now.\n")
+    assert called(capsys, "update", "--name", "food")[2].startswith("food: 1 changed, 1 unchanged;")
+    code, out, _ = called(capsys, "collections")
+    assert out.split("\t")[:4] == ["food", "2", "3", "0"]
+    assert called(capsys, "remove", "cars.txt", "--name", "food")[2] == "1 chunks forgotten\n"
+    assert called(capsys, "remove", "--all", "--name", "food")[2] == "the index food is gone\n"
+    assert called(capsys, "collections")[1] == ""
+
+
+def test_json_has_everything(notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    called(capsys, "add", "beans.md", "--embedder", "none")
+    code, out, _ = called(capsys, "search", "when to salt", "--json", "--cognitive", "--field", "x=1", "--no-rerank")
+    assert (code, json.loads(out)["results"]) == (0, [])
+    _, out, _ = called(capsys, "search", "when to salt beans", "--json", "--cognitive")
+    hit = json.loads(out)["results"][0]
+    assert hit["file"] == str(notes / "beans.md")
+    assert hit["parts"]["fused"] > 0
+    assert hit["parts"]["final"] == pytest.approx(hit["parts"]["relevance"])
+    assert hit["fields"]["characters"][1] > hit["fields"]["characters"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["search", "q"], 1, "there is no index 'default'; make it with: secondpass add FOLDER"),
+        (["search", " "], 2, "the question is empty"),
+        (["add", "nowhere"], 2, "nowhere: there is no such file or folder"),
+        (["update", "--name", "a/b"], 2, "the name of an index is 'a/b'"),
+        (["remove"], 2, "name the files and folders to forget"),
+    ],
+)
+def test_errors_say_what_to_do(
+    notes: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
+) -> None:
+    seen, out, err = called(capsys, *arguments)
+    assert (seen, out) == (code, "")
+    assert said in err
+
+
+def test_a_person_sees_where_the_answer_is(notes: Path) -> None:
+    pytest.importorskip("pty")
+    script = (
+        "import pty, sys; sys.exit(pty.spawn([sys.executable, '-m', 'secondpass', "
+        "'search', 'how long do beans cook', '-n', '1']) >> 8)"
+    )
+    subprocess.run([sys.executable, "-m", "secondpass", "add", ".", "--embedder", "none"], check=True, timeout=60)
+    shown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, timeout=60, check=True
+    ).stdout.decode()
+    assert "beans.md:1" in shown
+    assert "\x1b[1mDry beans cook for ninety minutes." in shown
+
+
+def test_bars_have_eighths() -> None:
+    assert bar(0.0) == " " * 10
+    assert bar(1.0) == "█" * 10
+    assert bar(0.55) == "█████▌    "
+    assert bar(float("nan")) == " " * 10
+    assert explained({"a": 1, "b": 0.25}) == "a=1 b=0.250"
