@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ def open_checkpoint(
     Raises ValueError for a revision of what has none, CheckpointError for what is not a checkpoint, DownloadError
     for what could not be fetched whole.
     """
+    if not isinstance(model, str | PathLike):
+        raise TypeError(f"model is a {type(model).__name__}; a name or a folder is needed")
     found = _find(model, revision, local_files_only=local_files_only, graph=graph)
     return _adapted(found, local_files_only=local_files_only) if _is_adapter(found.folder) else _configured(found)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secondpass.checkpoint.layout import INDEX, inside, settings_of, shard_names, weights_of
+from secondpass.checkpoint.weights import read_header
 from secondpass.errors import CheckpointError, DownloadError
 from secondpass.json_file import read_json
 
@@ -203,20 +204,12 @@ def _problem(listing: Listing, name: str) -> str | None:
     size, needed = file.stat().st_size, listing.files.get(name, RemoteFile()).size
     if needed is not None and size != needed:
         return f"{name} has {size} bytes of {needed}"
-    return _header_problem(file, size) if name.endswith(".safetensors") else None
-
-
-def _header_problem(file: Path, size: int) -> str | None:
-    """A safetensors file is eight bytes of length, a JSON header of that length, and the data that it describes."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = stream.read(length) if length <= size - 8 else b""
     try:
-        tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
-        needed = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return f"{file.name} has no safetensors header"
-    return None if size == needed else f"{file.name} has {size} bytes of {needed}"
+        if name.endswith(".safetensors"):
+            read_header(file)
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 def _digest_problem(listing: Listing, name: str) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from secondpass.errors import CheckpointError, MissingExtra
 from secondpass.json_file import read_json
 
+MAX_NAME = 255  # characters of a path in a checkpoint
 INDEX = ".index.json"
 LENGTH = "sentence_bert_config.json"
 REPORT = "export.json"  # beside an exported graph
@@ -70,8 +71,11 @@ def shard_names(index: Path) -> list[str]:
 def inside(folder: Path, name: str) -> Path:
     """folder / name, or an error where a name in a checkpoint points out of its folder."""
     file = Path(name)
-    if file.anchor or ".." in file.parts:  # on Windows "C:x" and "\\x" are not absolute, and yet lie elsewhere
-        raise CheckpointError(f"{folder}: names a file outside the checkpoint: {name}")
+    # on Windows "C:x" and "\\x" are not absolute, and yet lie elsewhere
+    if file.anchor or ".." in file.parts:
+        raise CheckpointError(f"{folder}: names a file outside the checkpoint: {name[:MAX_NAME]}")
+    if len(name) > MAX_NAME or "\0" in name:
+        raise CheckpointError(f"{folder}: names a file as no system can: {name[:MAX_NAME]!r}")
     return folder / file
 
 

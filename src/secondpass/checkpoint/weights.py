@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from secondpass.checkpoint.graph import read_constants
 from secondpass.checkpoint.mapped import is_mapped, leave_memory
 from secondpass.errors import CheckpointError
+from secondpass.json_file import parsed
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_NAMES_SHOWN = 8
 SUMMED = 1 << 22  # values that are looked through at once
+MAX_HEADER = 4 << 20  # bytes; a shard of a thousand tensors has 0.1 MB
+MAPPED_BYTES = 1 << 20  # a smaller tensor is mapped together with others
 MAPPED_BLOCK = 1 << 20  # values of a mapped tensor that are read at once
 # These of our names stay float32 in every precision: they are small, and rounding them moves scores most.
 FULL_PRECISION = re.compile(r"(head|word_match)\..*|.*norm\.(weight|bias)")
@@ -122,21 +124,47 @@ def read_tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """The largest tensor first, each mapped by itself: what has been cast leaves memory before the next is read."""
+    """The largest tensor first, large ones mapped by themselves: what has been cast leaves memory before the next.
+
+    The small ones are mapped together, so that a file of very many is not opened as often.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="pt") as tensors:
-            sizes = {name: math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
-        for name in sorted(sizes, key=lambda name: -sizes[name]):
+        offsets = {name: entry["data_offsets"] for name, entry in read_header(file).items()}
+        sizes = {name: end - start for name, (start, end) in offsets.items()}
+        names = sorted(sizes, key=lambda name: -sizes[name])
+        large = sum(size >= MAPPED_BYTES for size in sizes.values())
+        for group in (*([name] for name in names[:large]), names[large:]):
             with safe_open(file, framework="pt") as tensors:
-                tensor = tensors.get_tensor(name)
-            yield name, tensor
-            del tensor
-    except (SafetensorError, OSError) as error:
+                for name in group:
+                    yield name, tensors.get_tensor(name)
+    except (SafetensorError, CheckpointError, OSError) as error:
         raise CheckpointError(
             f"{file}: not a whole safetensors file ({error}); fetch it again with `secondpass pull`"
         ) from error
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Of each tensor of a safetensors file its dtype, shape and offsets, as they stand there.
+
+    Eight bytes of length, a JSON header of that length, and the data. Raises CheckpointError for anything else,
+    OSError where the file cannot be read.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(size - 8, MAX_HEADER):
+            raise CheckpointError(f"{file.name} has no safetensors header: it would have {length:,} bytes")
+        header = parsed(stream.read(length), file.name)
+    try:
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        ends = [end for start, end in (entry["data_offsets"] for entry in tensors.values()) if 0 <= start <= end]
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file.name} has no safetensors header: {type(error).__name__}: {error}") from error
+    if size != (needed := 8 + length + max(ends, default=0)):
+        raise CheckpointError(f"{file.name} has {size} bytes of {needed}")
+    return tensors
 
 
 def _read_bin(file: Path) -> Mapping[str, Tensor]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.checkpoint.checkpoint import Checkpoint
-from secondpass.checkpoint.graph import import_openvino
+from secondpass.checkpoint.graph import check_graph, import_openvino
 from secondpass.engine.cpu.threads import cpu_quota, num_cores
 from secondpass.engine.engine import TURN_TOKENS, EngineFacts, Turns
 from secondpass.errors import CheckpointError, EngineError
@@ -95,6 +95,7 @@ def compile_graph(file: Path, dtype: str) -> Compiled:
     """Raises CheckpointError for what OpenVINO cannot run, ValueError for a precision that there is not."""
     if dtype not in PRECISIONS:
         raise ValueError(f"dtype is {dtype!r}; the openvino engine takes {', '.join(map(repr, PRECISIONS))}")
+    check_graph(file)
     openvino = import_openvino()
     core = openvino.Core()
     try:

@@ -22,11 +22,12 @@ from secondpass.engine.cpu.parallel import Streams, threads_in_words
 from secondpass.engine.cuda.copies import Arrival
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.engine.engine import TURN_TOKENS, EngineFacts, Heads, Turns, Vectors
-from secondpass.errors import EngineError
+from secondpass.errors import CheckpointError, EngineError
 from secondpass.models.attention import pick_kernel, use_kernel
 from secondpass.models.layers import Linear
 from secondpass.models.text_encoder import TextEncoder
 from secondpass.packed import pack, plan
+from secondpass.text.families import is_classifier
 from secondpass.types import Row
 
 # Outputs of one vector per token; the others have one per row.
@@ -128,14 +129,20 @@ def _put(found: dict[str, Vectors], batch: list[int], copies: dict[str, Arrival]
 def _load(checkpoint: Checkpoint, heads: Heads, dtype: torch.dtype) -> TextEncoder:
     with torch.device("meta"):
         model = TextEncoder(checkpoint.config, pooling=heads.pooling, token_width=heads.token_width)
-    load_weights(
-        model,
-        checkpoint.weight_files(),
-        renames=model.renames,
-        ignored=model.ignored,
-        dtype=dtype,
-        change=change_of(checkpoint),
-    )
+    try:
+        load_weights(
+            model,
+            checkpoint.weight_files(),
+            renames=model.renames,
+            ignored=model.ignored,
+            dtype=dtype,
+            change=change_of(checkpoint),
+        )
+    except CheckpointError as error:
+        if not is_classifier(checkpoint.config):
+            raise
+        message = f"{checkpoint.name} is a reranker, it scores pairs; open it with secondpass.Reranker ({error})"
+        raise CheckpointError(message) from error
     width = model.backbone.config.width
     for name, file in (heads.files or {}).items():
         model.head[name] = _load_linear(file, width, width if name == "tokens" else 1)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from secondpass.models.heads import ClassifierConfig, LogitConfig
     from secondpass.packed import Keep, Packed
 
+# What values of another kind or size raise: they are a stranger's, and no bug.
+_UNUSABLE = (TypeError, ValueError, AttributeError, ArithmeticError, IndexError, RuntimeError)
+
 
 class BackboneConfig(Protocol):
     """What an engine and a head need to know of any backbone."""
@@ -80,7 +83,10 @@ def build_backbone(config: Mapping[str, Any]) -> Architecture:
     family = family_of(config)
     settings = settings_of(config)
     module = import_module(f"{__name__}.{family.backbone.partition('.')[0]}")
-    backbone = named(family.backbone)(settings)
+    try:
+        backbone = named(family.backbone)(settings)
+    except _UNUSABLE as error:
+        raise CheckpointError(f"config.json: its sizes make no {family.backbone}: {error}") from error
     return Architecture(config=settings, backbone=backbone, renames=module.RENAMES, ignored=module.IGNORED)
 
 
@@ -92,6 +98,8 @@ def settings_of(config: Mapping[str, Any]) -> BackboneConfig:
     except KeyError as error:
         model_type = config.get("model_type")
         raise CheckpointError(f"config.json has no {error}, which model_type {model_type!r} needs") from error
+    except _UNUSABLE as error:
+        raise CheckpointError(f"config.json: a setting is of another kind than is needed: {error}") from error
 
 
 def named(name: str) -> Any:

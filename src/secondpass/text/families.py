@@ -209,7 +209,7 @@ def recipe_for(config: Mapping[str, Any]) -> Recipe:
         return recipe
     bos_id, max_positions = config.get("bos_token_id"), config.get("max_position_embeddings")
     recipe = replace(recipe, prompt=replace(recipe.prompt, bos_id=bos_id, max_positions=max_positions))
-    if any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
+    if is_classifier(config):
         _check_classifier(config)
         recipe = replace(recipe, head="label", answers=())
     return replace(recipe, midpoint=family.midpoints.get(config.get("hidden_size", 0), recipe.midpoint))
@@ -228,10 +228,15 @@ def saved_head(config: Mapping[str, Any]) -> SavedHead:
     return family.saved
 
 
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether transformers saved it as one, as a reranker is."""
+    return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+
+
 def _check_classifier(config: Mapping[str, Any]) -> None:
     """Raises UnknownModel, with what to do, where config.json does not describe a classifier of one label."""
     classes = config.get("architectures") or ()
-    if classes and not any(name.endswith("ForSequenceClassification") for name in classes):
+    if classes and not is_classifier(config):
         raise UnknownModel(
             f"config.json: architectures is {', '.join(classes)}, which has no head that scores pairs; a reranker is "
             "a ...ForSequenceClassification. Open an embedding model with secondpass.Embedder"

@@ -7,11 +7,11 @@ by the recipe, on ids.
 
 from __future__ import annotations
 
-import json
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 import tokenizers
 
 from secondpass.errors import CheckpointError
+from secondpass.json_file import check_plain, read_json
 
 # Four bytes of ids and about four of text a token: some 16 MB when it is full.
 MAX_TOKENS = 2_000_000
@@ -65,6 +66,7 @@ class TokenCache:
                 self.num_tokens -= 1 + len(self._ids.popitem(last=False)[1])
 
 
+MAX_FILE = 512 << 20  # bytes of a tokenizer; Gemma's, of 256,000 words, has 34 MB
 # transformers writes this where no limit is known
 _NO_LIMIT = int(1e30)
 
@@ -95,22 +97,26 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
         """From tokenizer.json, or from vocab.txt for a WordPiece checkpoint that has no other."""
-        settings = _read_settings(folder)
-        limit = settings.get("model_max_length")
-        max_length = int(limit) if isinstance(limit, int | float) and limit < _NO_LIMIT else None
+        settings_file = folder / "tokenizer_config.json"
+        settings = read_json(settings_file) if settings_file.exists() else {}
+        max_length = _named_length(settings.get("model_max_length"), settings_file)
         file = folder / "tokenizer.json"
-        if file.is_file():
+        if file.exists():
+            check_plain(file, MAX_FILE)
             try:
-                return cls(tokenizers.Tokenizer.from_file(str(file)), max_length=max_length)
+                with _panics(str(file)):
+                    return cls(tokenizers.Tokenizer.from_file(str(file)), max_length=max_length)
             except Exception as error:  # the library raises plain Exception for a damaged file
                 raise CheckpointError(f"{file}: cannot be read as a tokenizer: {error}") from error
         vocabulary = folder / "vocab.txt"
-        if not vocabulary.is_file():
+        if not vocabulary.exists():
             raise CheckpointError(f"{folder}: no tokenizer.json; save one with a fast tokenizer of transformers")
+        check_plain(vocabulary, MAX_FILE)
         return cls(_word_piece(vocabulary, settings), max_length=max_length)
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        with _panics():
+            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -118,12 +124,14 @@ class Tokenizer:
         return self._cache.get(texts, self._encode_batch)
 
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _panics():
+            encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and for each the (start, end) range of characters that it came from."""
-        encoding = self._inner.encode(text, add_special_tokens=False)
+        with _panics():
+            encoding = self._inner.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def token_id(self, token: str) -> int | None:
@@ -133,7 +141,8 @@ class Tokenizer:
     @cached_property
     def pair_template(self) -> PairTemplate:
         """What the tokenizer's own post-processor puts around a pair."""
-        pair = self._inner.encode("a", "a")
+        with _panics():
+            pair = self._inner.encode("a", "a")
         sides: list[int | None] = pair.sequence_ids
         if 0 not in sides or 1 not in sides:
             raise CheckpointError("tokenizer.json has no template for pairs; it cannot be used as a reranker")
@@ -146,15 +155,26 @@ class Tokenizer:
         )
 
 
-def _read_settings(folder: Path) -> dict[str, object]:
-    file = folder / "tokenizer_config.json"
-    if not file.is_file():
-        return {}
+@contextmanager
+def _panics(where: str = "tokenizer.json") -> Iterator[None]:
+    """A panic of the library, as of a regular expression without end, is an error and not the end of the process.
+
+    It is a BaseException of a class that cannot be imported, so that `except Exception` would let it pass.
+    """
     try:
-        settings = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not readable as JSON: {error}") from error
-    return dict(settings)
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{where}: the tokenizer failed on a text: {error}") from error
+
+
+def _named_length(limit: object, file: Path) -> int | None:
+    if limit is None:
+        return None
+    if not isinstance(limit, int | float) or isinstance(limit, bool) or limit < 1:
+        raise CheckpointError(f"{file}: model_max_length is {limit!r}; a number from 1 is needed")
+    return int(limit) if limit < _NO_LIMIT else None
 
 
 def _word_piece(vocabulary: Path, settings: dict[str, object]) -> tokenizers.Tokenizer:
