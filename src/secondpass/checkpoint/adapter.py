@@ -68,8 +68,11 @@ class Adapter:
 
     def _scale(self, module: str, rank: int) -> float:
         patterns: Mapping[str, float] = self.settings.get("alpha_pattern") or {}
-        own = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-        alpha = float(next(own, self.settings.get("lora_alpha", 8)))
+        try:
+            own = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+            alpha = float(next(own, self.settings.get("lora_alpha", 8)))
+        except (AttributeError, TypeError, ValueError, re.error) as error:
+            raise CheckpointError(f"{self.folder / ADAPTER}: lora_alpha or alpha_pattern: {error}") from error
         return alpha / (rank**0.5 if self.settings.get("use_rslora") else rank)
 
 

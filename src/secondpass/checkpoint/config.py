@@ -22,6 +22,7 @@ NEEDED = {
     "num_attention_heads": (1, MAX_WIDTH),
     "n_head": (1, MAX_WIDTH),
     "vocab_size": (1, MAX_WORDS),
+    "max_position_embeddings": (1, MAX_WORDS),
 }
 COUNTS = NEEDED | {
     "intermediate_size": (1, 16 * MAX_WIDTH),
@@ -29,7 +30,6 @@ COUNTS = NEEDED | {
     "num_key_value_heads": (1, MAX_WIDTH),
     "head_dim": (1, MAX_WIDTH),
     "embedding_size": (1, MAX_WIDTH),
-    "max_position_embeddings": (1, MAX_WORDS),
     "n_positions": (1, MAX_WORDS),
     "type_vocab_size": (0, MAX_WORDS),
     "pad_token_id": (-1, MAX_WORDS),
@@ -44,22 +44,23 @@ COUNTS = NEEDED | {
     "position_buckets": (-1, MAX_WORDS),
     "pad_vocab_size_multiple": (1, MAX_WORDS),
 }
-NUMBERS = (
-    "layer_norm_eps",
-    "layer_norm_epsilon",
-    "rms_norm_eps",
-    "norm_eps",
-    "rope_theta",
-    "rotary_emb_base",
-    "rotary_emb_fraction",
-    "local_rope_theta",
-    "global_rope_theta",
-    "scale_emb",
-    "scale_depth",
-    "query_pre_attn_scalar",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-)
+# Numbers above 0, and whether null may stand for none.
+NUMBERS = {
+    "layer_norm_eps": False,
+    "layer_norm_epsilon": False,
+    "rms_norm_eps": False,
+    "norm_eps": False,
+    "rotary_emb_base": False,
+    "rotary_emb_fraction": False,
+    "scale_emb": False,
+    "scale_depth": False,
+    "query_pre_attn_scalar": False,
+    "rope_theta": True,
+    "local_rope_theta": True,
+    "global_rope_theta": True,
+    "attn_logit_softcapping": True,
+    "final_logit_softcapping": True,
+}
 # Where no width of a head is given, heads share the width of the model.
 SHARED = (("hidden_size", "num_attention_heads"), ("n_embd", "n_head"))
 
@@ -86,7 +87,7 @@ def _needed(key: str) -> tuple[str, Callable[[Any], bool]] | None:
         low, high = COUNTS[key]
         return f"a whole number from {low} to {high}", lambda value: _is_count(value, key, low, high)
     if key in NUMBERS:
-        return "a number above 0", lambda value: value is None or _is_positive(value)
+        return "a number above 0", lambda value: NUMBERS[key] if value is None else _is_positive(value)
     return _OTHERS.get(key)
 
 

@@ -60,12 +60,12 @@ WEIGHED = (".safetensors", ".bin", ".pt", ".xml", ".onnx", ".json")  # files tha
 def shard_names(index: Path) -> list[str]:
     """The files that an index of weights names, none of them outside its folder."""
     weight_map = read_json(index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{index}: names no file; a weight_map of tensor to file is needed")
-    for name in names:
+    for name in set(names):
         inside(index.parent, name)
-    return sorted(names)
+    return sorted(set(names))
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,7 +239,7 @@ class OpenVinoEngine:
         try:
             while batches and (room > 0 or not self._turns.is_wanted):
                 if not idle:
-                    yield busy[0][1], _finished(busy[0][0])
+                    yield busy[0][1], _finished(*busy[0])
                     idle.append(busy.popleft()[0])
                 batch = batches.popleft()
                 request = idle.pop()
@@ -247,21 +247,28 @@ class OpenVinoEngine:
                 busy.append((request, batch))
                 room -= sum(len(rows[index]) for index in batch)
             while busy:
-                yield busy[0][1], _finished(busy[0][0])
+                yield busy[0][1], _finished(*busy[0])
                 busy.popleft()
+        except RuntimeError as error:
+            raise EngineError(
+                f"the graph fails: {str(error)[:500]}; export it again, or use the torch engine"
+            ) from error
         finally:  # also after Ctrl-C or an error: the next call finds every request idle
             for request, _ in busy:
-                request.wait()
+                with suppress(RuntimeError):  # that it failed was said already
+                    request.wait()
 
 
-def _finished(request: Any) -> NDArray[np.float32]:
+def _finished(request: Any, batch: Sequence[int]) -> NDArray[np.float32]:
     request.wait()
     scores: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
+    if scores.shape != (len(batch), 1):
+        raise EngineError(f"the graph gives {scores.shape} for {len(batch)} rows; ({len(batch)}, 1) is needed")
     return scores
 
 
 def _max_length(config: Mapping[str, Any]) -> int:
     """Longest row in tokens; RoBERTa's table of positions starts with pad_token_id + 1 that no token uses."""
     num_positions = int(config.get("max_position_embeddings", 512))
-    is_roberta = config.get("model_type") in ("xlm-roberta", "roberta")
-    return num_positions - (int(config.get("pad_token_id", 1)) + 1 if is_roberta else 0)
+    pad_id = config.get("pad_token_id", 1) if config.get("model_type") in ("xlm-roberta", "roberta") else None
+    return num_positions if pad_id is None else num_positions - int(pad_id) - 1

@@ -256,6 +256,6 @@ def _check_classifier(config: Mapping[str, Any]) -> None:
 
 def num_labels(config: Mapping[str, Any]) -> int | None:
     """Labels of a classifier; None where the config says nothing."""
-    if "num_labels" in config:
+    if config.get("num_labels") is not None:
         return int(config["num_labels"])
-    return len(config["id2label"]) if "id2label" in config else None
+    return len(config["id2label"]) if config.get("id2label") is not None else None

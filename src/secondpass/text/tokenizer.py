@@ -104,7 +104,7 @@ class Tokenizer:
         if file.exists():
             check_plain(file, MAX_FILE)
             try:
-                with _panics(str(file)):
+                with _library_errors(str(file)):
                     return cls(tokenizers.Tokenizer.from_file(str(file)), max_length=max_length)
             except Exception as error:  # the library raises plain Exception for a damaged file
                 raise CheckpointError(f"{file}: cannot be read as a tokenizer: {error}") from error
@@ -115,7 +115,7 @@ class Tokenizer:
         return cls(_word_piece(vocabulary, settings), max_length=max_length)
 
     def encode(self, text: str) -> list[int]:
-        with _panics():
+        with _library_errors():
             ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -124,13 +124,13 @@ class Tokenizer:
         return self._cache.get(texts, self._encode_batch)
 
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        with _panics():
+        with _library_errors():
             encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and for each the (start, end) range of characters that it came from."""
-        with _panics():
+        with _library_errors():
             encoding = self._inner.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
@@ -141,7 +141,7 @@ class Tokenizer:
     @cached_property
     def pair_template(self) -> PairTemplate:
         """What the tokenizer's own post-processor puts around a pair."""
-        with _panics():
+        with _library_errors():
             pair = self._inner.encode("a", "a")
         sides: list[int | None] = pair.sequence_ids
         if 0 not in sides or 1 not in sides:
@@ -156,15 +156,16 @@ class Tokenizer:
 
 
 @contextmanager
-def _panics(where: str = "tokenizer.json") -> Iterator[None]:
-    """A panic of the library, as of a regular expression without end, is an error and not the end of the process.
+def _library_errors(where: str = "tokenizer.json") -> Iterator[None]:
+    """A failure of the library on a text, as for an unknown word without a token for such, is an error of ours.
 
-    It is a BaseException of a class that cannot be imported, so that `except Exception` would let it pass.
+    Its panics, as of a regular expression without end, are BaseExceptions of a class that cannot be imported, so that
+    `except Exception` would let them pass.
     """
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise CheckpointError(f"{where}: the tokenizer failed on a text: {error}") from error
 
