@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check test test-slow test-clients record-clients bench
+.PHONY: check test test-slow fuzz test-clients record-clients bench
 
 check:
 	$(PYTHON) -m ruff check .
@@ -12,6 +12,10 @@ test:
 
 test-slow:
 	$(PYTHON) -m pytest -m slow
+
+# Readers of checkpoints on damaged files, for as long as FUZZ_EXAMPLES of each kind take.
+fuzz:
+	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),20000) $(PYTHON) -m pytest tests/checkpoint/test_fuzz.py
 
 bench:
 	$(PYTHON) benchmarks/peers.py
