@@ -105,7 +105,8 @@ class Reranker:
 
         budget_ms is the time that the call may take: documents are scored in their order, or by first_scores (the
         first stage's, higher is better), until it is over. What is then unscored follows below in that order, with
-        `is_scored` False. `warm_up` lets the first such call know how fast this machine is.
+        `is_scored` False. The first document is scored in any case. How fast this machine is, is learned from every
+        call; `warm_up` lets the first one know.
 
         early_exit lets documents leave a layer-wise model once they can no longer be among the first top_n: how much
         a score may still change until the last layer, or that for each layer; see EarlyExit, and `exit_bounds`, which

@@ -168,12 +168,10 @@ class Scoring:
 
     def warm_up(self) -> None:
         """Run batches of several sizes, so that the next call is not the first and a deadline knows the pace."""
-        for count in (1, 2, 4, 8, 16):
+        for count in (1, 2, 4, 8, 16, 1, 4):
             readings = self.reader.read([(f"{index} " * 8, "warm " * 64) for index in range(count)], self.limits)
-            for turn in range(4):
-                seconds = self._compute(Scored(), readings, self.run)
-                if turn > 0:
-                    self.pace.learn(work_of(readings), seconds)
+            for _ in range(3):
+                self._compute(Scored(), readings, self.run)
 
     def probability(self, score: float) -> float:
         """A raw logit as a probability in 0..1, by the given calibration, else by the family's activation."""
@@ -193,16 +191,21 @@ class Scoring:
 
     def _compute(self, scored: Scored, readings: Sequence[Reading], run: Run, count: Advance | None = None) -> float:
         """Score the readings and add them to what is scored; the seconds that the engine computed."""
-        before = scored.compute_seconds
+        took, num_computed = 0.0, 0
 
         def done(more: int, seconds: float) -> None:
-            scored.compute_seconds += seconds
+            nonlocal took, num_computed
+            took += seconds
+            num_computed += more if seconds else 0
             if count is not None:
                 count(more, seconds)
 
         scores = self.engine.run([reading.row for reading in readings], run, done)
         scored.add(readings, scores.T.tolist())
-        return scored.compute_seconds - before
+        scored.compute_seconds += took
+        if run == self.run and num_computed == len(readings):  # else some were known already
+            self.pace.learn(work_of(readings), took)
+        return took
 
     def _score_within(self, pairs: Sequence[Pair], deadline: Deadline) -> Scored:
         """As many of the pairs, from the first on, as can be scored before the deadline."""
