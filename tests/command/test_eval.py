@@ -14,7 +14,7 @@ import pytest
 
 from secondpass import Reranker, cli
 from secondpass.calibration import Calibration
-from secondpass.evaluation import evaluate
+from secondpass.evaluation import evaluate, read_run
 from tests.checkpoints import tiny_bert
 from tests.evaluation.datasets.test_dataset import lines, write
 from tests.evaluation.sets import small_set
@@ -92,6 +92,20 @@ def test_reports_are_written(capsys: pytest.CaptureFixture[str], place: Place, t
     code, out, _ = called(capsys, "eval", place.data, *options)
     assert code == 0 and markdown.read_text("utf-8") == out
     assert "5 of 12 queries, drawn with seed 0" in html.read_text("utf-8")
+
+
+def test_rankings_are_written_for_other_tools(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    file = tmp_path / "out.run"
+    options = ("--model", place.model, "--depth", "6", "--no-latency")
+    assert called(capsys, "eval", place.data, *options, "--run", file)[0] == 0
+    evaluation = evaluate(Reranker(place.model), small_set(), depths=[6])
+    assert read_run(file) == evaluation.scores
+    assert called(capsys, "eval", place.data, place.lists, *options, "--run", file)[0] == 0
+    written = {path.name.split(".")[1] for path in tmp_path.glob("out.*.run")}
+    assert written == {"data", "lists"}
+    assert called(capsys, "eval", place.data, *options, "--run", tmp_path / "none" / "x.run")[0] == 2
 
 
 def test_a_cache_gives_the_same_figures_without_computing(

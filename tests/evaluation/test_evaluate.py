@@ -11,11 +11,11 @@ from html.parser import HTMLParser
 import pytest
 
 from secondpass.errors import DataError, SecondpassError
-from secondpass.evaluation import bm25_run, compare, evaluate, figures, page, tables
-from secondpass.evaluation.comparison import Report, worst_hurt
+from secondpass.evaluation import bm25_run, compare, evaluate, rendering
 from secondpass.evaluation.evaluation import timed
 from secondpass.evaluation.first_stage import given_run, vector_run
 from secondpass.evaluation.measures import parse, ranked
+from secondpass.evaluation.report import Report, as_dict, rows, summary, verdict, worst_hurt
 from secondpass.types import DocumentLike
 from tests.evaluation.sets import NUM_QUERIES, Foolish, Wise, small_set
 from tests.retrieval.test_bm25 import Letters
@@ -105,8 +105,8 @@ def test_the_worst_hurt_are_shown_with_their_texts(report: Report) -> None:
 
 
 def test_verdicts_are_sentences(report: Report) -> None:
-    every = figures.rows(report)
-    wise, foolish = (figures.verdict(report, row) for row in figures.summary(report, every))
+    every = rows(report)
+    wise, foolish = (verdict(report, row) for row in summary(report, every))
     assert wise.startswith(
         "wise: helps. nDCG@10 on the average of 2 sets goes from 0.3562 to 1.0000 when the first 6"
     )
@@ -116,7 +116,7 @@ def test_verdicts_are_sentences(report: Report) -> None:
 
 
 def test_json_holds_the_figures(report: Report) -> None:
-    found = json.loads(json.dumps(figures.as_dict(report), allow_nan=False))
+    found = json.loads(json.dumps(as_dict(report), allow_nan=False))
     assert len(found["results"]) == 2 * 3 * 2 and len(found["queries"]) == 2 * 2 * NUM_QUERIES
     assert found["measured"][1]["after"] == {
         "nDCG@10": 1.0,
@@ -130,10 +130,10 @@ def test_json_holds_the_figures(report: Report) -> None:
 
 
 def test_markdown_columns_line_up(report: Report) -> None:
-    text = tables.markdown(report)
+    text = rendering.markdown(report)
     assert "| average" in text and "## Models against each other" in text
     assert "1 / " not in text
-    table = tables.table(["a", "文字"], [["x|y", "b"]]).splitlines()
+    table = rendering.table(["a", "文字"], [["x|y", "b"]]).splitlines()
     assert table == ["| a    | 文字 |", "|------|------|", "| x\\|y | b    |"]
 
 
@@ -174,7 +174,7 @@ def test_the_page_is_safe_and_stands_alone() -> None:
     run = {f"q{n}": {f"r{n}": 2.0, f"o{n}-0": 1.0} for n in range(NUM_QUERIES)}
     evaluation = evaluate(Foolish(), dataset, first_stage=run, depths=[1, 2], model=NASTY)
     report = Report(evaluations=(evaluation,), infos={NASTY: {"device": NASTY}})
-    text = page.html(report)
+    text = rendering.html(report)
     parser = Page()
     parser.feed(text)
     assert len(parser.images) == 2
@@ -183,5 +183,5 @@ def test_the_page_is_safe_and_stands_alone() -> None:
     for image in parser.images:
         svg = base64.b64decode(image.partition("base64,")[2]).decode()
         assert "<script" not in svg and "<image" not in svg and "</svg>" in svg
-    markdown = tables.markdown(report)
+    markdown = rendering.markdown(report)
     assert "<script>" not in markdown.replace("\\<", "") and "\x1b" not in markdown and "\u202e" not in markdown

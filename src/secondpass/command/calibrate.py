@@ -120,7 +120,7 @@ def _scored(scorer: Reranker, queries: list[LabelledQuery], model: str) -> list[
 
 def _told(calibration: Calibration, file: Path) -> str:
     """What was fitted and how well it holds, for people."""
-    from secondpass.evaluation.tables import table
+    from secondpass.evaluation.rendering import table
 
     held, base = calibration.held_out, calibration.fitted_on
     now = held["uncalibrated"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,11 +17,11 @@ from secondpass.command.sets import SetFlags, Sets
 from secondpass.errors import DataError, WrongUse
 
 if TYPE_CHECKING:
-    from secondpass.evaluation.comparison import Report
     from secondpass.evaluation.datasets.dataset import Dataset
     from secondpass.evaluation.datasets.trec import Run
     from secondpass.evaluation.evaluation import Evaluation
     from secondpass.evaluation.measures import Measure
+    from secondpass.evaluation.report import Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,9 @@ class Written:
     json: Json = False
     markdown: Annotated[str | None, typer.Option(metavar="FILE", help="Write the tables there too.")] = None
     html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a report with plots.")] = None
+    run: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the rankings as TREC does; of several, one file each.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,7 @@ def evaluate(
 
     Prints verdicts and tables in Markdown. Interrupted, a run with --cache goes on where it was.
     """
-    from secondpass.evaluation.comparison import Report
+    from secondpass.evaluation.report import Report
 
     _check_files(written)
     plan = _planned(Sets(sources=data, flags=flags, opening=opening), depth, measures, is_timed=latency)
@@ -86,19 +90,30 @@ def evaluate(
 
 
 def _tell(report: Report, written: Written) -> None:
-    from secondpass.evaluation import figures, tables
+    from secondpass.evaluation import rendering
+    from secondpass.evaluation.report import as_dict
 
     if written.html is not None:
-        from secondpass.evaluation import page
-
-        _write(written.html, page.html(report, written.examples))
-    text = tables.markdown(report, written.examples)
+        _write(written.html, rendering.html(report, written.examples))
+    text = rendering.markdown(report, written.examples)
     if written.markdown is not None:
         _write(written.markdown, text)
     if written.json:
-        as_json(figures.as_dict(report, written.examples))
+        as_json(as_dict(report, written.examples))
     else:
         _show(text)
+    if written.run is not None:
+        _write_runs(Path(written.run).expanduser(), report.evaluations)
+
+
+def _write_runs(file: Path, evaluations: Sequence[Evaluation]) -> None:
+    """A single one to the file, several to FILE with set and model before its suffix."""
+    from secondpass.evaluation.datasets.trec import write_run
+
+    for evaluation in evaluations:
+        tag = re.sub(r"[^\w.@-]+", "_", evaluation.model).strip("_")
+        name = f"{file.stem}.{evaluation.dataset.name}.{tag}{file.suffix}"
+        write_run(file if len(evaluations) == 1 else file.with_name(name), evaluation.scores, tag)
 
 
 def _planned(sets: Sets, depth: str, measures: str, *, is_timed: bool) -> Plan:
@@ -162,13 +177,13 @@ def _depths(written: str) -> tuple[int, ...]:
 
 def _check_files(written: Written) -> None:
     """Before the work, what would fail after it."""
-    for name in (written.html, written.markdown):
+    for name in (written.html, written.markdown, written.run):
         if name is not None and not Path(name).expanduser().absolute().parent.is_dir():
             raise WrongUse(f"{name}: there is no folder {Path(name).expanduser().absolute().parent}")
     if written.html is not None:
-        from secondpass.evaluation import plots
+        from secondpass.evaluation.rendering import require_plots
 
-        plots.require()
+        require_plots()
 
 
 def _show(text: str) -> None:

@@ -95,7 +95,7 @@ def mine(
 
 def collections(paths: Sequence[str], split: str | None = None) -> list[Collection]:
     """BEIR folders each by itself, the examples of all other files together."""
-    from secondpass.evaluation.datasets.dataset import load_dataset
+    from secondpass.evaluation.datasets.load import load_dataset
     from secondpass.training.data import read_data
     from secondpass.training.mining import collection_of, collection_of_examples
 

@@ -71,7 +71,7 @@ class Sets:
         return self._load(source, {document for scores in run.values() for document in scores}), run
 
     def _load(self, source: str, wanted: set[str] | None = None) -> Dataset:
-        from secondpass.evaluation.datasets.dataset import load_dataset
+        from secondpass.evaluation.datasets.load import load_dataset
 
         dataset = load_dataset(source, split=self.flags.split, wanted=wanted)
         number = self.flags.num_queries

@@ -323,7 +323,7 @@ def _dev_set(sources: Sources) -> DevSet | None:
     """The set to measure on; without a named split the first there is that is not for tests."""
     if sources.dev is None:
         return None
-    from secondpass.evaluation.datasets.dataset import load_dataset
+    from secondpass.evaluation.datasets.load import load_dataset
     from secondpass.training.dev import dev_set
 
     for split in _DEV_SPLITS if sources.dev_split is None else (sources.dev_split,):

@@ -14,12 +14,12 @@ from secondpass._lazy import lazy_names
 _HOME = {
     "Dataset": "datasets.dataset",
     "Evaluation": "evaluation",
-    "Report": "comparison",
+    "Report": "report",
     "bm25_run": "first_stage",
-    "compare": "comparison",
+    "compare": "report",
     "evaluate": "evaluation",
     "fit_calibration": "calibrate",
-    "load_dataset": "datasets.dataset",
+    "load_dataset": "datasets.load",
     "read_run": "datasets.trec",
     "vector_run": "first_stage",
 }
@@ -38,11 +38,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from secondpass.evaluation.calibrate import fit_calibration
-    from secondpass.evaluation.comparison import Report, compare
-    from secondpass.evaluation.datasets.dataset import Dataset, load_dataset
+    from secondpass.evaluation.datasets.dataset import Dataset
+    from secondpass.evaluation.datasets.load import load_dataset
     from secondpass.evaluation.datasets.trec import read_run
     from secondpass.evaluation.evaluation import Evaluation, evaluate
     from secondpass.evaluation.first_stage import bm25_run, vector_run
+    from secondpass.evaluation.report import Report, compare
 
 __getattr__ = lazy_names(__name__, _HOME)
 

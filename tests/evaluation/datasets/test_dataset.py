@@ -74,6 +74,23 @@ def test_only_wanted_documents_are_kept(tmp_path: Path) -> None:
     assert list(load_dataset(beir(tmp_path), wanted={"d3"}).documents) == ["d3"]
 
 
+def test_judged_documents_that_are_missing_are_noted(tmp_path: Path) -> None:
+    beir(tmp_path)
+    rows = (tmp_path / "qrels" / "test.tsv").read_text()
+    (tmp_path / "qrels" / "test.tsv").write_text(rows.rstrip("\n") + "\nq1\td8\t1\nq1\td9\t2\nq2\td7\t0\n")
+    note = "2 relevant documents of 1 query are not in the corpus and count against both sides"
+    assert note in load_dataset(tmp_path).notes
+    assert note not in load_dataset(tmp_path, wanted={"d1", "d2"}).notes
+
+
+def test_an_empty_corpus_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has none of the documents of the run"):
+        load_dataset(beir(tmp_path), wanted={"d9"})
+    write(tmp_path / "corpus.jsonl", "")
+    with pytest.raises(DataError, match="the corpus is empty"):
+        load_dataset(tmp_path)
+
+
 def test_fixed_candidates(tmp_path: Path) -> None:
     beir(tmp_path)
     rows = [{"query-id": "q1", "candidate-ids": ["d3", "d1"]}, {"query-id": "q2", "candidate-ids": []}]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from secondpass.errors import DataError
-from secondpass.evaluation.datasets.trec import read_candidates, read_qrels, read_run
+from secondpass.evaluation.datasets.trec import read_candidates, read_qrels, read_run, write_run
 from secondpass.evaluation.measures import ranked
 
 
@@ -83,3 +83,16 @@ def test_runs_in_json_and_lists(tmp_path: Path) -> None:
 def test_bad_runs(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_run(file_of(tmp_path, text))
+
+
+def test_a_run_is_written_as_it_is_read(tmp_path: Path) -> None:
+    """Equal scores keep trec_eval's order, and every bit of a score is kept."""
+    run = {"q1": {"a": 0.1 + 0.2, "b": -1e-30, "c": 0.1 + 0.2}, "q2": {"a": 7.0}}
+    write_run(tmp_path / "x.run", run, "small")
+    assert read_run(tmp_path / "x.run") == run
+    rows = [line.split() for line in (tmp_path / "x.run").read_text().splitlines()]
+    assert [row[2:4] for row in rows] == [["c", "1"], ["a", "2"], ["b", "3"], ["a", "1"]]
+    with pytest.raises(DataError, match="hold no names with blanks"):
+        write_run(tmp_path / "x.run", {"q 1": {"a": 1.0}}, "small")
+    with pytest.raises(DataError, match="cannot be written"):
+        write_run(tmp_path, run, "small")

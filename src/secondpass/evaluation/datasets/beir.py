@@ -8,10 +8,9 @@ from pathlib import Path
 
 from secondpass.data.files import SUFFIXES, Source, columns, records, suffix, text_in, titled_text
 from secondpass.errors import DataError
-from secondpass.evaluation.datasets.dataset import LAYOUTS, Dataset, checked
+from secondpass.evaluation.datasets.dataset import LAYOUTS, SPLITS, Dataset, checked
 from secondpass.evaluation.datasets.trec import read_candidates, read_qrels
 
-SPLITS = ("test", "dev", "validation", "train")
 # What a file may be called, first match first; * is BEIR's or MIRACL's split, language and shard.
 QUERIES = ("queries.*", "queries/*", "topics/*", "topics*", "*/topics/*", "queries*")
 QRELS = ("qrels/*", "qrels.*", "*.qrels", "*/qrels/*", "qrels*")
@@ -36,7 +35,14 @@ def load_folder(folder: Path, split: str | None, wanted: Container[str] | None) 
     documents = dict(_texts(_corpus(folder), wanted))
     if wanted is not None:
         listed = None  # the documents to rank are named by a run
-    return checked(folder.resolve().name, queries, documents, read_qrels(qrels), candidates=listed)
+    return checked(
+        folder.resolve().name,
+        queries,
+        documents,
+        read_qrels(qrels),
+        candidates=listed,
+        is_whole=wanted is None,
+    )
 
 
 def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:

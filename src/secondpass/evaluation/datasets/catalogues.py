@@ -34,7 +34,7 @@ def load_ir_dataset(name: str, split: str | None, wanted: Container[str] | None)
         doc.doc_id: doc.default_text() for doc in found.docs_iter() if wanted is None or doc.doc_id in wanted
     }
     queries = {query.query_id: query.default_text() for query in found.queries_iter()}
-    return checked(name.replace("/", "-"), queries, documents, qrels)
+    return checked(name.replace("/", "-"), queries, documents, qrels, is_whole=wanted is None)
 
 
 def load_mteb(name: str, split: str | None, wanted: Container[str] | None) -> Dataset:
@@ -73,6 +73,7 @@ def from_task(name: str, parts: Mapping[str, Any], split: str | None, wanted: Co
         {str(row["id"]): _query_of(row, name) for row in data["queries"]},
         dict(_documents(data["corpus"], name, wanted)),
         qrels,
+        is_whole=wanted is None,
         candidates=None
         if ranked is None or wanted is not None
         else {q: list(listed) for q, listed in ranked.items()},

@@ -1,16 +1,16 @@
-"""Sets of queries, documents and judgements, from the layouts in which the field publishes them."""
+"""A set of queries, documents and judgements, and what is checked of one that was read."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from secondpass.errors import DataError
 from secondpass.evaluation.datasets.trec import Qrels
 
+SPLITS = ("test", "dev", "validation", "train")  # the first that is there is taken, where none is named
 LAYOUTS = """a BEIR, MIRACL or MS MARCO folder (queries, qrels, corpus), a reranking set (records with "query", \
 "positive", "negative" or "query", "pos", "neg"), ir-datasets:NAME or mteb:NAME"""
 
@@ -57,11 +57,15 @@ def checked(
     *,
     candidates: Mapping[str, list[str]] | None = None,
     notes: tuple[str, ...] = (),
+    is_whole: bool = True,
 ) -> Dataset:
     """A Dataset of what was read, without the queries that measure nothing; notes say how many and why.
 
-    Raises DataError where no query is left, and where a candidate is not among the documents.
+    is_whole: documents are the corpus, not only those of it that a run names. Raises DataError where there is no
+    document, where no query is left, and where a candidate is not among the documents.
     """
+    if not documents:
+        raise DataError(f"{name}: {'the corpus is empty' if is_whole else 'has none of the documents of the run'}")
     positive, left_out = _measurable(queries, qrels)
     if candidates is not None:
         kept = {query: grades for query, grades in positive.items() if candidates.get(query)}
@@ -72,13 +76,14 @@ def checked(
     skipped = tuple(f"{counted(count)} {why} skipped" for count, why in left_out if count)
     if not positive:
         raise DataError(f"{name}: no query can be measured: {'; '.join(skipped) or 'there are none'}")
+    missing = _missing(positive, documents) if is_whole else ()
     return Dataset(
         name=name,
         queries={query: queries[query] for query in queries if query in positive},
         documents=documents,
         qrels=positive,
         candidates=candidates,
-        notes=notes + skipped,
+        notes=notes + skipped + missing,
     )
 
 
@@ -93,6 +98,17 @@ def _measurable(queries: Mapping[str, str], qrels: Qrels) -> tuple[Qrels, list[t
     ]
 
 
+def _missing(qrels: Qrels, documents: Container[str]) -> tuple[str, ...]:
+    """A note on relevant documents that are not in the corpus, where there are any."""
+    lacking = [
+        sum(grade > 0 and name not in documents for name, grade in grades.items()) for grades in qrels.values()
+    ]
+    if not any(lacking):
+        return ()
+    of_queries = counted(sum(count > 0 for count in lacking))
+    return (f"{sum(lacking)} relevant documents of {of_queries} are not in the corpus and count against both sides",)
+
+
 def counted(count: int) -> str:
     return f"{count} {'query' if count == 1 else 'queries'}"
 
@@ -102,27 +118,3 @@ def _check_candidates(name: str, candidates: Mapping[str, list[str]], documents:
         for document in listed:
             if document not in documents:
                 raise DataError(f"{name}: {document}, a candidate of {query}, is not among the documents")
-
-
-def load_dataset(source: str | Path, *, split: str | None = None, wanted: Container[str] | None = None) -> Dataset:
-    """The set in a folder or file, or of a package's catalogue; the layout is recognised.
-
-    split: for a set with several, as "test" or "dev"; None takes the first there is of test, dev, validation, train.
-    wanted: names of the only documents to keep, for a corpus that is larger than the memory.
-    Raises DataError with file and line, and MissingExtra.
-    """
-    from secondpass.evaluation.datasets import beir as folders
-    from secondpass.evaluation.datasets import catalogues, lists
-
-    catalogue, separator, name = str(source).partition(":")
-    if separator and catalogue in catalogues.CATALOGUES:
-        return catalogues.CATALOGUES[catalogue](name, split, wanted)
-    place = Path(source).expanduser()
-    if place.is_dir():
-        files = lists.list_files(place, split)
-        if folders.is_collection(place) or not files:
-            return folders.load_folder(place, split, wanted)
-        return lists.load_lists(place.resolve().name, files)
-    if not place.exists():
-        raise DataError(f"{source}: there is no such file or folder; give {LAYOUTS}")
-    return lists.load_lists(place.name.split(".")[0], [place])

@@ -12,18 +12,17 @@ from typing import Any
 
 from secondpass.data.files import SUFFIXES, Source, records, suffix, text_in, texts_in
 from secondpass.errors import DataError
-from secondpass.evaluation.datasets.dataset import LAYOUTS, Dataset, checked, counted
+from secondpass.evaluation.datasets.dataset import LAYOUTS, SPLITS, Dataset, checked, counted
 from secondpass.evaluation.datasets.trec import Qrels
 
 NAMES = (("positive", "negative"), ("pos", "neg"))
-_SPLITS = ("test", "dev", "validation", "train")
 
 
 def list_files(folder: Path, split: str | None) -> list[Path]:
     """The files of a reranking set in a folder or in its data/: those of the split, else of the first there is."""
     here = [*folder.glob("*"), *folder.glob("data/*")]
     files = sorted(file for file in here if file.is_file() and suffix(file) in SUFFIXES)
-    for name in _SPLITS if split is None else (split,):
+    for name in SPLITS if split is None else (split,):
         of_split = [file for file in files if file.name.lower().startswith(name)]
         if of_split:
             return of_split

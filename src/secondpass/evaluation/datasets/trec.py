@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from secondpass.data.files import Source, columns, lines, parsed, records, suffix, text_in
+from secondpass.data.files import SUFFIXES, Source, columns, lines, parsed, records, suffix, text_in
 from secondpass.errors import DataError
+from secondpass.evaluation.measures import ranked
 
 Qrels = dict[str, dict[str, int]]  # query -> document -> grade
 Run = dict[str, dict[str, float]]  # query -> document -> score, higher is better
@@ -32,7 +33,7 @@ def read_qrels(file: Path) -> Qrels:
 
 
 def _judgements(file: Path) -> Iterator[tuple[Source, str, str, int]]:
-    if suffix(file) in (".jsonl", ".parquet", ".json"):
+    if suffix(file) in SUFFIXES:
         for source, record in records(file):
             query, document = text_in(record, QUERY_NAMES, source), text_in(record, DOCUMENT_NAMES, source)
             yield source, query, document, _grade(record.get("score", record.get("relevance")), source)
@@ -69,7 +70,7 @@ def read_run(file: Path) -> Run:
     `candidates` file, whose lists are best first. Raises DataError.
     """
     if suffix(file) in (".jsonl", ".parquet"):
-        return {query: _by_place(listed) for query, listed in read_candidates(file).items()}
+        return {query: _by_rank(listed) for query, listed in read_candidates(file).items()}
     if suffix(file) == ".json":
         return _json_run(file)
     rows = columns(file)
@@ -142,6 +143,24 @@ def _json_run(file: Path) -> Run:
     }
 
 
+def write_run(file: Path, run: Run, tag: str) -> None:
+    """The ranking in TREC's six columns, which trec_eval reads in the same order.
+
+    Raises DataError for a name that has blanks, which columns cannot hold, or where the file cannot be written.
+    """
+    rows = []
+    for query, scores in run.items():
+        for rank, document in enumerate(ranked(scores), 1):
+            columns = (query, "Q0", document, str(rank), repr(scores[document]), tag)
+            if any(len(column.split()) != 1 for column in columns):
+                raise DataError(f"{file}: {query!r} {document!r} {tag!r}: TREC's columns hold no names with blanks")
+            rows.append(" ".join(columns) + "\n")
+    try:
+        file.write_text("".join(rows), "utf-8")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
+
+
 def read_candidates(file: Path) -> dict[str, list[str]]:
     """The fixed candidates of each query, from records with "query-id" and "candidate-ids" or "corpus-ids"."""
     found: dict[str, list[str]] = {}
@@ -154,5 +173,5 @@ def read_candidates(file: Path) -> dict[str, list[str]]:
     return found
 
 
-def _by_place(names: Sequence[str]) -> dict[str, float]:
+def _by_rank(names: Sequence[str]) -> dict[str, float]:
     return {name: -float(source) for source, name in enumerate(names, 1)}
