@@ -46,7 +46,11 @@ class Calibration:
 
     def probability(self, score: float) -> float:
         """A raw logit as the probability that the document is relevant, in 0..1."""
-        return sigmoid(self.slope * score + self.intercept)
+        return sigmoid(self.logit(score))
+
+    def logit(self, score: float) -> float:
+        """A raw logit as that of the probability."""
+        return self.slope * score + self.intercept
 
     def save(self, place: str | Path) -> Path:
         """Write it as JSON to a file, or into a folder as calibration.json. Returns the file."""

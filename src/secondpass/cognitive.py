@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import Any
 
+from secondpass.calibration import sigmoid
+
 DAY_S = 86400.0
 MIN_AGE_S = 1.0  # what was accessed just now, or by a clock that runs ahead, has this age
 FULL_GAIN = math.log(4)  # the rise of the base level that counts as evidence 1: three uses as old as the text
@@ -146,11 +148,6 @@ def importance_evidence(importance: float) -> float:
 def gate(logit: float, *, least: float = 0.05, full: float = 0.5) -> float:
     """How much evidence counts: nothing below the probability `least`, all from `full` on, between them linear."""
     return min(1.0, max(0.0, (sigmoid(logit) - least) / (full - least)))
-
-
-def sigmoid(x: float) -> float:
-    """1 / (1 + exp(-x)), without overflow."""
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondpass.calibration import Calibration
+from secondpass.cognitive import Cognitive
 from secondpass.engine.engine import Engine, ReopeningEngine
 from secondpass.scoring.open import ModelOptions, changed, open_scoring
 from secondpass.scoring.scoring import Scoring
+from secondpass.scoring.weighing import weighed_ranking
 from secondpass.text.documents import as_document, as_documents, clean_query, text_of
 from secondpass.threads import in_thread
 from secondpass.types import DocumentLike, EarlyExit, Info, Progress, Ranking, RankOptions
@@ -95,6 +97,7 @@ class Reranker:
         budget_ms: float | None = None,
         first_scores: Sequence[float] | None = None,
         early_exit: EarlyExit | float | Mapping[int, float] | None = None,
+        cognitive: Cognitive | Mapping[str, Any] | bool | None = None,
         progress: Progress | None = None,
     ) -> Ranking:
         """The documents, best first; equal scores keep their input order. No documents give an empty ranking.
@@ -111,6 +114,9 @@ class Reranker:
         early_exit lets documents leave a layer-wise model once they can no longer be among the first top_n: how much
         a score may still change until the last layer, or that for each layer; see EarlyExit, and `exit_bounds`, which
         measures it. `parts["layer"]` is then the layer that a hit's score is from; later layers stand first.
+
+        cognitive adds what is known of the documents by their fields `created`, `accessed`, `confidence`, `entities`
+        and others to their relevance, as bounded evidence; True is its defaults. See secondpass.cognitive.
         """
         options = RankOptions(
             top_n=top_n,
@@ -121,7 +127,13 @@ class Reranker:
             early_exit=early_exit,
             progress=progress,
         )
-        return self._scoring.rank(query, documents, options)
+        settings = Cognitive.of(cognitive)
+        if settings is None:
+            return self._scoring.rank(query, documents, options)
+        if early_exit is not None:
+            raise ValueError("early_exit settles the first by relevance alone, cognitive may change them; give one")
+        ranking = self._scoring.rank(query, documents, replace(options, top_n=None))
+        return weighed_ranking(ranking, settings, top_n, self._scoring.logit)
 
     def warm_up(self) -> None:
         """Run batches of several sizes, so that the next call is not the first and `budget_ms` knows the pace."""

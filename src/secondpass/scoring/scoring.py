@@ -175,9 +175,11 @@ class Scoring:
 
     def probability(self, score: float) -> float:
         """A raw logit as a probability in 0..1, by the given calibration, else by the family's activation."""
-        if self.calibration is not None:
-            return self.calibration.probability(score)
-        return sigmoid(score - self.reader.recipe.midpoint)
+        return sigmoid(self.logit(score))
+
+    def logit(self, score: float) -> float:
+        """A raw logit as that of the probability."""
+        return score - self.reader.recipe.midpoint if self.calibration is None else self.calibration.logit(score)
 
     def info(self) -> Info:
         """What it runs on, and why."""
