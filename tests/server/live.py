@@ -50,6 +50,13 @@ def serving(
         proxy_headers=False,
         ws="none",
     )
+    with running(config) as url:
+        yield url
+
+
+@contextmanager
+def running(config: uvicorn.Config) -> Iterator[str]:
+    """The base URL of a server in a thread; it is stopped at the end."""
     server = Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

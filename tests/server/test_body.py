@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
 
-from secondpass.server.body import Disconnected, deadline_of, parse_json, read_body
+from secondpass.server.body import Bodies, Disconnected, deadline_of, parse_json, read_body
 from secondpass.wire.calls import Fault, Refusal
 
 
@@ -83,7 +84,8 @@ def test_a_compressed_body_is_refused() -> None:
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
         (b'{"a": "\xed\xa0\x80"}', "not UTF-8"),  # a surrogate as if it were a character
         ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "4300"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "5000 digits"),
+        (b'{"a": 1e400}', "beyond what a double holds"),
         (b'{"a": "\x00"}', "Invalid control character"),
         (b"[" * 100_000, "nested"),
         (b"[" * 40 + b"]" * 40, "more than 32"),
@@ -119,3 +121,40 @@ def test_a_time_that_is_none_is_refused(value: str) -> None:
     with pytest.raises(Refusal, match="x-deadline-ms") as refused:
         deadline_of({"x-deadline-ms": value}, 60)
     assert refused.value.fault is Fault.invalid
+
+
+MANY = 600_000
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"x":[' + b"[]," * MANY + b"[]]}",
+        b"{" + b",".join(b'"%d":1' % i for i in range(MANY)) + b"}",
+        b'["' + b'","' * MANY + b'"]',
+    ],
+    ids=["lists", "keys", "strings"],
+)
+def test_millions_of_values_are_refused_before_they_are_made(raw: bytes) -> None:
+    with pytest.raises(Refusal, match="more than 200000 values") as refused:
+        parse_json(raw, max_depth=32)
+    assert refused.value.fault is Fault.too_large
+
+
+def test_marks_inside_of_texts_are_no_values() -> None:
+    code = 'a["b"] = {1, 2}; c = "\\\\";\n' * 20_000
+    assert parse_json(json.dumps({"documents": [code]}).encode(), max_depth=32) == {"documents": [code]}
+
+
+def test_bodies_are_bounded_together() -> None:
+    bodies = Bodies(100)
+    first = asyncio.run(read_body(Wire([b"x" * 60]).receive, {}, max_bytes=80, timeout_s=1, bodies=bodies))
+    with pytest.raises(Refusal, match="90 bytes are being read; this server holds 100") as refused:
+        asyncio.run(read_body(Wire([b"x" * 30, b"x" * 30]).receive, {}, max_bytes=80, timeout_s=1, bodies=bodies))
+    assert (refused.value.fault, refused.value.retry_after, bodies.held) == (Fault.overloaded, 1.0, 60)
+    bodies.give(len(first))
+    with pytest.raises(Disconnected):
+        asyncio.run(
+            read_body(Wire([b"x"], ends=False, leaves=True).receive, {}, max_bytes=80, timeout_s=1, bodies=bodies)
+        )
+    assert bodies.held == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -296,3 +297,95 @@ def until(is_true: object, seconds: float = 60) -> None:
     while not is_true():  # type: ignore[operator]
         assert time.monotonic() < end
         threading.Event().wait(0.05)
+
+
+@pytest.mark.slow
+def test_what_a_drain_has_no_time_for_is_refused_in_the_dialects_form_and_the_end_is_soon() -> None:
+    texts = [f"{place} " + "word " * 400 for place in range(100)]
+    with served("--set", "grace_s=2") as (url, found), ThreadPoolExecutor(12) as pool:
+        bodies = [{"query": f"q{place}", "documents": texts} for place in range(12)]
+        waiting = [pool.submit(httpx.post, f"{url}/v1/rerank", json=body, timeout=60) for body in bodies]
+        until(lambda: _queued(url) >= 8)
+        started = time.monotonic()
+        code, log = found.stopped()
+        took = time.monotonic() - started
+        answers = [future.result() for future in waiting]
+    assert code == 0
+    assert took < 2 + 5 + 8  # grace, the batch that was under way, and a busy machine
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert refused
+    for answer in refused:
+        assert answer.json()["message"] == "the server is stopping"
+        assert int(answer.headers["retry-after"]) >= 1
+    assert "Traceback" not in log
+
+
+def _queued(url: str) -> float:
+    lines = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if "queue_requests{" in line]
+    return float(lines[0].split()[-1]) if lines else 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sighup_reads_the_keys_anew_and_loses_nothing(folder: Path, tmp_path: Path, workers: str) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("first\n")
+    with served(f"tiny={folder}", "--api-key-file", str(keys), "--workers", workers) as (url, found):
+
+        def status(key: str) -> int:
+            answer = httpx.post(f"{url}/v2/rerank", json=BODY, headers={"x-api-key": key, "connection": "close"})
+            return answer.status_code
+
+        assert (status("first"), status("second")) == (200, 401)
+        keys.write_text("second\n")
+        with ThreadPoolExecutor(4) as pool:
+            calls = [pool.submit(status, key) for key in ["first", "second"] * 10]
+            found.running.send_signal(signal.SIGHUP)
+            assert {call.result() for call in calls} <= {200, 401}  # each was answered
+        until(lambda: [status("first") for _ in range(8)] == [401] * 8)
+        assert [status("second") for _ in range(8)] == [200] * 8
+        keys.write_text("# none\n")
+        found.running.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert status("second") == 200
+        code, log = found.stopped()
+    assert code == 0
+    assert "the keys stay as they were" in log
+
+
+@pytest.mark.slow
+def test_more_connections_than_descriptors_are_no_flood(folder: Path) -> None:
+    limited = f"ulimit -n 200; exec {sys.executable} -m secondpass serve --port 0 tiny={folder}"
+    with TemporaryFile("w+") as log:
+        running = subprocess.Popen(["bash", "-c", limited], stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert running.stdout is not None
+            url = running.stdout.readline().split()[-1]
+            heads = [connect(url) for _ in range(300)]
+            for each in heads:
+                with contextlib.suppress(OSError):
+                    each.sendall(b"GET /health HTTP/1.1\r\n")
+            for each in heads:
+                each.close()
+            until(lambda: httpx.get(f"{url}/health", timeout=5).status_code in (200, 503), 20)
+            running.send_signal(signal.SIGTERM)
+            running.wait(timeout=60)
+            log.seek(0)
+            said = log.read()
+        finally:
+            running.kill()
+            running.communicate()
+    assert "max_connections is" in said
+    assert len(said.splitlines()) < 200
+    assert "Traceback" not in said
+
+
+def test_a_certificate_that_is_none_is_named(folder: Path, tmp_path: Path) -> None:
+    from secondpass.server.settings import Settings, SettingsError
+    from secondpass.server.workers import check_tls
+
+    bad = tmp_path / "cert.pem"
+    bad.write_text("no certificate")
+    with pytest.raises(SettingsError, match=r"tls_certificate .*cert\.pem and tls_key .*cert\.pem: no certificate"):
+        check_tls(Settings(tls_certificate=str(bad), tls_key=str(bad)))

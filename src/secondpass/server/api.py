@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from secondpass.server import dialects, telemetry
-from secondpass.server.body import Disconnected, Receive, deadline_of, parse_json, read_body
+from secondpass.server.body import Bodies, Disconnected, Receive, deadline_of, parse_json, read_body
 from secondpass.server.dialects import Dialect, Reply, Route
 from secondpass.server.metrics import Metrics
 from secondpass.server.service import CallContext, Service
@@ -24,10 +24,11 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ACTIVE = 2  # requests that may be in memory for one that may wait for the engine
 UNREAD = "unread"  # the route of a request that was refused before its body was read
+LARGE = 64 << 10  # bytes of a body that is parsed beside the event loop
 
 
 @dataclass(kw_only=True, slots=True)
-class Exchange:
+class RequestLog:
     """What is known of one request so far; what is logged of it."""
 
     method: str
@@ -42,12 +43,13 @@ class Exchange:
     refusal: Refusal | None = None
 
 
-class Api:
+class HttpApi:
     """Every address of every dialect."""
 
     def __init__(self, service: Service, settings: Settings, metrics: Metrics) -> None:
         self.service, self.settings, self.metrics = service, settings, metrics
         self._active = 0  # requests whose body is being read, or which wait or are computed
+        self._bodies = Bodies(settings.max_held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = begin(scope)
@@ -62,14 +64,14 @@ class Api:
             self._active -= 1
         await self.finish(exchange, reply, send)
 
-    async def finish(self, exchange: Exchange, reply: Reply, send: Send) -> None:
+    async def finish(self, exchange: RequestLog, reply: Reply, send: Send) -> None:
         """Count, log and send."""
         self._count(exchange, reply)
         log.info("request", extra=facts(exchange, reply) | self._texts(exchange))
         is_cut_off = exchange.refusal is not None and exchange.refusal.fault in (Fault.malformed, Fault.too_large)
         await send_reply(send, reply, exchange.request_id, closes=is_cut_off and exchange.call is None)
 
-    async def _reply(self, exchange: Exchange, receive: Receive) -> Reply:
+    async def _reply(self, exchange: RequestLog, receive: Receive) -> Reply:
         try:
             return await self._answered(exchange, receive)
         except Refusal as refusal:
@@ -81,25 +83,45 @@ class Api:
             exchange.refusal = Refusal(Fault.internal, f"internal error; the log has it under {exchange.request_id}")
         return exchange.dialect.refuse(exchange.refusal, exchange.request_id)
 
-    async def _answered(self, exchange: Exchange, receive: Receive) -> Reply:
+    async def _answered(self, exchange: RequestLog, receive: Receive) -> Reply:
         settings = self.settings
         deadline = deadline_of(exchange.headers, settings.timeout_s)
-        body: Any = {}
-        if exchange.method == "POST":
-            self._check_room()
-            raw = await read_body(
-                receive, exchange.headers, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
-            )
-            body = parse_json(raw, max_depth=settings.max_depth)
-        exchange.dialect, route = dialects.choose(exchange.path, body, exchange.headers, exchange.method)
-        exchange.route = route
-        if route.parse is None:
-            return route.write(self.service.card(), None, {})
-        exchange.call = route.parse(body, exchange.headers)
+        if exchange.method != "POST" or not dialects.find(exchange.path):
+            exchange.dialect, exchange.route = dialects.choose(exchange.path, {}, exchange.headers, exchange.method)
+            return exchange.route.write(self.service.card(), None, {})
+        self._check_room()
+        raw = await read_body(
+            receive,
+            exchange.headers,
+            max_bytes=settings.max_body_bytes,
+            timeout_s=settings.body_timeout_s,
+            bodies=self._bodies,
+        )
+        try:
+            return await self._ranked(exchange, raw, receive, deadline)
+        finally:
+            self._bodies.give(len(raw))
+
+    async def _ranked(self, exchange: RequestLog, raw: bytes, receive: Receive, deadline: float) -> Reply:
+        """The reply to what was posted."""
+        if len(raw) <= LARGE:
+            body = self._read(exchange, raw)
+        else:
+            body = await asyncio.get_running_loop().run_in_executor(None, self._read, exchange, raw)
+        assert exchange.route is not None and exchange.call is not None
         context = CallContext(request_id=exchange.request_id, deadline=deadline, dialect=exchange.dialect.name)
         exchange.answer = await connected(self._called(exchange.call, context), receive)
         self.metrics.call(exchange.answer.timing, exchange.answer.cost)
-        return route.write(exchange.answer, exchange.call, body)
+        return exchange.route.write(exchange.answer, exchange.call, body)
+
+    def _read(self, exchange: RequestLog, raw: bytes) -> Any:
+        """The body as JSON; the exchange gets its dialect, route and call."""
+        body = parse_json(raw, max_depth=self.settings.max_depth)
+        exchange.dialect, route = dialects.choose(exchange.path, body, exchange.headers)
+        assert route.parse is not None
+        exchange.route = route
+        exchange.call = route.parse(body, exchange.headers)
+        return body
 
     def _check_room(self) -> None:
         """Raises Refusal before a body is read where too many others are held already."""
@@ -116,7 +138,7 @@ class Api:
             return await self.service.score(call, context)
         return await self.service.embed(call, context)
 
-    def _count(self, exchange: Exchange, reply: Reply) -> None:
+    def _count(self, exchange: RequestLog, reply: Reply) -> None:
         dialect = exchange.dialect.name
         route = exchange.route.documented if exchange.route else UNREAD
         kind = exchange.route.kind if exchange.route else UNREAD
@@ -125,7 +147,7 @@ class Api:
         if exchange.refusal is not None:
             self.metrics.errors.labels(dialect, exchange.refusal.fault.value).inc()
 
-    def _texts(self, exchange: Exchange) -> dict[str, Any]:
+    def _texts(self, exchange: RequestLog) -> dict[str, Any]:
         """The call itself, where the log is to have it."""
         return {"call": asdict(exchange.call)} if self.settings.log_texts and exchange.call is not None else {}
 
@@ -149,11 +171,11 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def begin(scope: Scope) -> Exchange:
+def begin(scope: Scope) -> RequestLog:
     """What the head of a request says. The usual dialect of its path is that of refusals until the body is read."""
     state = scope["state"]
     candidates = dialects.find(scope["path"], scope["method"]) or dialects.find(scope["path"])
-    return Exchange(
+    return RequestLog(
         method=scope["method"],
         path=scope["path"],
         headers=state["headers"],
@@ -163,7 +185,7 @@ def begin(scope: Scope) -> Exchange:
     )
 
 
-def facts(exchange: Exchange, reply: Reply) -> dict[str, str | int | float]:
+def facts(exchange: RequestLog, reply: Reply) -> dict[str, str | int | float]:
     """What is said of a request in logs and spans: figures and names, no text."""
     found: dict[str, str | int | float] = {
         "request_id": exchange.request_id,

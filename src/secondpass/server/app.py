@@ -12,10 +12,11 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Route
 
 from secondpass.server.admin import admin_routes
-from secondpass.server.api import Api
+from secondpass.server.api import HttpApi
+from secondpass.server.batching import Batch
 from secondpass.server.metrics import CONTENT_TYPE, Metrics
 from secondpass.server.openapi import describe, reference
 from secondpass.server.page import HEADERS, asset
@@ -29,7 +30,12 @@ def create_app(service: Service, settings: Settings | None = None, keys: tuple[s
     settings = settings or service.settings
     keys = read_keys(settings, os.environ.get(PREFIX + "API_KEYS")) if keys is None else keys
     metrics = Metrics()
-    service.on_batch = metrics.batch
+
+    def on_batch(model: str, batch: Batch) -> None:
+        metrics.batch(model, batch)
+        metrics.state(service.loads())  # of each worker, whichever is asked for them
+
+    service.on_batch = on_batch
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -37,16 +43,19 @@ def create_app(service: Service, settings: Settings | None = None, keys: tuple[s
         yield
         service.close()
 
-    api = Api(service, settings, metrics)
+    api = HttpApi(service, settings, metrics)
     description = describe(has_keys=bool(keys), has_admin=settings.allow_model_changes)
     routes = _own_routes(service, metrics)
     if settings.page:
         routes += [*_page_routes(), *_reference_routes(description)]
     if settings.allow_model_changes:
         routes += admin_routes(service, settings)
-    gate = Middleware(Gate, api=api, guard=Guard(settings, keys), settings=settings)
-    app = Starlette(routes=[*routes, Mount("", app=api)], lifespan=lifespan, middleware=[gate])
-    app.state.service, app.state.metrics = service, metrics
+    guard = Guard(settings, keys)
+    gate = Middleware(Gate, api=api, guard=guard, settings=settings)
+    app = Starlette(routes=routes, lifespan=lifespan, middleware=[gate])
+    # What no route has is a dialect's, or refused in its form; a mount would leave out paths with a line end in them.
+    app.router.default, app.router.redirect_slashes = api, False
+    app.state.service, app.state.metrics, app.state.guard = service, metrics, guard
     return app
 
 
@@ -54,7 +63,8 @@ def _own_routes(service: Service, metrics: Metrics) -> list[BaseRoute]:
     async def health(request: Request) -> Response:
         found = service.health()
         status = "ok" if found.is_alive and found.is_ready else "starting" if found.is_alive else "stalled"
-        return JSONResponse({"status": status, **asdict(found)}, 200 if found.is_alive else 503)
+        details = asdict(found) if request.state.has_key else {"is_ready": found.is_ready, "is_alive": found.is_alive}
+        return JSONResponse({"status": status, **details}, 200 if found.is_alive else 503)
 
     async def ready(request: Request) -> Response:
         found = service.health()

@@ -281,6 +281,15 @@ class Batcher:
                 busy_s=0.0 if since is None else time.monotonic() - since,
             )
 
+    def abandon(self, reason: str = "the server is stopping") -> None:
+        """Take no more, and fail what waits with EngineDown; does not wait for what is being computed."""
+        with self._changed:
+            self._state = State.closed
+            rest = self._queue.clear()
+            self._changed.notify_all()
+        for request in rest:
+            request.fail(EngineDown(reason, 5.0))
+
     def close(self, *, grace_s: float = 30.0) -> bool:
         """Take no more, compute what was taken for at most grace_s seconds, then fail the rest with EngineDown.
 

@@ -1,4 +1,4 @@
-"""Limits of one HTTP request: how much body, how fast, how deep, and by when it must be answered."""
+"""Limits of HTTP requests: how much body, how fast, how deep, how many values, and by when it must be answered."""
 
 from __future__ import annotations
 
@@ -13,14 +13,39 @@ import anyio
 from secondpass.wire.calls import Fault, Refusal
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+# Lists, objects, strings and commas of a body: a parser that makes millions of them holds all threads for seconds.
+MAX_VALUES = 200_000
+MAX_DIGITS = 400  # of a whole number: Python's conversion takes quadratic time
+
+
+class Bodies:
+    """The bytes of all bodies that are in memory at a time, which are bounded together."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.held = max_bytes, 0
+
+    def take(self, size: int) -> None:
+        """Raises Refusal where others hold what is left."""
+        if self.held + size > self.max_bytes and self.held:
+            message = f"bodies of {self.held} bytes are being read; this server holds {self.max_bytes} at a time"
+            raise Refusal(Fault.overloaded, message, retry_after=1.0)
+        self.held += size
+
+    def give(self, size: int) -> None:
+        self.held -= size
 
 
 class Disconnected(Exception):
     """The client went away before its request was whole."""
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str], *, max_bytes: int, timeout_s: float) -> bytes:
-    """The body as it arrives. Raises Refusal as soon as it is too large or too slow, and Disconnected."""
+async def read_body(
+    receive: Receive, headers: Mapping[str, str], *, max_bytes: int, timeout_s: float, bodies: Bodies | None = None
+) -> bytes:
+    """The body as it arrives. Raises Refusal as soon as it is too large or too slow, and Disconnected.
+
+    What is read is taken from `bodies`; the caller gives len(body) back when it is done with it.
+    """
     declared = headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
@@ -28,26 +53,37 @@ async def read_body(receive: Receive, headers: Mapping[str, str], *, max_bytes: 
         raise Refusal(Fault.malformed, f"content-encoding {headers['content-encoding'][:40]!r}; send it plain")
     chunks: list[bytes] = []
     size = 0
+    is_whole = False
+    bodies = bodies or Bodies(max_bytes)
     try:
         with anyio.fail_after(timeout_s):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise Disconnected
-                chunks.append(message.get("body", b""))
-                size += len(chunks[-1])
-                if size > max_bytes:
+                chunk = message.get("body", b"")
+                if size + len(chunk) > max_bytes:
                     raise _too_large(max_bytes)
+                bodies.take(len(chunk))
+                chunks.append(chunk)
+                size += len(chunk)
                 if not message.get("more_body", False):
+                    is_whole = True
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     except TimeoutError:
         raise Refusal(Fault.malformed, f"the body was not complete after {timeout_s:g} s") from None
+    finally:
+        if not is_whole:
+            bodies.give(size)
 
 
 def parse_json(body: bytes, *, max_depth: int) -> Any:
-    """The JSON value. Raises Refusal for what is not JSON in UTF-8, for NaN and Infinity, and for deep nesting."""
+    """The JSON value. Raises Refusal for what is not JSON in UTF-8, numbers beyond doubles, and too much of it."""
+    check_values(body)
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(
+            body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite, parse_int=_short
+        )
     except UnicodeDecodeError as error:
         raise Refusal(Fault.malformed, f"the body is not UTF-8 at byte {error.start}") from None
     except RecursionError:
@@ -56,6 +92,18 @@ def parse_json(body: bytes, *, max_depth: int) -> Any:
         raise Refusal(Fault.malformed, f"the body is not JSON: {_where(error)}") from None
     check_depth(value, max_depth)
     return value
+
+
+def check_values(body: bytes) -> None:
+    """Raises Refusal for more than MAX_VALUES values, counted before anything is made of them."""
+    if body.count(b'"') + sum(body.count(mark) for mark in (b"[", b"{", b",")) <= MAX_VALUES:
+        return
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # without what is escaped in strings
+    quotes = plain.count(b'"')
+    outside = b"".join(plain.split(b'"')[::2]) if quotes <= 2 * MAX_VALUES else b""
+    if quotes > 2 * MAX_VALUES or sum(outside.count(mark) for mark in (b"[", b"{", b",")) > MAX_VALUES:
+        message = f"the body has more than {MAX_VALUES} values; send fewer documents, or fewer fields of them"
+        raise Refusal(Fault.too_large, message)
 
 
 def check_depth(value: Any, max_depth: int) -> None:
@@ -93,6 +141,19 @@ def deadline_of(headers: Mapping[str, str], timeout_s: float) -> float:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("a number is beyond what a double holds")
+    return value
+
+
+def _short(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits; at most {MAX_DIGITS} are read")
+    return int(text)
 
 
 def _where(error: ValueError) -> str:

@@ -1,4 +1,8 @@
-"""Gate: the outermost layer. Names each request, checks who sends it, and answers in the right form who may not."""
+"""Who may ask: the outermost layer. It names each request, checks it by its head, and refuses in the dialect's form.
+
+In this order: a head that could be read in two ways, the Host, the Origin, the key. Starlette's middlewares for hosts
+and for other origins answer in plain text, and know neither loopback's spellings nor the dialects' errors.
+"""
 
 from __future__ import annotations
 
@@ -8,39 +12,51 @@ import ipaddress
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from secondpass.server import dialects
-from secondpass.server.api import Api, Scope, Send, begin, send_reply
+from secondpass.server.api import HttpApi, Scope, Send, begin, send_reply
 from secondpass.server.body import Receive
 from secondpass.server.dialects import Reply
+from secondpass.server.page import asset_names
 from secondpass.server.settings import Settings, SettingsError, is_loopback, networks
 from secondpass.wire.calls import Fault, Refusal
 
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Mapping[str, str]  # names in lower case
 # Where clients put their key, beside `Authorization: Bearer`.
 KEY_HEADERS = ("x-api-key", "api-key")
+# Of these the first would count for one reader and the last for another.
+SINGLE = ("host", "origin", "authorization", *KEY_HEADERS, "transfer-encoding")
 PORTS = {"http": 80, "https": 443}
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+# What answers GET without a key, by the whole path: whether the server is there, and pages that say nothing of it.
+READINESS = ("/health", "/ready", "/tei/health", "/infinity/health", "/.well-known/ready", "/.well-known/live")
+PAGE = ("/", "/docs", "/openapi.json")
+_REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
 def read_keys(settings: Settings, listed: str | None) -> tuple[str, ...]:
     """Keys of the file, one a line, and of `listed`, by commas. Raises SettingsError for a file without any."""
     keys = [key.strip() for key in (listed or "").split(",") if key.strip()]
     if settings.api_key_file is not None:
-        file = Path(settings.api_key_file)
-        try:
-            lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"{file}: the keys cannot be read: {error}") from error
-        found = [line for line in lines if line and not line.startswith("#")]
-        if not found:
-            raise SettingsError(f"{file}: no key in it; write one on a line of its own")
-        keys += found
+        keys += read_key_file(settings.api_key_file)
     return tuple(dict.fromkeys(keys))
+
+
+def read_key_file(name: str) -> list[str]:
+    file = Path(name)
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{file}: the keys cannot be read: {error}") from error
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise SettingsError(f"{file}: no key in it; write one on a line of its own")
+    return found
 
 
 def check_exposure(settings: Settings, keys: Iterable[str]) -> None:
@@ -52,20 +68,52 @@ def check_exposure(settings: Settings, keys: Iterable[str]) -> None:
             f"host {settings.host} is reached from other machines and there is no key; give --api-key-file, "
             "set SECONDPASS_API_KEYS, or say --insecure"
         )
-    if settings.allow_model_changes:
+    if settings.allow_model_changes and settings.admin_key_file is None:
         raise SettingsError("allow_model_changes needs a key; give --api-key-file or set SECONDPASS_API_KEYS")
 
 
+class Keys:
+    """Digests of the keys, of one length, so that a comparison says nothing about a key's length either."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        # A key beyond ASCII comes in UTF-8 from most clients and in Latin-1 from some.
+        written = {form for key in keys for form in (key.encode("utf-8", "surrogateescape"), _latin(key)) if form}
+        self._digests = [hashlib.sha256(form).digest() for form in written]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def check(self, headers: Headers) -> None:
+        """Raises Refusal where there are keys and none of them is given."""
+        if not self._digests:
+            return
+        given = _given_key(headers)
+        if given is None:
+            raise Refusal(Fault.unauthorized, "no API key; send it as Authorization: Bearer KEY")
+        digest = hashlib.sha256(given.encode("latin-1", "replace")).digest()
+        # All are compared, so that the time does not say which.
+        if not any([hmac.compare_digest(digest, key) for key in self._digests]):
+            raise Refusal(Fault.unauthorized, "the API key is not valid")
+
+
 class Guard:
-    """Checks one request by its headers."""
+    """Checks a request by its headers. keys are those of callers, admin_keys those of /admin where it has its own."""
 
     def __init__(self, settings: Settings, keys: Iterable[str] = ()) -> None:
-        # Of one length, so that the comparison says nothing about a key's length either.
-        self._keys = [_digest(key) for key in keys]
+        self.settings = settings
+        self.keys = Keys(keys)
+        self.admin_keys = Keys(() if settings.admin_key_file is None else read_key_file(settings.admin_key_file))
         self._proxies = networks(settings.trusted_proxies)
         self._origins = {origin.rstrip("/").lower() for origin in settings.cors_origins}
         named = {host.lower() for host in settings.allowed_hosts}
         self._hosts = named or (set(LOOPBACK_NAMES) if settings.is_loopback else {"*"})
+
+    def reload(self, listed: str | None) -> None:
+        """Read the key files anew. Raises SettingsError, and keeps the old keys then."""
+        keys = Keys(read_keys(self.settings, listed))
+        if self.settings.admin_key_file is not None:
+            self.admin_keys = Keys(read_key_file(self.settings.admin_key_file))
+        self.keys = keys
 
     def check_place(self, headers: Headers, scheme: str, peer: str) -> None:
         """Raises Refusal for a Host that is not this server's, and for pages of other origins.
@@ -75,29 +123,17 @@ class Guard:
         host = headers.get("host", "")
         name = _host_name(host)
         if "*" not in self._hosts and name not in self._hosts and not self._is_local(name):
-            raise Refusal(
-                Fault.forbidden,
-                f"Host {host[:100]!r} is not served here; add it with --allowed-host",
-                parameter="host",
-            )
+            message = f"Host {host[:100]!r} is not served here; add it with --allowed-host"
+            raise Refusal(Fault.forbidden, message, parameter="host")
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, headers, scheme, peer) and not self.allows_origin(origin):
-            raise Refusal(
-                Fault.forbidden, f"pages of {origin[:100]!r} may not call; allow them with --cors-origin",
-                parameter="origin",
-            )  # fmt: skip
+            message = f"pages of {origin[:100]!r} may not call; allow them with --cors-origin"
+            raise Refusal(Fault.forbidden, message, parameter="origin")
 
-    def check_key(self, headers: Headers) -> None:
-        """Raises Refusal where there are keys and none of them is given."""
-        if not self._keys:
-            return
-        given = _given_key(headers)
-        if given is None:
-            raise Refusal(Fault.unauthorized, "no API key; send it as Authorization: Bearer KEY")
-        digest = _digest(given)
-        # All are compared, so that the time does not say which.
-        if not any([hmac.compare_digest(digest, key) for key in self._keys]):
-            raise Refusal(Fault.unauthorized, "the API key is not valid")
+    def check_key(self, headers: Headers, path: str = "") -> None:
+        """Raises Refusal where there are keys for this address and none of them is given."""
+        is_admin = path == "/admin" or path.startswith("/admin/")
+        (self.admin_keys if is_admin and self.admin_keys else self.keys).check(headers)
 
     def allows_origin(self, origin: str) -> bool:
         return origin.rstrip("/").lower() in self._origins
@@ -136,11 +172,80 @@ class Guard:
         return any((mapped or address) in network for network in self._proxies)
 
 
+class Gate:
+    """Wraps the whole application. scope["state"] gets request_id, headers (lower case) and started."""
+
+    def __init__(self, app: Asgi, *, api: HttpApi, guard: Guard, settings: Settings) -> None:
+        self.app, self.api, self.guard, self.settings = app, api, guard, settings
+        metrics = ("/metrics",) if settings.public_metrics else ()
+        page = (*PAGE, *(f"/page/{name}" for name in asset_names())) if settings.page else ()
+        self._public = {*READINESS, *metrics, *page}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = _request_id(headers)
+        state = {"headers": headers, "request_id": request_id, "started": time.perf_counter()}
+        scope["state"] = {**scope.get("state", {}), **state}
+        scope["path"] = self._inner(scope["path"])
+        scope["root_path"] = ""
+        send = _with_headers(send, {"x-request-id": request_id, **self.guard.cors_headers(headers)})
+        try:
+            check_head(scope["headers"], headers)
+            peer, _ = scope.get("client") or ("", 0)
+            self.guard.check_place(headers, scope["scheme"], peer)
+            if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+                await send_reply(send, Reply(body=None, status=204), request_id)
+                return
+            self._check_key(scope, headers)
+        except Refusal as refusal:
+            log = begin(scope)
+            log.refusal = refusal
+            await self.api.finish(log, log.dialect.refuse(refusal, request_id), send)
+            return
+        await self.app(scope, receive, send)
+
+    def _check_key(self, scope: Scope, headers: Headers) -> None:
+        """Raises Refusal where a key is needed and not given; state says whether one is."""
+        scope["state"]["has_key"] = False
+        try:
+            self.guard.check_key(headers, scope["path"])
+        except Refusal:
+            if self._is_public(scope["method"], scope["path"]):
+                return
+            raise
+        scope["state"]["has_key"] = True
+
+    def _inner(self, path: str) -> str:
+        """The path without the prefix that a proxy leaves in it, and without a slash at its end."""
+        prefix = self.settings.root_path.rstrip("/")
+        if prefix and (path + "/").startswith(prefix + "/"):
+            path = path[len(prefix) :]
+        return path.rstrip("/") or "/"
+
+    def _is_public(self, method: str, path: str) -> bool:
+        return method in ("GET", "HEAD") and path in self._public
+
+
+def check_head(fields: Iterable[tuple[bytes, bytes]], headers: Headers) -> None:
+    """Raises Refusal for a head that a proxy before this server may have read otherwise."""
+    counts = Counter(name for name, _ in fields)
+    for name in SINGLE:
+        if counts[name.encode()] > 1:
+            raise Refusal(Fault.malformed, f"{name} is given {counts[name.encode()]} times", parameter=name)
+    coding = headers.get("transfer-encoding", "chunked").strip().lower()
+    if coding != "chunked":
+        raise Refusal(Fault.malformed, f"transfer-encoding {coding[:40]!r}; send it chunked", parameter="body")
+
+
 def _forwarded_scheme(headers: Headers) -> str | None:
     """What the first proxy says of the scheme that it was called by. RFC 7239, and the header that came before it.
 
     The host that a proxy may say beside it is left alone: a page whose name was changed to this machine's address
-    could send that too, and so pass for one of this server's.
+    could send that too, and so pass for one of this server's. (uvicorn's middleware reads no RFC 7239, no list of
+    proxies, and no IPv4 address that an IPv6 socket writes as ::ffff:127.0.0.1.)
     """
     first = headers.get("forwarded", "").partition(",")[0]
     pairs = (pair.strip().partition("=") for pair in first.split(";"))
@@ -166,8 +271,12 @@ def _given_key(headers: Headers) -> str | None:
     return next((headers[name].strip() for name in KEY_HEADERS if headers.get(name)), None)
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _latin(key: str) -> bytes:
+    """The key in Latin-1; nothing where that has no such letters."""
+    try:
+        return key.encode("latin-1")
+    except UnicodeEncodeError:
+        return b""
 
 
 def _host_name(host: str) -> str:
@@ -175,62 +284,6 @@ def _host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower()
-
-
-Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_REQUEST_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-PUBLIC = ("/", "/health", "/ready", "/docs", "/openapi.json", "/favicon.ico")
-
-
-class Gate:
-    """Wraps the whole application. scope["state"] gets request_id, headers (lower case) and started."""
-
-    def __init__(self, app: Asgi, *, api: Api, guard: Guard, settings: Settings) -> None:
-        self.app, self.api, self.guard, self.settings = app, api, guard, settings
-        self._public = {*PUBLIC, "/metrics"} if settings.public_metrics else set(PUBLIC)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        request_id = _request_id(headers)
-        scope["state"] = {
-            **scope.get("state", {}), "headers": headers, "request_id": request_id, "started": time.perf_counter()
-        }  # fmt: skip
-        scope["path"] = self._inner(scope["path"])
-        scope["root_path"] = ""
-        send = _with_headers(send, {"x-request-id": request_id, **self.guard.cors_headers(headers)})
-        try:
-            peer, _ = scope.get("client") or ("", 0)
-            self.guard.check_place(headers, scope["scheme"], peer)
-            if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-                await send_reply(send, Reply(body=None, status=204), request_id)
-                return
-            if not self._is_public(scope["method"], scope["path"]):
-                self.guard.check_key(headers)
-        except Refusal as refusal:
-            exchange = begin(scope)
-            exchange.refusal = refusal
-            await self.api.finish(exchange, exchange.dialect.refuse(refusal, request_id), send)
-            return
-        await self.app(scope, receive, send)
-
-    def _inner(self, path: str) -> str:
-        """The path without the prefix that a proxy leaves in it, and without a slash at its end."""
-        prefix = self.settings.root_path.rstrip("/")
-        if prefix and (path + "/").startswith(prefix + "/"):
-            path = path[len(prefix) :]
-        return path.rstrip("/") or "/"
-
-    def _is_public(self, method: str, path: str) -> bool:
-        if method not in ("GET", "HEAD"):
-            return False
-        if path in self._public or path.startswith("/page/"):
-            return True
-        found = dialects.find(path, "GET")
-        return bool(found) and found[-1].route.kind == "health"
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

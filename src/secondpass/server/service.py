@@ -89,10 +89,16 @@ class Service:
         """Refuse new calls from now on."""
         self._is_stopping = True
 
-    def close(self) -> None:
-        """Compute what was accepted, then let go of the models."""
+    def abandon(self) -> None:
+        """Refuse what is still waiting, as unavailable; what is being computed is answered."""
         self.stop()
-        self.is_idle = self.registry.close(self.settings.grace_s)
+        for hosted in self.registry.all():
+            hosted.batcher.abandon()
+
+    def close(self) -> None:
+        """Let go of the models; whoever was accepted has been answered, or was refused."""
+        self.abandon()
+        self.is_idle = self.registry.close(0.0)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def rerank(self, call: RerankCall, context: CallContext) -> Ranked:

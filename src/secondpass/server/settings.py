@@ -46,6 +46,8 @@ class ModelSource:
     calibration: str | None = None  # a file: what `secondpass calibrate` fitted
 
     def __post_init__(self) -> None:
+        if not self.name.isprintable() or not self.name.strip() or len(self.name) > 200:
+            raise SettingsError(f"models has the name {self.name[:40]!r}; give 1 to 200 printable characters")
         if self.calibration is not None and self.kind == "embedder":
             raise SettingsError(f"models.{self.name} is an embedder; only a reranker takes a calibration")
 
@@ -66,6 +68,7 @@ class Settings:
     local_files_only: bool = False
 
     api_key_file: str | None = None  # one key a line; SECONDPASS_API_KEYS has them by commas
+    admin_key_file: str | None = None  # keys for /admin; None: any key
     insecure: bool = False  # serve beyond loopback without a key
     public_metrics: bool = False  # /metrics without a key
     allowed_hosts: tuple[str, ...] = ()  # values of Host; none: loopback names on loopback, else any
@@ -75,6 +78,7 @@ class Settings:
     tls_key: str | None = None
 
     max_body_bytes: int = 8 << 20
+    max_held_bytes: int = 256 << 20  # of all bodies at a time
     max_depth: int = 32  # of nested JSON
     max_documents: int = 10_000
     max_document_characters: int = 1_000_000
@@ -106,6 +110,11 @@ class Settings:
                 raise SettingsError(f"{name} is {value}; give more than 0")
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"port is {self.port}; give 0 (any free one) to 65535")
+        if self.workers > 1 and self.allow_model_changes:
+            raise SettingsError(
+                f"workers is {self.workers} and allow_model_changes is set; a model would be loaded in one worker "
+                "alone: give one worker, or name all models at the start"
+            )
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise SettingsError("tls_certificate and tls_key are given together or not at all")
         names = [model.name for model in self.models]

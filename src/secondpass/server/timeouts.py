@@ -1,39 +1,89 @@
-"""HTTP connections with an end: uvicorn's protocol, and time-outs for heads that do not come and answers not read."""
+"""HTTP connections with an end: uvicorn's protocol, with limits of time, of heads, and of their number.
+
+uvicorn waits for heads and for readers without end, takes heads of any size, and merges fields that come after a body
+into the headers.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+MAX_HEAD = 64 << 10  # bytes of a request line with all its fields
+
 
 class TimedProtocol(HttpToolsProtocol):
-    """Closes a connection whose request head is not there in time, or whose answer is not read.
+    """Closes a connection whose request head is not there in time or too large, or whose answer is not read.
 
-    uvicorn itself waits for both without end. Between requests its own keep-alive time-out holds.
+    Between requests uvicorn's own keep-alive time-out holds. Connections over max_connections are closed at once, so
+    that there are always descriptors for the others.
     """
 
-    def __init__(self, *, header_timeout_s: float, send_timeout_s: float, **of_uvicorn: Any) -> None:
+    def __init__(
+        self, *, header_timeout_s: float, send_timeout_s: float, max_connections: int, **of_uvicorn: Any
+    ) -> None:
         super().__init__(**of_uvicorn)
         self._header_timeout_s, self._send_timeout_s = header_timeout_s, send_timeout_s
+        self._max_connections = max_connections
         self._head: asyncio.TimerHandle | None = None
         self._reader: asyncio.TimerHandle | None = None
+        self._received = self._size = 0  # bytes since the head began, and of its fields
+        self._is_in_head = self._is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._await_head()
+        if len(self.connections) > self._max_connections:
+            self._refuse(503, "Service Unavailable", "too many connections")
+        else:
+            self._await_head()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         if self._head is None and (self.cycle is None or self.cycle.response_complete):
             self._await_head()
+        self._received += len(data)
         super().data_received(data)
+        if self._head is not None and self._received > MAX_HEAD:
+            self._refuse_head()
+
+    def on_message_begin(self) -> None:
+        self._size, self._is_in_head = 0, True
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._size += len(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._size += len(name) + len(value)
+        if not self._is_in_head:  # a trailer: it could say another Host, Origin or key than the head did
+            if self._size > MAX_HEAD:
+                self.transport.abort()
+            return
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._is_in_head = False
         if self._head is not None:
             self._head.cancel()
             self._head = None
-        super().on_headers_complete()
+        if self._size > MAX_HEAD:
+            self._refuse_head()
+        elif not self._is_refused:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._received = 0
+        if not self._is_refused:
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -50,8 +100,27 @@ class TimedProtocol(HttpToolsProtocol):
                 timer.cancel()
         super().connection_lost(exc)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """No word in the log for what a client may write into any request."""
+
     def _await_head(self) -> None:
+        self._received = 0
         self._head = self.loop.call_later(self._header_timeout_s, self.transport.abort)
+
+    def _refuse_head(self) -> None:
+        self._refuse(431, "Request Header Fields Too Large", f"the head is larger than {MAX_HEAD} bytes")
+
+    def _refuse(self, status: int, reason: str, words: str) -> None:
+        if self._is_refused:
+            return
+        self._is_refused = True
+        body = json.dumps({"message": words}).encode()
+        head = (
+            f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            "retry-after: 1\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
 
     def _await_reader(self) -> None:
         """Look again after the time-out: a buffer that is as full as before has no reader."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
+import resource
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import threading
 import time
+from asyncio import constants
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
@@ -22,12 +26,15 @@ from multiprocessing.synchronize import Event
 from types import FrameType
 
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
+from starlette.applications import Starlette
 
 from secondpass.errors import SecondpassError
 from secondpass.server.app import create_app
 from secondpass.server.logs import set_up_logs
+from secondpass.server.security import Guard
 from secondpass.server.service import Service
-from secondpass.server.settings import Settings
+from secondpass.server.settings import PREFIX, Settings, SettingsError
 from secondpass.server.timeouts import TimedProtocol
 
 log = logging.getLogger(__name__)
@@ -36,24 +43,45 @@ OK, FAILED = 0, 1
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 RESTART_PAUSE_S = 1.0
 STOP_MARGIN_S = 5.0
+MAX_PENDING = 2048  # connections that wait to be taken
+SPARE_FILES = 128  # descriptors for what are no connections: models, logs, libraries
 
 
 class PlainServer(uvicorn.Server):
     """uvicorn's server without its signal handling, which ends the process by the signal that it got."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, guard: Guard) -> None:
         super().__init__(config)
-        self.service = service
+        self.service, self.guard = service, guard
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(MAX_PENDING)  # asyncio takes its own figure for both, what waits and what is taken at once
+
     def stop(self) -> None:
-        """Take no more and finish what was accepted; at once when told twice."""
-        self.force_exit = self.should_exit
+        """Take no more and finish what was accepted; what is not done by then is refused. At once when told twice."""
+        if self.should_exit:
+            self.force_exit = True
+            self.service.abandon()
+            return
         self.should_exit = True
         self.service.stop()
+        with suppress(RuntimeError):  # no loop: nothing was accepted yet
+            asyncio.get_running_loop().call_later(self.service.settings.grace_s, self.service.abandon)
+
+    def reload(self) -> None:
+        """Read the keys anew; the old ones hold where that fails."""
+        try:
+            self.guard.reload(os.environ.get(PREFIX + "API_KEYS"))
+        except SettingsError as error:
+            log.error("the keys stay as they were: %s", error)
+        else:
+            log.info("the keys were read anew")
 
 
 def open_socket(settings: Settings) -> socket.socket:
@@ -74,6 +102,8 @@ def open_socket(settings: Settings) -> socket.socket:
 
 def run(settings: Settings, keys: tuple[str, ...], on_ready: Callable[[int], None]) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. on_ready is called with the port once requests are answered."""
+    settings = with_room(settings)
+    check_tls(settings)
     listening = open_socket(settings)
     port = int(listening.getsockname()[1])
     if settings.workers == 1:
@@ -83,25 +113,67 @@ def run(settings: Settings, keys: tuple[str, ...], on_ready: Callable[[int], Non
         return Workers(settings, keys, listening).run(lambda: on_ready(port))
 
 
-def serve(settings: Settings, keys: tuple[str, ...], listening: socket.socket, on_ready: Callable[[], None]) -> int:
-    """Serve in this process; the exit code."""
+def with_room(settings: Settings) -> Settings:
+    """The settings with no more connections than this process may have descriptors, whose soft limit is raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.max_connections + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings
+    room = max(soft - SPARE_FILES, soft // 2, 1)
+    log.warning(
+        "this process may open %d files; max_connections is %d in place of %d", soft, room, wanted - SPARE_FILES
+    )
+    return replace(settings, max_connections=room)
+
+
+def check_tls(settings: Settings) -> None:
+    """Raises SettingsError that names the file where the certificate or its key cannot be used."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except (OSError, ValueError) as error:
+        files = f"tls_certificate {settings.tls_certificate} and tls_key {settings.tls_key}"
+        raise SettingsError(f"{files}: no certificate with its key in PEM form: {error}") from error
+
+
+def serve(
+    settings: Settings,
+    keys: tuple[str, ...],
+    listening: socket.socket,
+    on_ready: Callable[[], None],
+    *,
+    is_replacement: bool = False,
+) -> int:
+    """Serve in this process; the exit code. A replacement takes connections only once it has its models."""
     set_up_logs(log_format=settings.log_format, level=settings.log_level)
+    # Time for a handshake is time for a head; asyncio has no other way to say it to a server on given sockets.
+    vars(constants)["SSL_HANDSHAKE_TIMEOUT"] = settings.header_timeout_s
     service = Service(settings)
-    server = PlainServer(_config(settings, service, keys), service)
-    code = asyncio.run(_until_told(server, listening, on_ready))
+    app = create_app(service, settings, keys)
+    server = PlainServer(_config(settings, app), service, app.state.guard)
+    code = asyncio.run(_until_told(server, listening, on_ready, is_replacement=is_replacement))
     if not service.is_idle:
         logging.shutdown()
         os._exit(code)  # an engine that is still at work does not survive the end of the interpreter
     return code
 
 
-async def _until_told(server: PlainServer, listening: socket.socket, on_ready: Callable[[], None]) -> int:
+async def _until_told(
+    server: PlainServer, listening: socket.socket, on_ready: Callable[[], None], *, is_replacement: bool
+) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
+    loop.add_signal_handler(signal.SIGHUP, server.reload)
     threading.Thread(target=_watch_parent, args=(loop, server), daemon=True).start()
     # Requests are answered meanwhile: /health with 200, calls with 503.
     loading = asyncio.create_task(_load(server, on_ready))
+    if is_replacement:
+        await loading
     await server.serve([listening])
     has_failed = loading.done() and not loading.result()
     return FAILED if has_failed else OK
@@ -128,12 +200,16 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, server: PlainServer) -> None:
         loop.call_soon_threadsafe(server.stop)
 
 
-def _config(settings: Settings, service: Service, keys: tuple[str, ...]) -> uvicorn.Config:
+def _config(settings: Settings, app: Starlette) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(service, settings, keys),
+        app,
         http=partial(  # type: ignore[arg-type]
-            TimedProtocol, header_timeout_s=settings.header_timeout_s, send_timeout_s=settings.send_timeout_s
+            TimedProtocol,
+            header_timeout_s=settings.header_timeout_s,
+            send_timeout_s=settings.send_timeout_s,
+            max_connections=settings.max_connections,
         ),
+        backlog=SPARE_FILES // 2,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -142,7 +218,7 @@ def _config(settings: Settings, service: Service, keys: tuple[str, ...]) -> uvic
         proxy_headers=False,
         limit_concurrency=settings.max_connections,
         timeout_keep_alive=int(settings.keep_alive_s),
-        timeout_graceful_shutdown=int(settings.grace_s),
+        timeout_graceful_shutdown=math.ceil(settings.grace_s + STOP_MARGIN_S),
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
@@ -156,13 +232,16 @@ class Workers:
     keys: tuple[str, ...]
     listening: socket.socket
     is_stopping: bool = False
+    running: list[_Worker] = field(default_factory=list)
 
     def run(self, on_ready: Callable[[], None]) -> int:
         """Serve until told to stop; the exit code."""
         set_up_logs(log_format=self.settings.log_format, level=self.settings.log_level)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        workers = [self._start() for _ in range(self.settings.workers)]
+        signal.signal(signal.SIGHUP, self._reload)
+        workers = self.running
+        workers += [self._start() for _ in range(self.settings.workers)]
         code = OK
         is_said = False
         while not self.is_stopping:
@@ -178,15 +257,27 @@ class Workers:
                     break
                 log.error("a worker ended; it is started anew", extra={"exit_code": worker.process.exitcode})
                 time.sleep(RESTART_PAUSE_S)
-                workers[place] = self._start()
+                self._forget(worker)
+                workers[place] = self._start(is_replacement=is_said)
         return self._ended(workers, code)
 
-    def _start(self) -> _Worker:
+    def _start(self, *, is_replacement: bool = False) -> _Worker:
         context = get_context("spawn")
         ready = context.Event()
-        process = context.Process(target=_work, args=(self.settings, self.keys, self.listening, ready))
+        process = context.Process(
+            target=_work, args=(self.settings, self.keys, self.listening, ready, is_replacement)
+        )
         process.start()
         return _Worker(process, ready)
+
+    def _forget(self, worker: _Worker) -> None:
+        """What a process that is gone last said of its queue holds no more."""
+        mark_process_dead(worker.process.pid)  # type: ignore[no-untyped-call]
+
+    def _reload(self, number: int, frame: FrameType | None) -> None:
+        for worker in self.running:
+            if worker.process.pid is not None and worker.process.is_alive():
+                os.kill(worker.process.pid, signal.SIGHUP)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.is_stopping = True
@@ -195,7 +286,7 @@ class Workers:
         """Stop all; those that are still there after the grace period are killed."""
         for worker in workers:
             worker.process.terminate()
-        end = time.monotonic() + self.settings.grace_s + STOP_MARGIN_S
+        end = time.monotonic() + self.settings.grace_s + 2 * STOP_MARGIN_S
         for worker in workers:
             worker.process.join(max(end - time.monotonic(), 0))
             if worker.process.is_alive():
@@ -210,6 +301,8 @@ class _Worker:
     ready: Event
 
 
-def _work(settings: Settings, keys: tuple[str, ...], listening: socket.socket, ready: Event) -> None:
+def _work(
+    settings: Settings, keys: tuple[str, ...], listening: socket.socket, ready: Event, is_replacement: bool
+) -> None:
     """The main function of a worker process."""
-    sys.exit(serve(settings, keys, listening, ready.set))
+    sys.exit(serve(settings, keys, listening, ready.set, is_replacement=is_replacement))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from secondpass.text.recipe import TRUNCATIONS, Frame, Limits, Recipe
@@ -15,6 +15,11 @@ from secondpass.types import Row
 OVERLAP = 1 / 8
 # Texts tokenised at a time; a portion ends at one of these steps.
 STEP = 128
+# Of a long text so many characters are tokenised for each token that can be used, then four times as many.
+CHARACTERS = 8
+LEAST = 3000
+SLACK = 16  # tokens more than that, since those at a border may be other ones
+NEAR = 64  # characters in which a border between words is looked for
 
 Pair = tuple[str, str]  # query, text
 
@@ -28,15 +33,31 @@ class Reading:
     row: Row
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is read of a text, where it starts there, and how many tokens were left out, at least."""
+
+    text: str
+    start: int = 0
+    num_lost: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """Writes pairs as rows by a recipe. longest is what the model can read, in tokens."""
+    """Writes pairs as rows by a recipe. longest is what the model can read, in tokens.
+
+    max_document_length: tokens of each text, before it is written; keeps_end: a text that is too long loses its
+    beginning. max_windows: of each text; the others are not made. A row's cut counts what is known to be left out.
+    """
 
     recipe: Recipe
     tokenizer: Tokenizer
     longest: int
     max_query_length: int | None = None
     has_windows: bool = False
+    max_document_length: int | None = None
+    keeps_end: bool = False
+    max_windows: int | None = None
 
     def limits(self, max_length: int, truncation: str) -> Limits:
         """Limits for rows of at most max_length tokens. Raises ValueError for what is not there."""
@@ -72,16 +93,82 @@ class Reader:
             yield portion
 
     def _read(self, frame: Frame, query: str, texts: Sequence[str]) -> list[Reading]:
-        rows = frame.rows(self.tokenizer, texts)
-        if not self.has_windows:
-            return [Reading((query, text), None, row) for text, row in zip(texts, rows, strict=True)]
-        room = frame.room(self.tokenizer)
+        room = frame.room(self.tokenizer) if self.has_windows or self.keeps_end else 0
+        parts = [self._part(frame, text, room) for text in texts]
+        rows = frame.rows(self.tokenizer, [part.text for part in parts])
         readings: list[Reading] = []
-        for text, row in zip(texts, rows, strict=True):
-            if not row.cut[1] or not room:
-                readings.append(Reading((query, text), (0, len(text)), row))
-                continue
-            spans = windows(text, self.tokenizer, max_tokens=room, overlap=int(room * OVERLAP))
-            parts = frame.rows(self.tokenizer, [text[start:end] for start, end in spans])
-            readings += [Reading((query, text), span, part) for span, part in zip(spans, parts, strict=True)]
+        for text, part, row in zip(texts, parts, rows, strict=True):
+            if not self.has_windows or not row.cut[1] or not room:
+                span = (part.start, part.start + len(part.text)) if self.has_windows else None
+                readings.append(Reading((query, text), span, _cut(row, part.num_lost)))
+            else:
+                readings += self._in_windows(frame, (query, text), part, room)
         return readings
+
+    def _in_windows(self, frame: Frame, pair: Pair, part: Part, room: int) -> list[Reading]:
+        spans = windows(part.text, self.tokenizer, max_tokens=room, overlap=int(room * OVERLAP))
+        kept = spans[: self.max_windows]
+        lost = part.num_lost + len(spans) - len(kept)
+        rows = frame.rows(self.tokenizer, [part.text[start:end] for start, end in kept])
+        found = zip(kept, rows, strict=True)
+        return [Reading(pair, (part.start + s, part.start + e), _cut(row, lost)) for (s, e), row in found]
+
+    def _part(self, frame: Frame, text: str, room: int) -> Part:
+        """What is read of a text: no more of it goes to the tokenizer than can be used."""
+        most = self.max_document_length
+        if self.keeps_end and not self.has_windows:
+            most = room if most is None else min(most, room)
+        if most is not None and len(text.encode()) > most:  # a token is a byte at least
+            return part_of(text, self.tokenizer, most, keeps_end=self.keeps_end)
+        if not self.has_windows:
+            usable = max(frame.limits.max_length, frame.kept(10**9)[1]) + SLACK
+            return Part(beginning(text, self.tokenizer, usable))
+        if self.max_windows is None:
+            return Part(text)
+        used = beginning(text, self.tokenizer, (self.max_windows + 1) * max(room, 1))
+        return Part(used, num_lost=int(len(used) < len(text)))
+
+
+def _cut(row: Row, num_lost: int) -> Row:
+    return replace(row, cut=(row.cut[0], row.cut[1] + num_lost)) if num_lost else row
+
+
+def part_of(text: str, tokenizer: Tokenizer, max_tokens: int, *, keeps_end: bool) -> Part:
+    """The first or the last max_tokens tokens of a text."""
+    near = end(text, tokenizer, max_tokens) if keeps_end else beginning(text, tokenizer, max_tokens)
+    offsets = tokenizer.encode_with_offsets(near)[1]
+    lost = max(len(offsets) - max_tokens, 0)
+    if not lost:
+        return Part(near, start=len(text) - len(near) if keeps_end else 0)
+    if max_tokens < 1:
+        return Part("", num_lost=lost)
+    if not keeps_end:
+        return Part(near[: offsets[max_tokens - 1][1]], num_lost=lost)
+    kept = near[offsets[-max_tokens][0] :]
+    return Part(kept, start=len(text) - len(kept), num_lost=lost)
+
+
+def beginning(text: str, tokenizer: Tokenizer, max_tokens: int) -> str:
+    """The text, or as much of a long one as has more than max_tokens tokens."""
+    return _enough(text, tokenizer, max_tokens, lambda size: text[: _space(text, size)])
+
+
+def end(text: str, tokenizer: Tokenizer, max_tokens: int) -> str:
+    """The same, from the end."""
+    return _enough(text, tokenizer, max_tokens, lambda size: text[_space(text, len(text) - size) :])
+
+
+def _enough(text: str, tokenizer: Tokenizer, max_tokens: int, part: Callable[[int], str]) -> str:
+    size = max(CHARACTERS * (max_tokens + SLACK), LEAST)
+    while 2 * size < len(text):
+        found = part(size)
+        if len(tokenizer.encode(found)) > max_tokens + SLACK:
+            return found
+        size *= 4  # a word of thousands of letters may be one token
+    return text
+
+
+def _space(text: str, index: int) -> int:
+    """Where a text may be parted near an index: before white space if there is some, so that no word is cut."""
+    found = text.find(" ", index, index + NEAR)
+    return index if found < 0 else found

@@ -79,7 +79,7 @@ def test_the_server_sends_the_page_without_a_key() -> None:
 
 def test_other_files_and_the_api_are_closed() -> None:
     answers = asked(["/page/secret.txt", "/page/__init__.py", "/api/models"], keys=("secret-of-the-test",))
-    assert [answer.status_code for answer in answers] == [404, 404, 401]
+    assert [answer.status_code for answer in answers] == [401, 401, 401]
 
 
 def test_an_unchanged_file_is_not_sent_again() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from secondpass import Reranker
-from secondpass.server.dialects.native import refuse
+from secondpass.server.dialects.native import NATIVE
 from secondpass.server.settings import ModelSource
 from secondpass.wire.calls import Fault, Refusal
 from tests.server.live import serving
@@ -180,7 +180,7 @@ def test_too_much_is_said(visit: Open) -> None:
 )
 def test_failures_are_said_and_can_be_tried_again(visit: Open, fault: Refusal, said: str) -> None:
     page = visit(may_fail=True)
-    reply = refuse(fault, "request-1")
+    reply = NATIVE.refuse(fault, "request-1")
     body = {"status": reply.status, "headers": dict(reply.headers), "body": json.dumps(reply.body)}
     page.route("**/api/rank", lambda route: route.fulfill(**body))
     ask(page)

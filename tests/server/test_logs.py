@@ -1,0 +1,52 @@
+"""Lines that cannot be forged, and a log that nobody reads."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import pytest
+
+from secondpass.server.logs import PlainLines, Seldom, Waiting
+
+PATHS = ("/v1/x\n12:00:00 info    request status=200", "/\x1b[2J\x1b[31mRED\r\n", "/\u2028x\x9b31m", "/\ud800")
+
+
+def record(**extra: object) -> logging.LogRecord:
+    return logging.makeLogRecord({"msg": "request", "levelname": "INFO", **extra})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_begins_no_line_and_moves_no_cursor(path: str) -> None:
+    line = PlainLines().format(record(path=path))
+    assert line.isprintable()
+    assert len(line.splitlines()) == 1
+    line.encode()
+
+
+def test_a_reader_that_stops_stops_nobody() -> None:
+    stuck, written = threading.Event(), []
+
+    class Stuck(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            stuck.wait(30)
+            written.append(record.getMessage())
+
+    handler = Waiting(Stuck())
+    started = time.monotonic()
+    for _ in range(10_500):
+        handler.handle(record())
+    assert time.monotonic() - started < 10
+    stuck.set()
+    until = time.monotonic() + 20
+    while not any("were left out" in line for line in written) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert any("lines were left out" in line for line in written)
+    assert len(written) <= 10_002
+
+
+def test_what_repeats_for_every_connection_is_said_once_a_second() -> None:
+    seldom = Seldom()
+    passed = [seldom.filter(record(created=moment)) for moment in (100.0, 100.1, 100.9, 101.2)]
+    assert passed == [True, False, False, True]
