@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "tests.training.killed", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     tiny_bert(tmp_path / "base")
     for run, last in (("killed", "step 13/"), ("killed", "step 14/"), ("killed", None), ("whole", None)):
         command = [*arguments, run]
@@ -226,7 +226,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     tiny_bert(tmp_path / "base")
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"]  # which is gloo on a CPU
     for run, launcher in (("one", []), ("two", launch)):

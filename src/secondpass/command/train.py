@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from secondpass.training.data import Data, Example
     from secondpass.training.dev import DevSet
     from secondpass.training.processes import Processes
-    from secondpass.training.settings import CompressionSettings, LayerSettings, TrainingSettings
+    from secondpass.training.settings import (
+        CompressionSettings,
+        EmbedderSettings,
+        LateInteractionSettings,
+        LayerSettings,
+        TrainingSettings,
+    )
     from secondpass.training.trainer import TrainingResult
 
 PREPARED, NOTE = "data.jsonl.gz", "data.json"  # mined or taught, so that a run that goes on need not do it again
@@ -64,6 +70,32 @@ class Layers:
     compress_always: Annotated[
         bool, typer.Option("--compress-always", help="At all layers and by the one ratio in every step.")
     ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """Of embedders and late interaction."""
+
+    method: Annotated[
+        str, typer.Option("--as", metavar="reranker|embedder|colbert", help="What the model becomes.")
+    ] = "reranker"
+    parts: Annotated[
+        str, typer.Option(metavar="dense,sparse,colbert", help="Of an embedder; all three are BGE-M3's.")
+    ] = "dense"
+    score_temperature: Annotated[
+        float | None, typer.Option(help="Divides similarities; else 0.02, of colbert 1.")
+    ] = None
+    dimensions: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Matryoshka: vectors cut to each learn too.")
+    ] = None
+    in_batch: Annotated[
+        str | None,
+        typer.Option(metavar="none|others|all", help="Passages of other queries that are candidates too; else all."),
+    ] = None
+    self_distillation_from: Annotated[
+        int | None, typer.Option(min=0, metavar="STEP", help="From there on the sum of the parts teaches each.")
+    ] = None
+    max_query_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a query.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +162,13 @@ def train(
     folder: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder of the result.")],
     loss: Loss,
     layers: Layers,
+    vectors: Vectors,
     course: Course,
     sources: Sources,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in OUTPUT was stopped.")] = False,
     json: Json = False,
 ) -> None:
-    """Train a reranker: data is checked first, the result is an ordinary Hugging Face folder.
+    """Train a reranker, an embedder or late interaction: the result is an ordinary Hugging Face folder.
 
     Ctrl-C saves, and --resume goes on. Several processes: accelerate launch -m secondpass train ...
     """
@@ -146,7 +179,7 @@ def train(
     from secondpass.training.reporting import described
     from secondpass.training.trainer import Trainer
 
-    settings = _settings(loss, layers, course)
+    settings = _settings(loss, layers, vectors, course)
     target = Path(folder).expanduser()
     processes = open_processes(settings.device)
     with claimed(target) if processes.is_first else nullcontext():
@@ -168,7 +201,7 @@ def train(
     _tell(result, dev, settings, is_json=json)
 
 
-def _settings(loss: Loss, layers: Layers, course: Course) -> TrainingSettings:
+def _settings(loss: Loss, layers: Layers, vectors: Vectors, course: Course) -> TrainingSettings:
     from secondpass.training.settings import LoraSettings, TrainingSettings, parse_losses
 
     with wrong_use():
@@ -187,6 +220,9 @@ def _settings(loss: Loss, layers: Layers, course: Course) -> TrainingSettings:
             lora=updates,
             layers=_layers(layers),
             compression=_compression(layers),
+            embedder=_embedder(vectors),
+            colbert=_colbert(vectors),
+            max_query_length=vectors.max_query_length,
             **asdict(course),
         )
 
@@ -200,6 +236,33 @@ def _layers(flags: Layers) -> LayerSettings | None:
         return None
     return LayerSettings(
         start_layer=flags.start_layer, inner_teacher=flags.inner_teacher, teaches_all=flags.taught == "all"
+    )
+
+
+def _embedder(flags: Vectors) -> EmbedderSettings | None:
+    from secondpass.training.settings import EmbedderSettings
+
+    if flags.method not in ("reranker", "embedder", "colbert"):
+        raise ValueError(f"--as is {flags.method!r}; give reranker, embedder or colbert")
+    if flags.method != "embedder":
+        return None
+    return EmbedderSettings(
+        parts=tuple(part.strip() for part in flags.parts.split(",")),
+        temperature=flags.score_temperature or EmbedderSettings.temperature,
+        dimensions=() if flags.dimensions is None else _numbers("--dimensions", flags.dimensions),
+        in_batch=flags.in_batch or EmbedderSettings.in_batch,
+        self_distillation_from=flags.self_distillation_from,
+    )
+
+
+def _colbert(flags: Vectors) -> LateInteractionSettings | None:
+    from secondpass.training.settings import LateInteractionSettings
+
+    if flags.method != "colbert":
+        return None
+    return LateInteractionSettings(
+        in_batch=flags.in_batch or LateInteractionSettings.in_batch,
+        temperature=flags.score_temperature or LateInteractionSettings.temperature,
     )
 
 

@@ -1,4 +1,4 @@
-"""Training of cross-encoders, and mining of the hard negatives that they learn from.
+"""Training of rerankers, embedders and late interaction, and mining of the hard negatives that they learn from.
 
 >>> from secondpass.training import Trainer, TrainingSettings, read_data
 >>> Trainer("BAAI/bge-reranker-base", read_data(["train.jsonl"]), "reranker").train()
@@ -19,6 +19,10 @@ _HOME = {
     "DevSet": "dev",
     "Example": "data",
     "Judged": "mining",
+    "CompressionSettings": "settings",
+    "EmbedderSettings": "settings",
+    "LateInteractionSettings": "settings",
+    "LayerSettings": "settings",
     "LoraSettings": "settings",
     "MiningSettings": "mining",
     "Trainer": "trainer",
@@ -34,11 +38,15 @@ _HOME = {
 }
 __all__ = [
     "Collection",
+    "CompressionSettings",
     "Data",
     "DevQuery",
     "DevSet",
+    "EmbedderSettings",
     "Example",
     "Judged",
+    "LateInteractionSettings",
+    "LayerSettings",
     "LoraSettings",
     "MiningSettings",
     "Trainer",
@@ -57,7 +65,14 @@ if TYPE_CHECKING:
     from secondpass.training.data import Data, Example, read_data, save_data
     from secondpass.training.dev import DevQuery, DevSet, dev_queries
     from secondpass.training.mining import Collection, Judged, MiningSettings, collection_of, mine, taught
-    from secondpass.training.settings import LoraSettings, TrainingSettings
+    from secondpass.training.settings import (
+        CompressionSettings,
+        EmbedderSettings,
+        LateInteractionSettings,
+        LayerSettings,
+        LoraSettings,
+        TrainingSettings,
+    )
     from secondpass.training.trainer import Trainer, TrainingResult
 
 __getattr__ = lazy_names(__name__, _HOME)

@@ -44,6 +44,22 @@ class Processes:
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
+    def gathered(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of every process, in order, whatever their shapes; this one's is `tensor` itself."""
+        if self.count == 1:
+            return [tensor]
+        shape = torch.tensor(tensor.shape, device=tensor.device)
+        shapes = [torch.empty_like(shape) for _ in range(self.count)]
+        torch.distributed.all_gather(shapes, shape)
+        longest = max(int(one.prod()) for one in shapes)
+        flat = tensor.detach().flatten()
+        flat = torch.cat([flat, flat.new_zeros(longest - len(flat))])
+        found = [torch.empty_like(flat) for _ in range(self.count)]
+        torch.distributed.all_gather(found, flat)
+        parts = [x[: int(one.prod())].view(one.tolist()) for x, one in zip(found, shapes, strict=True)]
+        parts[self.rank] = tensor
+        return parts
+
     def sum_figures(self, figures: Sequence[float], device: torch.device) -> list[float]:
         """The sums over all processes."""
         if self.count == 1:

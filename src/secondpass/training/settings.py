@@ -92,6 +92,68 @@ class CompressionSettings:
         return int(draw.choice(self.ratios)), layers
 
 
+IN_BATCH = ("none", "others", "all")
+PARTS = ("dense", "sparse", "colbert")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderSettings:
+    """How an embedder is trained: one vector a text, or the three parts of BGE-M3.
+
+    parts: of dense, sparse and colbert. temperature divides the scores. dimensions: of Matryoshka vectors, each with
+    the loss of its own. in_batch: "all" passages of the step are candidates, of all processes, or "none" but the own
+    group. self_distillation_from: the step from which the sum of the parts teaches each. has_each_member: a teacher's
+    scores teach as in BGE-M3's m3_kd_loss, which takes the place of the other losses. has_zero_padding: padding
+    takes part in the maximum over tokens with a similarity of 0, as in FlagEmbedding, so that a score depends on the
+    batch. pooling: None is what the checkpoint says.
+    """
+
+    parts: tuple[str, ...] = ("dense",)
+    temperature: float = 0.02
+    dimensions: tuple[int, ...] = ()
+    in_batch: str = "all"
+    self_distillation_from: int | None = None
+    has_each_member: bool = False
+    has_zero_padding: bool = False
+    pooling: str | None = None
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            _check_choice("a part", part, PARTS)
+        if not self.parts:
+            raise ValueError(f"parts is empty; give some of {', '.join(PARTS)}")
+        _check_positive("temperature", self.temperature)
+        _check_choice("in_batch", self.in_batch, ("none", "all"))
+        if self.self_distillation_from is not None and len(self.parts) == 1:
+            raise ValueError("self-distillation needs more than one part")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateInteractionSettings:
+    """How late interaction is trained; the defaults are ColBERT v2's.
+
+    in_batch: beside the losses over the own group, the positive against the passages of "others"; "all": the
+    cross-entropy goes over all passages, the own negatives among them, as PyLate's contrastive loss; or "none".
+    teacher_scale multiplies a teacher's scores (colbert-ai's distillation_alpha). has_scaled_scores: the student's
+    scores of a query are moved to 0..1, and has_zero_padding: tokens that do not count have a similarity of 0 in the
+    maximum; PyLate does both. token_width and query_length are those of a new head.
+    """
+
+    in_batch: str = "others"
+    temperature: float = 1.0
+    teacher_scale: float = 1.0
+    has_scaled_scores: bool = False
+    has_zero_padding: bool = False
+    token_width: int = 128
+    query_length: int = 32
+
+    def __post_init__(self) -> None:
+        _check_choice("in_batch", self.in_batch, IN_BATCH)
+        _check_positive("temperature", self.temperature)
+        _check_positive("teacher_scale", self.teacher_scale)
+        _check_at_least("token_width", self.token_width, 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """How a cross-encoder is trained. Raises ValueError for a value that cannot be meant.
@@ -123,6 +185,8 @@ class TrainingSettings:
     lora: LoraSettings | None = None
     layers: LayerSettings | None = None
     compression: CompressionSettings | None = None
+    embedder: EmbedderSettings | None = None
+    colbert: LateInteractionSettings | None = None
     seed: int = 1
     measure: str = "nDCG@10"
     eval_every: int | None = None
@@ -144,13 +208,23 @@ class TrainingSettings:
             _check_positive(name, getattr(self, name))
         if not 0 <= self.warmup < 1 or self.weight_decay < 0:
             raise ValueError(f"warmup is {self.warmup} (0 to below 1), weight_decay {self.weight_decay} (0 or more)")
+        if self.embedder is not None and self.colbert is not None:
+            raise ValueError("embedder and colbert are both set; give one")
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("measure", self.measure, MEASURES)
 
     @property
+    def method(self) -> str:
+        """What is trained."""
+        if self.embedder is not None:
+            return "embedder"
+        return "reranker" if self.colbert is None else "colbert"
+
+    @property
     def needs_teacher(self) -> bool:
-        return any(LOSSES[name].needs_teacher for name in self.losses)
+        has_members = self.embedder is not None and self.embedder.has_each_member
+        return has_members or any(LOSSES[name].needs_teacher for name in self.losses)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"losses": dict(self.losses)}

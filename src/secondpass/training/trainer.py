@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,6 +25,8 @@ from secondpass.training.collators import group_sampler
 from secondpass.training.cross_encoding import open_cross_encoding
 from secondpass.training.data import Data
 from secondpass.training.dev import MEASURES, DevSet, total
+from secondpass.training.embedding import open_embedding
+from secondpass.training.late_interaction import open_late_interaction
 from secondpass.training.learner import Learner, Objective
 from secondpass.training.model import Trainable
 from secondpass.training.processes import Processes, Stopping, open_processes
@@ -33,6 +35,12 @@ from secondpass.training.settings import FREE, TrainingSettings, factor
 from secondpass.types import Row
 
 Figures = Mapping[str, float]
+# What is trained -> how it is opened
+OPENERS: Mapping[str, Callable[[str | Path, TrainingSettings, torch.device, torch.dtype], Objective[Any]]] = {
+    "reranker": open_cross_encoding,
+    "embedder": open_embedding,
+    "colbert": open_late_interaction,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +272,7 @@ def _opened(model: str | Path, settings: TrainingSettings, processes: Processes)
     device = processes.device or pick_device(settings.device)
     dtype, _ = pick_dtype(settings.dtype, device)
     # without bf16 there is no half precision here
-    return open_cross_encoding(model, settings, device, torch.float32 if dtype == torch.float16 else dtype)
+    return OPENERS[settings.method](model, settings, device, torch.float32 if dtype == torch.float16 else dtype)
 
 
 def _check_teacher(data: Data, settings: TrainingSettings) -> None:

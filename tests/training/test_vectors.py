@@ -1,0 +1,253 @@
+"""Embedders and late interaction learn as the reference implementations do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from secondpass import ColBERT, Embedder
+from secondpass.training import Data, Example, Trainer
+from secondpass.training.bi_encoding import BiEncoding, TextRows
+from secondpass.training.embedding import open_embedding
+from secondpass.training.late_interaction import open_late_interaction
+from secondpass.training.learner import Step
+from secondpass.training.processes import Processes
+from secondpass.training.settings import EmbedderSettings, LateInteractionSettings, LoraSettings, TrainingSettings
+from secondpass.types import Row
+from tests.goldens import SHARED
+from tests.training.golden import TrainingGolden, check_gradients, close, golden_runs
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+HEADS = {"weights": "sparse_linear", "tokens": "colbert_linear"}
+
+
+def row(ids: list[int], length: int | None = None) -> Row:
+    return Row(ids=ids, passage=(len(ids), len(ids)))
+
+
+def walk(objective: BiEncoding, run: dict[str, Any], arguments: tuple[Any, ...]) -> None:
+    """Loss and gradients, then three steps at the small rate: with one pass, and with a pass for each text."""
+    for budget in (10**6, 1):
+        check_loss(objective, run, arguments, budget)
+    rate = run["sgd"][1]["rate"]
+    allowed = max(1e-4, 10 * run["float64_differs_by"][f"losses at rate {rate:g}"])
+    # The second step of one run lies at an edge, where its sparse weights are 0: compared up to there.
+    is_edged = run["settings"].get("kd_loss_type") == "kl_div" and run["settings"]["teacher_scores"]
+    for expected in run["sgd"][1]["losses"][: 2 if is_edged else None]:
+        for parameter in objective.trainable.parameters.values():
+            parameter.grad = None
+        found = learnt(objective, arguments, 10**6)
+        assert abs(found - expected) <= allowed + 1e-5 * abs(expected)
+        with torch.no_grad():
+            for parameter in objective.trainable.parameters.values():
+                if parameter.grad is not None:
+                    parameter -= rate * parameter.grad
+
+
+def learnt(objective: BiEncoding, arguments: tuple[Any, ...], budget: int) -> float:
+    step = Step(index=0, num_items=len(arguments[2]), token_budget=budget, processes=Processes())
+    return float(objective.learn_rows(*arguments, step)[0])
+
+
+def check_loss(objective: BiEncoding, run: dict[str, Any], arguments: tuple[Any, ...], budget: int) -> None:
+    for parameter in objective.trainable.parameters.values():
+        parameter.grad = None
+    assert close(learnt(objective, arguments, budget), run["loss"])
+    check_gradients(named_gradients(objective), run)
+
+
+def named_gradients(objective: BiEncoding) -> dict[str, Tensor]:
+    trainable = objective.trainable
+    own = {name: p.grad for name, p in trainable.parameters.items() if p.grad is not None}
+    found = trainable.named(own)
+    for name, gradient in own.items():
+        if name.startswith("head.") and name not in trainable.naming.blocks:
+            _, output, kind = name.split(".")
+            found[f"{HEADS[output]}.{kind}"] = gradient
+    return found
+
+
+@pytest.mark.parametrize(("golden", "run"), golden_runs("m3-unified"))
+def test_the_three_parts_of_bge_m3_learn_as_the_reference(golden: TrainingGolden, run: dict[str, Any]) -> None:
+    batch, told = golden.batch(run), run["settings"]
+    members = told["kd_loss_type"] == "m3_kd_loss"
+    losses = {"cross_entropy": 1.0} | ({"soft_cross_entropy": 1.0} if told["teacher_scores"] else {})
+    embedder = EmbedderSettings(
+        parts=("dense", "sparse", "colbert"),
+        temperature=told["temperature"],
+        self_distillation_from=0 if told["self_distillation"] else None,
+        has_each_member=members,
+        has_zero_padding=told["batch"] == "padded",
+        pooling="cls",
+    )
+    objective = open_embedding(
+        golden.checkpoint, TrainingSettings(losses=losses, embedder=embedder), CPU, torch.float32
+    )
+    queries, passages = (
+        TextRows(rows=[row(ids) for ids in texts], counts=[[True] * len(ids) for ids in texts])
+        for texts in (batch["queries"], batch["passages"])
+    )
+    sizes = [batch["group_size"]] * len(batch["queries"])
+    teacher = batch["teacher_scores"] if told["teacher_scores"] else None
+    walk(objective, run, (queries, passages, sizes, teacher))
+
+
+def test_padding_does_not_change_a_loss_unless_asked() -> None:
+    golden = TrainingGolden("m3-unified")
+    if not golden.folder.is_dir():
+        pytest.skip("no reference figures here")
+    run = golden.facts["runs"][0]
+    batch = golden.batch(run)
+    settings = TrainingSettings(embedder=EmbedderSettings(parts=("dense", "sparse", "colbert"), pooling="cls"))
+    objective = open_embedding(golden.checkpoint, settings, CPU, torch.float32)
+    found = []
+    for extra in ([], [batch["passages"][0][:2] * 40]):
+        passages = batch["passages"] + extra
+        texts = [
+            TextRows(rows=[row(ids) for ids in part], counts=[[True] * len(ids) for ids in part])
+            for part in (batch["queries"], passages)
+        ]
+        own = objective._vectors(texts[0] + texts[1], *outputs(objective, texts[0] + texts[1]))
+        count = len(batch["queries"])
+        from secondpass.training.bi_encoding import _cut
+
+        scores = objective.loss.together(_cut(own, slice(0, count)), _cut(own, slice(count, None)))
+        found.append(scores[:, : len(batch["passages"])].detach())
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+
+
+def outputs(objective: BiEncoding, texts: TextRows) -> tuple[dict[str, Tensor], Tensor]:
+    from secondpass.training.bi_encoding import outputs_ids
+
+    return objective._joined(texts, objective._batches(texts, 10**6)), outputs_ids(texts, CPU)
+
+
+@pytest.mark.parametrize(("golden", "run"), golden_runs("colbert-v2", "colbert-pylate"))
+def test_late_interaction_learns_as_the_reference(golden: TrainingGolden, run: dict[str, Any]) -> None:
+    batch, told = golden.batch(run), run["settings"]
+    if golden.name == "colbert-v2":
+        losses = {"kl": 1.0} if told["teacher"] else {"cross_entropy": 1.0}
+        in_batch = "others" if told["use_ib_negatives"] else "none"
+        colbert = LateInteractionSettings(in_batch=in_batch, teacher_scale=told["distillation_alpha"])
+    else:
+        is_contrastive = "contrastive" in run["name"]
+        losses = {"cross_entropy": 1.0} if is_contrastive else {"kl": 1.0}
+        colbert = LateInteractionSettings(
+            in_batch="all" if is_contrastive else "none",
+            temperature=2.0 if "temperature 2" in run["name"] else 1.0,
+            has_scaled_scores="scaled to 0..1" in run["name"],
+            has_zero_padding=True,
+        )
+    settings = TrainingSettings(losses=losses, colbert=colbert)
+    objective = open_late_interaction(golden.checkpoint, settings, CPU, torch.float32)
+    queries = TextRows(
+        rows=[row(ids) for ids in batch["queries"]],
+        counts=[[True] * len(ids) for ids in batch["queries"]],
+        visible=list(batch["query_attention"]),
+    )
+    real = [ids[: len(ids) - list(reversed([i != 0 for i in ids])).index(True)] for ids in batch["passages"]]
+    counts = [
+        [c == "1" for c in text[: len(ids)]]
+        for text, ids in zip(batch["passage_vectors_that_count"], real, strict=True)
+    ]
+    passages = TextRows(rows=[row(ids) for ids in real], counts=counts)
+    teacher = batch["teacher_scores"] if settings.needs_teacher else None
+    walk(objective, run, (queries, passages, [batch["nway"]] * len(batch["queries"]), teacher))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("bge-m3", "embedder"), ("colbertv2", "colbert")])
+def test_two_processes_have_the_gradient_of_one(tmp_path: Path, name: str, kind: str) -> None:
+    pytest.importorskip("accelerate")
+    base = SHARED / "golden" / name
+    if not base.is_dir():
+        pytest.skip("no reference figures here")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"]  # which is gloo on a CPU
+    for run, launcher in (("one", []), ("two", launch)):
+        arguments = [*launcher, "tests.training.spread", str(base), kind, str(tmp_path / run)]
+        subprocess.run([sys.executable, "-m", *arguments], check=True, env=environment, cwd=ROOT, capture_output=True)
+    one, two = (load_file(tmp_path / run) for run in ("one", "two"))
+    assert set(one) == set(two)
+    most = max(float(gradient.norm()) for gradient in one.values())
+    for key in one:
+        assert float((one[key] - two[key]).norm()) <= 1e-5 * most, key
+
+
+def examples_of(base: Path) -> tuple[list[Example], str, list[str]]:
+    pairs = json.loads((base / "pairs.json").read_text())
+    query, passages = pairs[0]["query"], [pair["passage"][:200] for pair in pairs[:4]]
+    other = Example(query=passages[3][:40], positives=(passages[3],), negatives=tuple(passages[:2]))
+    return (
+        [Example(query=query, positives=(passages[0],), negatives=tuple(passages[1:3])), other] * 3,
+        query,
+        passages,
+    )
+
+
+def trained(base: Path, out: Path, **options: Any) -> tuple[Trainer, str, list[str]]:
+    examples, query, passages = examples_of(base)
+    usual = {"learning_rate": 1e-3, "batch": 4, "warmup": 0.0, "device": "cpu", "dtype": "float32", "max_length": 48}
+    trainer = Trainer(base, Data(examples=examples), out, settings=TrainingSettings(**{**usual, **options}))
+    trainer.train()
+    return trainer, query, passages
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+def test_trained_bge_m3_scores_alike_in_embedder(tmp_path: Path, lora: LoraSettings | None) -> None:
+    base = SHARED / "golden" / "bge-m3"
+    if not base.is_dir():
+        pytest.skip("no reference figures here")
+    parts = EmbedderSettings(parts=("dense", "sparse", "colbert"), temperature=0.1)
+    trainer, query, passages = trained(base, tmp_path / "out", embedder=parts, lora=lora)
+    embedder = Embedder(tmp_path / "out", dtype="float32", weights=(1.0, 0.3, 1.0))
+    found = [2.3 * score for score in embedder.score(query, passages, mode="colbert+sparse+dense")]
+    assert found == pytest.approx(trainer.objective.score(query, passages), abs=1e-4)
+    before = Embedder(base, dtype="float32", max_length=48).score(query, passages, mode="dense")
+    assert embedder.score(query, passages, mode="dense") != pytest.approx(before, abs=1e-3)
+
+
+def test_a_plain_encoder_becomes_an_embedder_with_the_vectors_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    base = SHARED / "golden" / "bert-cross-encoder"
+    if not base.is_dir():
+        pytest.skip("no reference figures here")
+    settings = EmbedderSettings(dimensions=(8, 16), pooling="mean")
+    trainer, query, passages = trained(base, tmp_path / "out", embedder=settings)
+    embedder = Embedder(tmp_path / "out", dtype="float32")
+    assert embedder.score(query, passages) == pytest.approx(trainer.objective.score(query, passages), abs=1e-4)
+    model = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    inputs = tokenizer(passages, padding=True, truncation=True, max_length=48, return_tensors="pt")
+    with torch.inference_mode():
+        states = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    pooled = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+    assert torch.allclose(torch.from_numpy(embedder.encode(passages)), pooled, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["colbertv2", "bert-embedder-cls"])
+def test_trained_late_interaction_scores_alike_in_colbert(tmp_path: Path, name: str) -> None:
+    base = SHARED / "golden" / name
+    if not base.is_dir():
+        pytest.skip("no reference figures here")
+    examples, query, passages = examples_of(SHARED / "golden" / "colbertv2")
+    colbert = LateInteractionSettings(token_width=12, query_length=20)
+    settings = TrainingSettings(
+        colbert=colbert, learning_rate=1e-3, batch=4, device="cpu", dtype="float32", max_length=40, epochs=2
+    )
+    trainer = Trainer(base, Data(examples=examples), tmp_path / "out", settings=settings)
+    trainer.train()
+    found = ColBERT(tmp_path / "out", dtype="float32").score(query, passages)
+    assert found == pytest.approx(trainer.objective.score(query, passages), abs=1e-3)
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert "linear.weight" in saved and all(name.startswith(("bert.", "linear.")) for name in saved)
