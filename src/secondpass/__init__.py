@@ -23,6 +23,7 @@ _HOME = {
     "Embedder": "embedder",
     "Hit": "types",
     "Index": "search.index",
+    "Memory": "search.memory",
     "Ranking": "types",
     "RemoteReranker": "remote",
     "Reranker": "reranker",
@@ -39,6 +40,7 @@ __all__ = [
     "Embedder",
     "Hit",
     "Index",
+    "Memory",
     "Ranking",
     "RemoteReranker",
     "Reranker",
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from secondpass.remote import RemoteReranker
     from secondpass.reranker import Reranker
     from secondpass.search.index import Index
+    from secondpass.search.memory import Memory
     from secondpass.types import Document, EarlyExit, Hit, Ranking, Scorer
 
 __getattr__ = lazy_names(__name__, _HOME)

@@ -157,7 +157,7 @@ class Index:
                 cognitive=Cognitive.of(cognitive),
                 diversity=diversity,
                 fusion=fusion,
-                is_reranked=rerank and self._reranker is not None,
+                is_reranked=rerank and self.is_reranked,
                 budget_ms=budget_ms,
                 explain=explain,
             )
@@ -197,6 +197,11 @@ class Index:
 
     def close(self) -> None:
         self.store.close()
+
+    @property
+    def is_reranked(self) -> bool:
+        """Whether there is a reranker."""
+        return self._reranker is not None
 
     @property
     def roots(self) -> list[str]:

@@ -63,16 +63,16 @@ class Indexing:
         asked = self._changed(there, known, report)
         for batch in _batches(self._changes(asked, report, progress)):
             self._commit(batch, report)
-        self._fill(report, progress)
+        self.fill(report, progress)
         if report.chunks or report.removed or report.embedded:
             self.store.finish()
             report.near_duplicates = int(near_duplicates(self.store.similarities()).sum())
         report.seconds = time.perf_counter() - started
         return report
 
-    def add_text(self, file: File, page: Page) -> None:
-        """Put one text, which is no file, into the store under the file's path."""
-        self._commit([Change(file=file, chunks=_chunks(file.path, [page]))], Report())
+    def add(self, file: File, made: Sequence[Chunk]) -> None:
+        """Put chunks that are of no file into the store, under the file's path."""
+        self._commit([Change(file=file, chunks=made)], Report())
 
     def _changed(
         self, there: dict[str, Path], known: dict[str, File], report: Report
@@ -120,7 +120,7 @@ class Indexing:
     def _vectors(self, made: Sequence[Chunk], report: Report) -> dict[bytes, Vectors]:
         """Unit vectors of the chunks by their digests; those of chunks that are in the store are not made again.
 
-        Of a file with very many chunks only those: the others follow in `_fill`, with a commit every so often.
+        Of a file with very many chunks only those: the others follow in `fill`, with a commit every so often.
         """
         if self.encoder is None or not made:
             return {}
@@ -135,7 +135,7 @@ class Indexing:
         report.embedded += len(missing)
         return known
 
-    def _fill(self, report: Report, progress: Progress | None) -> None:
+    def fill(self, report: Report, progress: Progress | None = None) -> None:
         """Vectors for chunks that have none, as after the embedder was changed."""
         if self.encoder is None:
             return

@@ -89,6 +89,7 @@ class Database:
             self.file, timeout=BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=64
         )
         connection.execute("pragma synchronous = normal")
+        connection.execute("pragma secure_delete = on")  # what is forgotten is overwritten
         connection.execute("pragma cache_size = -65536")
         connection.execute("pragma mmap_size = 268435456")
         if connection.execute("pragma user_version").fetchone()[0] == 0:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,9 @@ class SqliteStore:
 
     def remove(self, paths: Iterable[str]) -> int:
         with self._database.transaction() as connection:
-            return sum(_forget(connection, path) for path in paths)
+            gone = sum(_forget(connection, path) for path in paths)
+            connection.execute("delete from accesses where digest not in (select digest from chunks)")
+        return gone
 
     def search_text(self, words: Sequence[str], limit: int, only: Filter) -> Found:
         self._refresh()
@@ -106,6 +108,11 @@ class SqliteStore:
                 (json.dumps(near.tolist()),),
             ).fetchall()
         return codes.rescored(vector, found, limit)
+
+    def ids(self, path: str) -> list[int]:
+        of_file = "select c.id from chunks c join files f on f.id = c.file where f.path = ? order by c.id"
+        with self._database.reading() as connection:
+            return [int(row[0]) for row in connection.execute(of_file, (path,))]
 
     def fetch(self, ids: Sequence[int]) -> list[Stored]:
         with self._database.reading() as connection:
@@ -147,9 +154,14 @@ class SqliteStore:
         with self._database.transaction(has_new_content=False) as connection:
             connection.execute("update chunks set superseded_by = ? where id = ?", (new, old))
 
-    def set_fields(self, id: int, fields: Mapping[str, Any]) -> None:
+    def change_fields(self, id: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
         with self._database.transaction(has_new_content=False) as connection:
-            connection.execute("update chunks set fields = ? where id = ?", (_json(fields), id))
+            row = connection.execute("select fields from chunks where id = ?", (id,)).fetchone()
+            if row is not None:
+                connection.execute(
+                    "update chunks set fields = ? where id = ?", (_json(change(json.loads(row[0]))), id)
+                )
+        return row is not None
 
     def record(self, events: Sequence[Event]) -> None:
         with self._database.transaction(has_new_content=False) as connection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -126,7 +126,7 @@ class Store(Protocol):
         ...
 
     def remove(self, paths: Iterable[str]) -> int:
-        """Forget files with all that is known of them. Returns how many chunks went."""
+        """Forget files with all that is known of them, uses too. Returns how many chunks went."""
         ...
 
     def search_text(self, words: Sequence[str], limit: int, only: Filter) -> Found:
@@ -135,6 +135,10 @@ class Store(Protocol):
 
     def search_vectors(self, vector: Vectors, limit: int, only: Filter) -> Found:
         """Ids and cosines of the nearest chunks; vector (C,) has length 1."""
+        ...
+
+    def ids(self, path: str) -> list[int]:
+        """The ids of a file's chunks, in their order."""
         ...
 
     def fetch(self, ids: Sequence[int]) -> list[Stored]:
@@ -159,7 +163,9 @@ class Store(Protocol):
         """Mark a chunk as replaced by another one, or as valid again."""
         ...
 
-    def set_fields(self, id: int, fields: Mapping[str, Any]) -> None: ...
+    def change_fields(self, id: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+        """Replace a chunk's fields by what `change` makes of them, in one step. False where the chunk is gone."""
+        ...
 
     def record(self, events: Sequence[Event]) -> None:
         """Keep uses and rejections."""

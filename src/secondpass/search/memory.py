@@ -1,0 +1,194 @@
+"""Memory: statements that an agent keeps, each with when it held, when it was written, and what speaks for it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from secondpass.cognitive import Cognitive, seconds_of
+from secondpass.errors import StoreError
+from secondpass.retrieval.vectors import Encoder
+from secondpass.retrieval.words import terms
+from secondpass.search.features import digest_of, entities_of, similarity_of
+from secondpass.search.index import Index
+from secondpass.search.indexing import Indexing
+from secondpass.search.pipeline import Question, Reader
+from secondpass.search.stores.store import Chunk, Event, File, Filter, Stored
+from secondpass.types import Ranking
+
+MAX_CHARACTERS = 8000  # of one statement; longer texts are documents, for an Index
+Moment = float | datetime | str
+
+
+class Memory:
+    """Statements in a namespace of their own: remember, recall, confirm, contradict, supersede, forget.
+
+    name: of the index that keeps them; it is made where there is none. namespace: whose memory it is; others are not
+    found. Every moment can be given; without it is now. Statements are named by the ids that `remember` returns and
+    that hits have as `index`. Safe to use from several threads and processes. See Index for the other options.
+    """
+
+    def __init__(
+        self,
+        name: str = "memory",
+        *,
+        namespace: str = "default",
+        folder: str | Path | None = None,
+        embedder: str | Encoder | None = None,
+        reranker: str | Reader | None = "default",
+    ) -> None:
+        self.namespace = namespace
+        self.index = Index(name, folder=folder, embedder=embedder, reranker=reranker, create=True)
+
+    def remember(
+        self,
+        text: str,
+        *,
+        subject: str | None = None,
+        source: str | None = None,
+        valid_from: Moment | None = None,
+        importance: float | None = None,
+        entities: Sequence[str] = (),
+        now: Moment | None = None,
+    ) -> int:
+        """Keep a statement. Returns its id; that of the same statement, confirmed by this source, where it is known.
+
+        valid_from is since when it holds, where that is not now. Of statements about one subject the newest comes
+        first. Raises ValueError for a text that is empty or too long.
+        """
+        if not text.strip() or len(text) > MAX_CHARACTERS:
+            raise ValueError(f"the statement has {len(text)} characters; give 1 to {MAX_CHARACTERS}")
+        written = _seconds(now)
+        known = self._same(text)
+        if known is not None:
+            self.confirm(known, source=source)
+            return known
+        fields: dict[str, Any] = {"namespace": self.namespace, "written": written, "sources": [source or "unknown"]}
+        given = {"subject": subject, "importance": importance}
+        fields |= {name: value for name, value in given.items() if value is not None}
+        held = written if valid_from is None else seconds_of(valid_from, "valid_from")
+        return self._add(text, fields, held, entities)
+
+    def recall(
+        self,
+        query: str,
+        top_n: int = 5,
+        *,
+        as_of: Moment | None = None,
+        cognitive: Cognitive | Mapping[str, Any] | bool | None = True,
+        now: Moment | None = None,
+        budget_ms: float | None = None,
+        explain: bool = False,
+    ) -> Ranking:
+        """The statements that answer, best first; none that were superseded.
+
+        as_of: what held at a moment, by relevance alone. Reading changes nothing: say with `use` what was of use.
+        """
+        settings = Cognitive.of(cognitive)
+        if settings is not None and settings.now is None:
+            settings = replace(settings, now=_seconds(now))
+        only = Filter(fields={"namespace": self.namespace})
+        if as_of is not None:
+            moment, settings = seconds_of(as_of, "as_of"), None
+            only = replace(only, until=moment, has_superseded=True)
+        asked = Question(
+            text=query,
+            top_n=top_n if as_of is None else 1000,
+            only=only,
+            cognitive=settings,
+            is_reranked=self.index.is_reranked,
+            budget_ms=budget_ms,
+            explain=explain,
+        )
+        ranking = self.index.pipeline.search(asked)
+        if as_of is None:
+            return ranking
+        held = [hit for hit in ranking if not hit.document.fields.get("superseded_at", moment + 1) <= moment]
+        return replace(ranking, hits=tuple(replace(hit, rank=rank) for rank, hit in enumerate(held[:top_n])))
+
+    def use(self, id: int, *, now: Moment | None = None) -> None:
+        """Record that a statement was of use; uses count as ACT-R's accesses."""
+        self.index.store.record([Event(digest=self.get(id).chunk.digest, time=_seconds(now), kind="used")])
+
+    def confirm(self, id: int, *, source: str | None = None) -> None:
+        """Count a support. One source counts once."""
+        self._count(id, "supports", source)
+
+    def contradict(self, id: int, *, source: str | None = None) -> None:
+        """Count a contradiction. One source counts once."""
+        self._count(id, "contradictions", source)
+
+    def supersede(self, id: int, text: str, *, source: str | None = None, now: Moment | None = None) -> int:
+        """Put a statement in place of another one, which is no longer recalled. Returns the new one's id."""
+        old = self.get(id)
+        moment = _seconds(now)
+        kept = {name: old.chunk.fields[name] for name in ("subject", "importance") if name in old.chunk.fields}
+        fields = {"namespace": self.namespace, "written": moment, "sources": [source or "unknown"], **kept}
+        new = self._add(text, fields, moment, ())
+        self.index.store.change_fields(id, lambda fields: {**fields, "superseded_at": moment})
+        self.index.store.supersede(id, new)
+        return new
+
+    def forget(self, id: int) -> None:
+        """Delete a statement with its vectors and uses, for good."""
+        self.index.store.remove([self.get(id).path])
+
+    def get(self, id: int) -> Stored:
+        """A statement of this namespace. Raises StoreError where there is none."""
+        found = self.index.store.fetch([id])
+        if not found or found[0].chunk.fields.get("namespace") != self.namespace:
+            raise StoreError(f"there is no statement {id} in the memory {self.namespace!r}; recall gives ids")
+        return found[0]
+
+    def close(self) -> None:
+        self.index.close()
+
+    def _add(self, text: str, fields: dict[str, Any], held: float, entities: Sequence[str]) -> int:
+        path = f"memory:{self.namespace}/{uuid.uuid4().hex}"
+        named = entities_of(text, {"entities": list(entities)})
+        chunk = Chunk(
+            text=text,
+            heading="",
+            lines=(1, text.count("\n") + 1),
+            span=(0, len(text)),
+            digest=digest_of(path, text),
+            similarity=similarity_of(text),
+            created=held,
+            entities=named,
+            fields=fields,
+        )
+        file = File(path=path, root=f"memory:{self.namespace}", digest="", size=len(text), modified_ns=0)
+        Indexing(store=self.index.store, encoder=self.index.encoder).add(file, [chunk])
+        return self.index.store.ids(path)[0]
+
+    def _same(self, text: str) -> int | None:
+        """The id of a statement in the same words."""
+        wanted = " ".join(text.casefold().split())
+        only = Filter(fields={"namespace": self.namespace})
+        found = self.index.store.search_text(terms(text), 20, only)
+        for each in self.index.store.fetch([id for id, _ in found]):
+            if " ".join(each.chunk.text.casefold().split()) == wanted:
+                return each.id
+        return None
+
+    def _count(self, id: int, name: str, source: str | None) -> None:
+        key = f"{name}_by"
+        self.get(id)
+
+        def counted(fields: dict[str, Any]) -> dict[str, Any]:
+            by = list(fields.get(key, []))
+            known = {*by, *fields.get("sources", [])} if name == "supports" else set(by)
+            if source is not None and source in known:
+                return fields
+            return {**fields, name: fields.get(name, 0) + 1, key: [*by, *([source] if source else [])]}
+
+        self.index.store.change_fields(id, counted)
+
+
+def _seconds(now: Moment | None) -> float:
+    return time.time() if now is None else seconds_of(now, "now")

@@ -1,0 +1,111 @@
+"""An agent's memory: what is kept, confirmed, contradicted, replaced and forgotten, at moments that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from secondpass.errors import StoreError
+from secondpass.search.memory import Memory
+from tests.search.conftest import WordEncoder, WordReranker
+
+NOW = "2026-11-28"
+
+
+def opened(place: Path, namespace: str = "default") -> Memory:
+    return Memory(folder=place, namespace=namespace, embedder=WordEncoder(), reranker=WordReranker())
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Memory]:
+    memory = opened(tmp_path)
+    yield memory
+    memory.close()
+
+
+def texts(memory: Memory, query: str, **options: object) -> list[str]:
+    return memory.recall(query, **{"now": NOW, **options}).texts  # type: ignore[arg-type]
+
+
+def test_what_is_remembered_is_recalled_in_its_namespace_alone(memory: Memory, tmp_path: Path) -> None:
+    id = memory.remember("Ada likes green tea", subject="tea", importance=0.9, now="2026-01-01")
+    other = opened(tmp_path, "other")
+    other.remember("Bob likes black tea", now="2026-01-01")
+    assert texts(memory, "who likes tea") == ["Ada likes green tea"]
+    assert texts(other, "who likes tea") == ["Bob likes black tea"]
+    stored = memory.get(id)
+    assert stored.chunk.fields["subject"] == "tea"
+    with pytest.raises(StoreError, match=f"no statement {id} in the memory 'other'"):
+        other.get(id)
+
+
+def test_the_same_words_again_are_a_confirmation(memory: Memory) -> None:
+    first = memory.remember("The port is 2222", source="mail", now=NOW)
+    assert memory.remember("the port  is 2222", source="mail", now=NOW) == first
+    assert "supports" not in memory.get(first).chunk.fields
+    assert memory.remember("The port is 2222", source="wiki", now=NOW) == first
+    assert memory.get(first).chunk.fields["supports"] == 1
+
+
+def test_what_is_confirmed_comes_before_what_is_contradicted(memory: Memory) -> None:
+    for city in ("paris", "oslo", "rome"):
+        memory.remember(f"The capital where we meet is {city}", now="2026-01-01")
+    ids = {hit.document.text.split()[-1]: hit.index for hit in memory.recall("the capital where we meet", now=NOW)}
+    memory.confirm(ids["oslo"], source="a")
+    memory.confirm(ids["oslo"], source="a")
+    memory.confirm(ids["oslo"], source="b")
+    memory.contradict(ids["paris"], source="a")
+    assert memory.get(ids["oslo"]).chunk.fields["supports"] == 2
+    found = texts(memory, "the capital where we meet")
+    assert [text.split()[-1] for text in found] == ["oslo", "rome", "paris"]
+
+
+def test_what_was_of_use_comes_first_and_reading_changes_nothing(memory: Memory) -> None:
+    first, second = (memory.remember(f"The colour of door {n} is red", now="2026-01-01") for n in "ab")
+    order = texts(memory, "the colour of the door")
+    assert texts(memory, "the colour of the door") == order
+    last = second if order[0].split()[4] == "a" else first
+    memory.use(last, now="2026-11-27")
+    assert texts(memory, "the colour of the door") == order[::-1]
+    assert memory.get(last).accessed != ()
+
+
+def test_a_superseded_statement_is_no_longer_recalled_but_was_true_then(memory: Memory) -> None:
+    old = memory.remember("The ssh port is 2222", subject="ssh", now="2025-01-01")
+    new = memory.supersede(old, "The ssh port is 2244", now="2026-06-01")
+    assert texts(memory, "the ssh port") == ["The ssh port is 2244"]
+    assert texts(memory, "the ssh port", as_of="2025-07-01") == ["The ssh port is 2222"]
+    assert texts(memory, "the ssh port", as_of="2026-07-01") == ["The ssh port is 2244"]
+    assert memory.get(old).superseded_by == new
+    assert memory.get(new).chunk.fields["subject"] == "ssh"
+
+
+def test_of_one_subject_the_newest_stands_first(memory: Memory) -> None:
+    memory.remember("Tea preference of the house is black", subject="tea", now="2026-01-01")
+    memory.remember("Tea now green", subject="tea", now="2026-05-01")
+    memory.remember("The house has a tea room of preference", now="2026-05-01")
+    ranking = memory.recall("tea preference of the house is black", now=NOW)
+    assert ranking[0].document.text == "Tea now green"
+    assert ranking[0].parts is not None
+
+
+def test_what_is_forgotten_is_gone_from_the_file(memory: Memory, tmp_path: Path) -> None:
+    id = memory.remember("The secret word is xylophone", now=NOW)
+    memory.use(id)
+    memory.forget(id)
+    assert texts(memory, "secret word") == []
+    with pytest.raises(StoreError):
+        memory.get(id)
+    with memory.index.store._database.reading() as connection:  # type: ignore[attr-defined]
+        assert connection.execute("select count(*) from accesses").fetchone() == (0,)
+    memory.index.store.finish()
+    memory.close()
+    assert b"xylophone" not in (tmp_path / "memory.sqlite").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "x" * 9000])
+def test_empty_and_endless_statements_are_refused(memory: Memory, text: str) -> None:
+    with pytest.raises(ValueError, match=f"the statement has {len(text)} characters"):
+        memory.remember(text)
