@@ -1,5 +1,8 @@
 """Models of a hub: a name resolves to a commit, and what scoring needs of it is fetched whole or not at all.
 
+Files come one by one through hf_hub_download. snapshot_download would fetch them side by side, but it asks the hub a
+second time, hands back half a folder without a word where the hub fails, and its errors do not name the file.
+
 The files lie in the cache of huggingface_hub, where other tools find them. Beside them, in the folder `secondpass`
 of each model, lies what each commit holds, so that offline it is known what is missing. A branch is noted only when
 all files of its commit have passed their checks.
@@ -11,7 +14,6 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secondpass.checkpoint.atomic import write_text
 from secondpass.checkpoint.layout import INDEX, inside, settings_of, shard_names, weights_of
 from secondpass.checkpoint.weights import read_header
 from secondpass.errors import CheckpointError, DownloadError
@@ -128,7 +131,7 @@ def _resolve(name: str, revision: str) -> Listing:
 
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except _client_errors() as error:
+    except Exception as error:  # the client's versions stand on transports whose errors have no base in common
         raise _explained(error, f"{name}@{revision}") from error
     if info.sha is None or not _COMMIT.fullmatch(info.sha):
         raise DownloadError(f"{name}@{revision}: {_endpoint()} named no commit; is it a model hub?")
@@ -167,13 +170,13 @@ def _download(listing: Listing) -> Callable[[list[str]], None]:
 
 def _check_room(listing: Listing, names: list[str]) -> None:
     needed = sum(listing.files[name].size or 0 for name in names)
-    place = _storage(listing.name)
-    while not place.is_dir():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    folder = _storage(listing.name)
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(
-            f"{listing.pin}: needs {_megabytes(needed)}, {place} has {_megabytes(free)} free;"
+            f"{listing.pin}: needs {_megabytes(needed)}, {folder} has {_megabytes(free)} free;"
             " make room or set HF_HUB_CACHE to another disk"
         )
 
@@ -187,7 +190,7 @@ def _fetch_file(listing: Listing, name: str) -> None:
         _remove(listing, name)
     try:
         hf_hub_download(listing.name, name, revision=listing.commit, cache_dir=constants.HF_HUB_CACHE)
-    except _client_errors() as error:
+    except Exception as error:
         _drop_overlong(listing, name)
         raise _explained(error, listing.pin, file=name, size=listing.files[name].size) from error
     problem = _problem(listing, name) or _digest_problem(listing, name)
@@ -294,12 +297,10 @@ def _write(file: Path, text: str) -> None:
     """Write a note in the cache, at once or not at all."""
     if file.is_file() and file.read_text("utf-8") == text:
         return
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, "utf-8")
-        part.replace(file)
-    except OSError as error:  # a cache that several users share may be read-only
+        write_text(file, text)
+    except (OSError, CheckpointError) as error:  # a cache that several users share may be read-only
         logger.debug("%s: not written: %s", file, error)
 
 
@@ -311,13 +312,6 @@ def _storage(name: str) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / ("models--" + name.replace("/", "--"))
-
-
-def _client_errors() -> tuple[type[Exception], ...]:
-    """What the client raises: its versions stand on requests, httpx or httpx2, whose errors have no common base."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return (OSError, ValueError, RuntimeError, HfHubHTTPError.__mro__[1])
 
 
 def _explained(error: Exception, pin: str, *, file: str | None = None, size: int | None = None) -> DownloadError:
