@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from secondpass import Reranker
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.checkpoint.export.export import export
 from secondpass.errors import SecondpassError
 from tests.checkpoint.test_adapter import write_adapter
-from tests.checkpoints import tiny_bert
+from tests.checkpoints import SPECIAL, WORDS, tiny_bert
 
 NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 fuzzed = settings(
@@ -39,6 +41,8 @@ ODD = st.one_of(
 )
 Edit = tuple[list[int], Any, bool]
 EDITS = st.lists(st.tuples(st.lists(st.integers(0, 50), max_size=4), ODD, st.booleans()), min_size=1, max_size=3)
+
+DAMAGES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=3)), min_size=1, max_size=3)
 
 
 def edited(content: Any, edits: list[Edit]) -> Any:
@@ -124,8 +128,6 @@ def test_a_damaged_header_of_safetensors(copy: Path, source: Path, edits: list[E
 @fuzzed
 @given(edits=EDITS)
 def test_a_damaged_adapter(source: Path, tmp_path: Path, edits: list[Edit]) -> None:
-    import torch
-
     folder = tmp_path / "adapter"
     key = "base_model.model.bert.encoder.layer.1.attention.self.query.lora_{}.weight"
     if not folder.exists():
@@ -150,10 +152,31 @@ def test_a_damaged_graph(graph: Path, tmp_path: Path, name: str, engine: str) ->
     content = (graph / name).read_bytes()
 
     @settings(fuzzed, max_examples=max(NUM_EXAMPLES // 4, 5))
-    @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=3)), min_size=1, max_size=3))
+    @given(DAMAGES)
     def check(damages: list[tuple[float, bytes]]) -> None:
         (copy / name).write_bytes(damaged(content, damages))
         scored(copy, engine)
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "old.bin", "model.safetensors", "vocab.txt"])
+def test_damaged_bytes(copy: Path, source: Path, name: str) -> None:
+    weights = load_file(source / "model.safetensors")
+    if name.endswith(".bin"):
+        (copy / "model.safetensors").unlink()
+        torch.save(weights, copy / name, _use_new_zipfile_serialization=name != "old.bin")
+    if name == "vocab.txt":
+        (copy / "tokenizer.json").unlink()
+        (copy / name).write_text("\n".join((*SPECIAL, *dict.fromkeys(WORDS.split()))))
+    content = (copy / name).read_bytes()
+    file = copy / ("pytorch_model.bin" if name == "old.bin" else name)
+
+    @fuzzed
+    @given(DAMAGES)
+    def check(damages: list[tuple[float, bytes]]) -> None:
+        file.write_bytes(damaged(content, damages))
+        scored(copy)
 
     check()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from secondpass import Embedder, Reranker
@@ -102,6 +103,30 @@ def test_a_file_of_settings_that_is_too_large(tmp_path: Path) -> None:
     file = tiny_bert(tmp_path) / "config.json"
     os.truncate(file, 1 << 33)  # without a byte on disk
     with pytest.raises(CheckpointError, match=r"has 8,589,934,592 bytes, at most"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("bert.embeddings.word_embeddings.weight", torch.zeros(1).expand(2**40)),
+        ("classifier.weight", torch.zeros(1, 16).to_sparse()),
+        ("classifier.weight", torch.zeros(1, 16, dtype=torch.complex64)),
+        (7, torch.zeros(1)),
+    ],
+)
+def test_a_tensor_of_a_bin_file_that_is_not_plain(tmp_path: Path, name: object, tensor: torch.Tensor) -> None:
+    file = tiny_bert(tmp_path) / "model.safetensors"
+    torch.save({**load_file(file), name: tensor}, tmp_path / "pytorch_model.bin")
+    file.unlink()
+    with pytest.raises(CheckpointError, match=rf"pytorch_model\.bin: '{name}' is no plain tensor with a name"):
+        opened(tmp_path)
+
+
+def test_a_tensor_that_is_larger_than_asked_for_is_not_copied(tmp_path: Path) -> None:
+    file = tiny_bert(tmp_path) / "model.safetensors"
+    save_file(load_file(file) | {"classifier.bias": torch.zeros(1 << 20, dtype=torch.float16)}, file)
+    with pytest.raises(CheckpointError, match=r"head\.out\.bias is \(1048576,\), config\.json asks for \(1,\)"):
         opened(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 import zipfile
@@ -87,7 +88,8 @@ def _joined(
         elif int(block or 0) in parts.setdefault(target, {}):
             repeated.append(name)
         else:
-            parts[target][int(block or 0)] = _cast(target, tensor, dtype)
+            is_too_large = tensor.numel() > math.prod(expected[target])  # which is said below, and not copied first
+            parts[target][int(block or 0)] = tensor if is_too_large else _cast(target, tensor, dtype)
     problems = _list_problem("missing", _missing(expected, parts, renames))
     problems += _list_problem("unexpected", sorted(unexpected))
     problems += _list_problem("in more than one file:", sorted(repeated))
@@ -168,8 +170,6 @@ def read_header(file: Path) -> dict[str, Any]:
 
 
 def _read_bin(file: Path) -> Mapping[str, Tensor]:
-    import pickle
-
     import torch
 
     # Files of torch before 1.6 are no zip archives and cannot be mapped.
@@ -178,13 +178,28 @@ def _read_bin(file: Path) -> Mapping[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other versions, which are tried all the same
             tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # what the operations of a damaged pickle raise: an IndexError, a KeyError, ...
         raise CheckpointError(
             f"{file}: cannot be read as plain weights; code in checkpoints is never run, convert it to safetensors"
         ) from error
     if not isinstance(tensors, Mapping):
         raise CheckpointError(f"{file}: holds a {type(tensors).__name__}, a mapping of names to tensors is needed")
+    if wrong := [name for name, tensor in tensors.items() if not isinstance(name, str) or not _is_plain(tensor)]:
+        raise CheckpointError(
+            f"{file}: {str(wrong[0])[:80]!r} is no plain tensor with a name; convert it to safetensors"
+        )
     return tensors
+
+
+def _is_plain(tensor: object) -> bool:
+    """Whether a value is dense and all its numbers are in the file; what is no tensor at all is named later."""
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        return True
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _read_graph(file: Path) -> Mapping[str, Tensor]:

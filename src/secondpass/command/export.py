@@ -52,7 +52,7 @@ class Writing:
     ] = None
     check: Annotated[str | None, typer.Option(metavar="FILE", help="Pairs to compare on; else built in.")] = None
     revision: Revision = None
-    force: Annotated[bool, typer.Option("--force", help="Replace FOLDER.")] = False
+    force: Annotated[bool, typer.Option("--force", help="Replace the earlier export in FOLDER.")] = False
     local_files_only: Offline = False
 
 

@@ -112,7 +112,10 @@ class Tokenizer:
         if not vocabulary.exists():
             raise CheckpointError(f"{folder}: no tokenizer.json; save one with a fast tokenizer of transformers")
         check_plain(vocabulary, MAX_FILE)
-        return cls(_word_piece(vocabulary, settings), max_length=max_length)
+        try:
+            return cls(_word_piece(vocabulary, settings), max_length=max_length)
+        except Exception as error:  # as above, and a TypeError where a special token is not in the list
+            raise CheckpointError(f"{vocabulary}: cannot be read as a vocabulary: {error}") from error
 
     def encode(self, text: str) -> list[int]:
         with _library_errors():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -212,3 +215,28 @@ def test_the_embedded_model_runs_on_torch() -> None:
     on_torch = Reranker("default", engine="torch", dtype="float32", device="cpu")
     assert on_torch.score("do whales breathe", texts) == pytest.approx(by_graph, abs=1e-4)
     assert on_torch.info().engine == "torch"
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.export.export import export
+
+checkpoint = open_checkpoint(sys.argv[1])
+checkpoint.config, checkpoint.weight_files()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
+export(checkpoint, Path(sys.argv[2]), format=sys.argv[3])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a limit on files is POSIX's")
+@pytest.mark.parametrize("format", ["openvino", "onnx"])
+def test_a_graph_that_does_not_fit_is_one_sentence(source: Path, tmp_path: Path, format: str) -> None:
+    pytest.importorskip(format)
+    command = [sys.executable, "-c", FULL, str(source), str(tmp_path / "out"), format]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    said = ended.stderr.strip().splitlines()[-1]
+    assert said.startswith("secondpass.errors.CheckpointError") and "out: cannot be written" in said, ended.stderr
+    assert list(tmp_path.iterdir()) == []
