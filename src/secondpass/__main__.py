@@ -3,14 +3,12 @@
 import os
 import signal
 
-INTERRUPTED = 130  # as shells have it: 128 + SIGINT
-
 
 def main() -> None:
     """The command `secondpass`."""
     is_heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, as under nohup
     if is_heeded:
-        signal.signal(signal.SIGINT, lambda signum, frame: os._exit(INTERRUPTED))  # nothing has begun yet
+        signal.signal(signal.SIGINT, lambda signum, frame: os._exit(128 + signum))  # nothing has begun yet
     from secondpass.cli import main as run_command
 
     run_command(is_heeded)

@@ -23,10 +23,10 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from secondpass.__main__ import INTERRUPTED
 from secondpass.engine.cpu.threads import suit_environment
 
 OK, FAILED, WRONG_USE = 0, 1, 2
+INTERRUPTED = 128 + int(signal.SIGINT)  # as shells have it
 # Name: (file of command/ and function in it, line in the list of commands: at most 64 characters).
 COMMANDS: dict[str, tuple[str, str]] = {
     "rank": ("rank:rank", "Rank passages by how well they answer a query."),

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.bar import Bar
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 11
 MAX_SOURCE_WIDTH = 28
-MIN_PASSAGE_WIDTH = 20
-LINES_PER_HIT = 2
+MIN_PASSAGE_WIDTH = 16  # narrower, it stands below the rest
+MIN_SOURCE_WIDTH = 8
+LINES_PER_HIT, LINES_WHEN_NARROW = 2, 4
 EXTRA_WIDTHS = {"tokens": 6, "cut": 4, "span": 11}
+Range = tuple[int, int]  # of characters
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -71,9 +74,11 @@ def text_of(hit: Hit, fields: Sequence[str]) -> str:
 
 
 def hit_row(hit: Hit, source: str, fields: Sequence[str]) -> list[object]:
-    """rank, probability, score, source, text; when explained also tokens, cut tokens and span."""
+    """rank, probability, score, source, text; when explained tokens and cut tokens; the span of a window that won."""
     row: list[object] = [hit.rank + 1, f"{hit.probability:.6f}", f"{hit.score:.6f}", source, text_of(hit, fields)]
-    return row if hit.parts is None else [*row, *_explained(hit)]
+    if hit.parts is not None:
+        return [*row, *_explained(hit)]
+    return row if hit.span is None else [*row, _explained(hit)[-1]]
 
 
 def hit_object(hit: Hit, source: str) -> dict[str, Any]:
@@ -90,77 +95,120 @@ def hit_object(hit: Hit, source: str) -> dict[str, Any]:
     }
 
 
-def ranking_table(ranking: Ranking, sources: Sequence[str], fields: Sequence[str]) -> None:
-    """Two lines per hit at most: rank, bar, probability, how the passage begins, source."""
-    from rich.bar import Bar
+def ranking_table(
+    ranking: Ranking, sources: Sequence[str], fields: Sequence[str], matches: Mapping[int, Range]
+) -> None:
+    """Two lines per hit at most: rank, bar, probability, how the passage begins, source. On a narrow terminal the
+    passage stands below the others.
+
+    matches: by a hit's index the part of its text that is shown first, and marked.
+    """
     from rich.cells import cell_len
     from rich.console import Console
     from rich.text import Text
 
     console = Console()
-    is_explained = any(hit.parts is not None for hit in ranking)
-    has_spans = is_explained and any(hit.span is not None for hit in ranking)
-    extra = ("tokens", "cut", "span")[: 2 + has_spans] if is_explained else ()
-    table = _empty_table(extra)
-    longest_source = max((cell_len(sources[hit.index]) for hit in ranking), default=0)
-    figures_width = sum(EXTRA_WIDTHS[name] + 2 for name in extra)
-    others = 2 + BAR_WIDTH + 5 + max(6, min(MAX_SOURCE_WIDTH, longest_source)) + 5 * 2 + figures_width
-    width = max(MIN_PASSAGE_WIDTH, console.width - others)
-    for hit in ranking:
-        bar = Bar(1, 0, hit.probability if hit.is_scored else 0, width=BAR_WIDTH, color="green")
-        figures = [str(value) for value in _explained(hit)[: len(extra)]]
-        beginning = _beginning(console, _winning(hit, fields), width)
-        source = Text(_end_of(_printable(sources[hit.index])))
-        probability = f"{hit.probability:.3f}" if hit.is_scored else "-"
-        table.add_row(str(hit.rank + 1), bar, probability, beginning, *figures, source)
+    extra = _extra(ranking)
+    longest_source = max((cell_len(_end_of(sources[hit.index])) for hit in ranking), default=0)
+    others = 2 + BAR_WIDTH + 5 + max(6, longest_source) + 4 * 2 + sum(EXTRA_WIDTHS[name] + 2 for name in extra)
+    is_narrow = console.width - others < MIN_PASSAGE_WIDTH
+    width = console.width - 1 if is_narrow else console.width - others
+    area = (width, LINES_WHEN_NARROW if is_narrow else LINES_PER_HIT)
+    excerpts = [_excerpt(console, hit, fields, matches.get(hit.index), area) for hit in ranking]
+    if is_narrow:
+        _print_stacked(console, ranking, sources, excerpts)
+        return
+    table = _empty_table(extra, width)
+    for hit, excerpt in zip(ranking, excerpts, strict=True):
+        figures = map(str, _explained(hit)[: len(extra)])
+        table.add_row(*_cells(hit), excerpt, *figures, Text(_end_of(sources[hit.index]), style="dim"))
     console.print(table)
 
 
-def _empty_table(extra: Sequence[str]) -> Table:
+def _extra(ranking: Ranking) -> tuple[str, ...]:
+    """The columns that are there when it is explained."""
+    if not any(hit.parts is not None for hit in ranking):
+        return ()
+    return ("tokens", "cut", "span")[: 2 + any(hit.span is not None for hit in ranking)]
+
+
+def _cells(hit: Hit) -> tuple[str, Bar, str]:
+    """Rank, bar and probability."""
+    from rich.bar import Bar
+
+    bar = Bar(1, 0, hit.probability if hit.is_scored else 0, width=BAR_WIDTH, color="green")
+    return str(hit.rank + 1), bar, f"{hit.probability:.3f}" if hit.is_scored else "-"
+
+
+def _empty_table(extra: Sequence[str], width: int) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("", justify="right", style="dim", no_wrap=True, width=2)
     table.add_column("probability", no_wrap=True, width=BAR_WIDTH)
     table.add_column("", justify="right", no_wrap=True, width=5)
-    table.add_column("passage", ratio=1)
+    table.add_column("passage", no_wrap=True, width=width)
     for name in extra:
         table.add_column(name, justify="right", no_wrap=True, width=EXTRA_WIDTHS[name])
-    table.add_column("source", style="dim", overflow="ellipsis", no_wrap=True, max_width=MAX_SOURCE_WIDTH)
+    table.add_column("source", no_wrap=True)
     return table
 
 
-def _beginning(console: Console, text: str, width: int) -> Text:
-    """The first lines of a text at this width, which counts wide characters twice."""
+def _print_stacked(console: Console, ranking: Ranking, sources: Sequence[str], excerpts: Sequence[Text]) -> None:
+    """For each hit a line with its figures, and the passage below."""
+    from rich.table import Table
     from rich.text import Text
 
-    shown = Text(_printable(text[: width * LINES_PER_HIT * 2]))
-    lines = shown.wrap(console, width)
-    if len(lines) <= LINES_PER_HIT:
-        return shown
-    kept = [line.plain.rstrip() for line in lines[:LINES_PER_HIT]]
-    last = Text(kept[-1])
-    last.truncate(width - 1)
-    return Text("\n".join([*kept[:-1], last.plain.rstrip() + "…"]))
+    room = console.width - 2 - BAR_WIDTH - 5 - 3
+    for hit, excerpt in zip(ranking, excerpts, strict=True):
+        rank, bar, probability = _cells(hit)
+        line = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
+        line.add_column(style="dim", no_wrap=True, width=2)
+        has_bar = room >= MIN_SOURCE_WIDTH
+        source = Text(_end_of(sources[hit.index], room if has_bar else max(1, room + BAR_WIDTH + 1)), style="dim")
+        line.add_row(rank, *([bar] if has_bar else []), probability, source)
+        console.print(line)
+        console.print(excerpt)
 
 
-def _end_of(source: str) -> str:
+def _excerpt(console: Console, hit: Hit, fields: Sequence[str], match: Range | None, area: tuple[int, int]) -> Text:
+    """The passage from the match on, as far as it fits into area: so many cells, and lines."""
+    from rich.text import Text
+
+    text = text_of(hit, fields)
+    heading = str(hit.document.fields.get("heading", ""))
+    width, num_lines = area
+    most = width * num_lines * 4  # of characters; white space shrinks
+    start = match[0] if match is not None else hit.span[0] if hit.span is not None and not fields else 0
+    if start:
+        shown = Text("… " + _printable(text[start : start + most]))
+    else:
+        text = text.replace(f"{heading}\n", f"{heading} · ", 1) if heading and text.startswith(heading) else text
+        shown = Text(_printable(text[:most]))
+    if match is not None:
+        shown.stylize("bold", 2 if start else 0, (2 if start else 0) + len(_printable(text[match[0] : match[1]])))
+    lines = shown.wrap(console, width, overflow="fold")
+    kept = lines[:num_lines]
+    for line in kept:
+        line.rstrip()
+    if len(lines) > num_lines:
+        kept[-1].truncate(width - 1)
+        kept[-1].rstrip()
+        kept[-1].append("…")
+    return Text("\n").join(kept)
+
+
+def _end_of(source: str, width: int = MAX_SOURCE_WIDTH) -> str:
     """The source, of a long one its end, where the file's name and the line are."""
     from rich.cells import cell_len
 
-    end = source
-    while cell_len(end) >= MAX_SOURCE_WIDTH:
+    source = _printable(source)
+    if cell_len(source) <= width:
+        return source
+    end = source[-width:]
+    while cell_len(end) >= width:
         end = end[1:]
-    return source if cell_len(source) <= MAX_SOURCE_WIDTH else f"…{end}"
-
-
-def _winning(hit: Hit, fields: Sequence[str]) -> str:
-    """The text, from the window on that won."""
-    text = text_of(hit, fields)
-    heading = str(hit.document.fields.get("heading", ""))
-    if hit.span is not None and hit.span[0] and not fields:
-        return text[hit.span[0] :]
-    return text.replace(f"{heading}\n", f"{heading} · ", 1) if heading and text.startswith(heading) else text
+    return f"…{end}"
 
 
 def _printable(text: str) -> str:

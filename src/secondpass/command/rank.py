@@ -17,7 +17,7 @@ from secondpass.errors import WrongUse
 if TYPE_CHECKING:
     from secondpass.data.passages import Passage
     from secondpass.reranker import Reranker
-    from secondpass.types import Info, Ranking
+    from secondpass.types import Info, Ranking, Scorer
 
 
 class Split(str, Enum):
@@ -74,7 +74,8 @@ def rank(
 
     Reads text, Markdown, HTML, CSV, JSON, JSON Lines and parquet, gzipped or not, folders of them, BEIR folders, or
     standard input. A file among several that cannot be read is named and left out; the exit code is then 1. Prints
-    a table on a terminal, else tab-separated lines: rank (from 1), probability, score (raw logit), source, text.
+    a table on a terminal, else tab-separated lines: rank (from 1), probability, score (raw logit), source, text, and
+    with --long chunk the characters that won.
     """
     from secondpass.data.passages import ReadOptions, read_passages
 
@@ -86,7 +87,15 @@ def rank(
     reranker = opening.reranker(model, revision=revision, long_documents=long.value, calibration=calibration)
     with wrong_use():
         ranking = _ranked(reranker, query, passages, showing)
-    _show(ranking, [passage.source for passage in passages], reranker.info(), showing)
+    sources = [passage.source for passage in passages]
+    if showing.json:
+        _print_json(ranking, sources, reranker.info())
+    elif sys.stdout.isatty():
+        is_marked = showing.budget_ms is None and not showing.names
+        matches = matching_sentences(reranker, ranking) if is_marked else {}
+        output.ranking_table(ranking, sources, showing.names, matches)
+    else:
+        output.tab_separated(output.hit_row(hit, sources[hit.index], showing.names) for hit in ranking)
     sys.stdout.flush()
     _remark(ranking, reranker.info(), showing, is_chunked=long is Long.chunk)
     if inputs.problems:
@@ -109,15 +118,23 @@ def _ranked(reranker: Reranker, query: str, passages: Sequence[Passage], showing
         )
 
 
-def _show(ranking: Ranking, sources: Sequence[str], info: Info, showing: Showing) -> None:
-    if showing.json:
-        results = [output.hit_object(hit, sources[hit.index]) for hit in ranking]
-        usage = asdict(ranking.usage)
-        output.as_json({"query": ranking.query, "model": asdict(info), "usage": usage, "results": results})
-    elif sys.stdout.isatty():
-        output.ranking_table(ranking, sources, showing.names)
-    else:
-        output.tab_separated(output.hit_row(hit, sources[hit.index], showing.names) for hit in ranking)
+def matching_sentences(scorer: Scorer, ranking: Ranking) -> dict[int, tuple[int, int]]:
+    """Of each window that won, by the hit's index, the sentence that answers the query best."""
+    from secondpass.data.sections import sentences
+
+    ranges = [(hit, each) for hit in ranking if hit.span for each in sentences(hit.document.text, *hit.span)]
+    scores = scorer.score(ranking.query, [hit.document.text[start:stop] for hit, (start, stop) in ranges])
+    found: dict[int, tuple[float, tuple[int, int]]] = {}
+    for (hit, each), score in zip(ranges, scores, strict=True):
+        if hit.index not in found or score > found[hit.index][0]:
+            found[hit.index] = score, each
+    return {index: each for index, (_, each) in found.items()}
+
+
+def _print_json(ranking: Ranking, sources: Sequence[str], info: Info) -> None:
+    results = [output.hit_object(hit, sources[hit.index]) for hit in ranking]
+    usage = asdict(ranking.usage)
+    output.as_json({"query": ranking.query, "model": asdict(info), "usage": usage, "results": results})
 
 
 def _remark(ranking: Ranking, info: Info, showing: Showing, *, is_chunked: bool) -> None:

@@ -36,7 +36,7 @@ MIN_MINED = 15  # negatives of a query, of which a step draws
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
+class LossFlags:
     loss: Annotated[
         str, typer.Option(help="ce, binary, margin_mse, kl, kd, or a sum such as ce+kl or ce=0.4,kl=0.6.")
     ] = "ce"
@@ -160,7 +160,7 @@ def train(
     ],
     *,
     folder: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder of the result.")],
-    loss: Loss,
+    loss: LossFlags,
     layers: Layers,
     vectors: Vectors,
     course: Course,
@@ -201,7 +201,7 @@ def train(
     _tell(result, dev, settings, is_json=json)
 
 
-def _settings(loss: Loss, layers: Layers, vectors: Vectors, course: Course) -> TrainingSettings:
+def _settings(loss: LossFlags, layers: Layers, vectors: Vectors, course: Course) -> TrainingSettings:
     from secondpass.training.settings import LoraSettings, TrainingSettings, parse_losses
 
     with wrong_use():

@@ -1,4 +1,4 @@
-"""Inputs to passages: files, folders, standard input and arguments. Each passage knows where it stands."""
+"""PassageInputs to passages: files, folders, standard input and arguments. Each passage knows where it stands."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ReadOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class PassageInputs:
     """What was read; problems of files that could not be, and what folders left out, a sentence each."""
 
     passages: list[Passage]
@@ -73,13 +73,13 @@ class Inputs:
     left_out: list[str] = field(default_factory=list)
 
 
-def read_passages(paths: Sequence[str], arguments: Sequence[str], options: ReadOptions) -> Inputs:
+def read_passages(paths: Sequence[str], arguments: Sequence[str], options: ReadOptions) -> PassageInputs:
     """The passages of arguments, then of paths in their order; without either those of standard input.
 
     A file among several that cannot be read is a problem, one alone a DataError. Raises WrongUse where there is no
     such input, DataError where nothing can be ranked in any.
     """
-    inputs = Inputs(passages=[Passage(Document(text), f"argument:{n}") for n, text in enumerate(arguments, 1)])
+    inputs = PassageInputs(passages=[Passage(Document(text), f"argument:{n}") for n, text in enumerate(arguments, 1)])
     if not paths and not arguments:
         if sys.stdin is None or sys.stdin.isatty():
             raise WrongUse(
@@ -101,7 +101,7 @@ def read_passages(paths: Sequence[str], arguments: Sequence[str], options: ReadO
     return inputs
 
 
-def _files_of(path: str, inputs: Inputs) -> list[Path | Piped]:
+def _files_of(path: str, inputs: PassageInputs) -> list[Path | Piped]:
     """The files of a path: itself, the corpus of a BEIR folder, or every file of a folder that can be read."""
     if path == STDIN:
         return [Piped("stdin", sys.stdin.buffer)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+_BETWEEN = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？；])|\s*\n\s*")  # sentences
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,13 @@ def automatic(text: str) -> Iterable[Section]:
     """Paragraphs where blank lines lie between them, else lines."""
     found = paragraphs(text)
     return found if len(found) > 1 else lines(text)
+
+
+def sentences(text: str, start: int, stop: int) -> list[tuple[int, int]]:
+    """The ranges of characters of the sentences of text[start:stop], blank ones left out."""
+    cuts = [match.span() for match in _BETWEEN.finditer(text, start, stop)]
+    ends = [start, *(position for cut in cuts for position in cut), stop]
+    return [(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if text[a:b].strip()]
 
 
 class Trail:

@@ -18,7 +18,7 @@ from secondpass.retrieval.vectors import Encoder, VectorIndex
 from secondpass.types import Progress
 
 
-class Index(Protocol):
+class SetSearch(Protocol):
     """A search over the documents of a set, by their places."""
 
     def scores(self, query: str) -> NDArray[np.float32]: ...
@@ -36,7 +36,7 @@ def vector_run(dataset: Dataset, encoder: Encoder, depth: int, progress: Progres
     return _run(dataset, VectorIndex(encoder, texts, progress=progress), depth)
 
 
-def _run(dataset: Dataset, index: Index, depth: int) -> Run:
+def _run(dataset: Dataset, index: SetSearch, depth: int) -> Run:
     names = list(dataset.documents)
     if dataset.candidates is None:
         return {

@@ -66,7 +66,7 @@ def _hit_rate(hits: Sequence[int], best: Sequence[int], cutoff: int | None, num_
 
 
 @dataclass(frozen=True)
-class Kind:
+class MeasureKind:
     """A family of measures: its name here, its other names, its name in ir-measures, and how it is computed.
 
     compute gets grades (or, when binary, 1 for a hit) in the order of the ranking, the best grades there are, the
@@ -82,12 +82,12 @@ class Kind:
 
 
 KINDS = (
-    Kind("nDCG", (), "nDCG", _ndcg, is_graded=True),
-    Kind("MRR", ("rr", "recip_rank"), "RR", _reciprocal_rank),
-    Kind("recall", ("r",), "R", _recall, needs_cutoff=True),
-    Kind("MAP", ("ap",), "AP", _average_precision),
-    Kind("precision", ("p",), "P", _precision, needs_cutoff=True),
-    Kind("hit_rate", ("success", "hit", "hits", "accuracy"), "Success", _hit_rate, needs_cutoff=True),
+    MeasureKind("nDCG", (), "nDCG", _ndcg, is_graded=True),
+    MeasureKind("MRR", ("rr", "recip_rank"), "RR", _reciprocal_rank),
+    MeasureKind("recall", ("r",), "R", _recall, needs_cutoff=True),
+    MeasureKind("MAP", ("ap",), "AP", _average_precision),
+    MeasureKind("precision", ("p",), "P", _precision, needs_cutoff=True),
+    MeasureKind("hit_rate", ("success", "hit", "hits", "accuracy"), "Success", _hit_rate, needs_cutoff=True),
 )
 _BY_NAME = {name.lower(): kind for kind in KINDS for name in (kind.name, *kind.others)}
 _FORM = re.compile(r"(?P<name>[A-Za-z_]+)(\(rel=(?P<rel>\d+)\))?(@(?P<cutoff>\d+))?")
@@ -97,7 +97,7 @@ _FORM = re.compile(r"(?P<name>[A-Za-z_]+)(\(rel=(?P<rel>\d+)\))?(@(?P<cutoff>\d+
 class Measure:
     """A measure of one query's ranking, in 0..1. least_grade is the grade from which a document is relevant."""
 
-    kind: Kind
+    kind: MeasureKind
     cutoff: int | None = None
     least_grade: int = 1
 
