@@ -13,9 +13,9 @@ test:
 test-slow:
 	$(PYTHON) -m pytest -m slow
 
-# Readers of checkpoints on damaged files, for as long as FUZZ_EXAMPLES of each kind take.
+# Readers of checkpoints and of data on damaged files, for as long as FUZZ_EXAMPLES of each kind take.
 fuzz:
-	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),20000) $(PYTHON) -m pytest tests/checkpoint/test_fuzz.py
+	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),20000) $(PYTHON) -m pytest tests/checkpoint/test_fuzz.py tests/data/test_fuzz.py
 
 bench:
 	$(PYTHON) benchmarks/peers.py

@@ -1,8 +1,12 @@
-"""Hostile files of data: whatever is in them, there are passages or a sentence, in bounded memory."""
+"""Hostile files of data: whatever is in them, there are passages or a sentence, in bounded memory.
+
+`make fuzz` or FUZZ_EXAMPLES=100000 tries more than the suite does.
+"""
 
 from __future__ import annotations
 
 import gzip
+import os
 import tempfile
 import tracemalloc
 from collections.abc import Callable
@@ -17,8 +21,10 @@ from secondpass.data.pairs import read_labelled, read_pairs
 from secondpass.data.passages import FOLDER_SUFFIXES, SPLITS, ReadOptions, read_passages
 from secondpass.errors import SecondpassError
 from secondpass.evaluation.datasets.lists import load_lists
+from secondpass.evaluation.datasets.load import load_dataset
 from secondpass.evaluation.datasets.trec import read_candidates, read_qrels, read_run
 
+NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
 KINDS = [kind for kind in FOLDER_SUFFIXES if kind != ".parquet"]  # which a package of others reads
 PIECES = (
     '{"text": "a"}',
@@ -67,7 +73,7 @@ def read(read: Callable[[Path], object], name: str, data: bytes) -> None:
             assert str(error).strip()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=NUM_EXAMPLES, deadline=None)
 @given(
     data=contents,
     kind=st.sampled_from([*KINDS, ""]),
@@ -87,7 +93,7 @@ def test_passages_of_any_bytes(data: bytes, kind: str, split: str, is_packed: bo
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=NUM_EXAMPLES // 2, deadline=None)
 @given(data=contents)
 def test_pairs_and_judgements_of_any_bytes(name: str, data: bytes) -> None:
     for reader in (read_pairs, read_qrels, read_run, read_candidates):
@@ -96,7 +102,23 @@ def test_pairs_and_judgements_of_any_bytes(name: str, data: bytes) -> None:
     read(lambda file: load_lists("any", [file]), name, data)
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.parametrize("corpus", ["corpus.jsonl", "corpus.csv", "collection.tsv"])
+@settings(max_examples=NUM_EXAMPLES // 4, deadline=None)
+@given(documents=contents, queries=contents, qrels=contents)
+def test_a_folder_of_any_bytes_is_a_set_or_a_sentence(
+    corpus: str, documents: bytes, queries: bytes, qrels: bytes
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / corpus).write_bytes(documents)
+        (Path(folder) / "queries.jsonl").write_bytes(queries)
+        (Path(folder) / "qrels.tsv").write_bytes(qrels)
+        try:
+            load_dataset(folder)
+        except SecondpassError as error:
+            assert str(error).strip()
+
+
+@settings(max_examples=NUM_EXAMPLES, deadline=None)
 @given(page=texts)
 @example(page="- a\n\n- b\n\n  c\n\n# h\n\npara\n---\n\n```\n\n# no\n\n")
 def test_a_page_is_read_in_pieces_as_it_is_at_once(page: str) -> None:

@@ -1,1 +1,1 @@
-"""Files of texts, read in one place."""
+"""Files of texts and of records about them."""

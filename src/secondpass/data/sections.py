@@ -56,7 +56,7 @@ def sentences(text: str, start: int, stop: int) -> list[tuple[int, int]]:
 
 
 class Trail:
-    """The headings above a place of a page. Its title is in no trail but that of what stands right under it."""
+    """The headings above a part of a page. Its title is in no trail but that of what stands right under it."""
 
     def __init__(self) -> None:
         self._titles: dict[int, str] = {}

@@ -83,15 +83,15 @@ def fit_platt(scores: Floats, labels: Bools) -> tuple[float, float]:
 
 def reliability(probabilities: Floats, labels: Bools) -> Reliability:
     """Of probabilities (N,) and labels (N,)."""
-    places = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    bin_of = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     bins, gap = [], 0.0
-    for place in range(BINS):
-        inside = places == place
+    for index in range(BINS):
+        inside = bin_of == index
         count = int(inside.sum())
         mean = float(probabilities[inside].mean()) if count else None
         share = float(labels[inside].mean()) if count else None
         gap += count * abs(mean - share) if mean is not None and share is not None else 0.0
-        low, high = place / BINS, (place + 1) / BINS
+        low, high = index / BINS, (index + 1) / BINS
         bins.append(Bin(low=low, high=high, pairs=count, mean_probability=mean, relevant=share))
     clipped = np.clip(probabilities, 1e-12, 1 - 1e-12)
     return Reliability(
@@ -178,7 +178,7 @@ def _folds(groups: Sequence[str], seed: int) -> NDArray[np.int64]:
     """The part of each pair (N,); the parts have equally many queries."""
     names = sorted(set(groups))
     order = np.random.default_rng(seed).permutation(len(names))
-    part = {names[place]: rank % FOLDS for rank, place in enumerate(order)}
+    part = {names[index]: rank % FOLDS for rank, index in enumerate(order)}
     return np.array([part[group] for group in groups], np.int64)
 
 

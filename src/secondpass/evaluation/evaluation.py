@@ -155,7 +155,7 @@ def score_run(
 def measure_latency(scorer: Scorer, dataset: Dataset, first: Run, depth: int) -> Latency:
     """The time for the first `depth` candidates of some queries, evenly drawn."""
     queries = [query for query, candidates in first.items() if candidates]
-    drawn = [queries[int(place)] for place in np.linspace(0, len(queries) - 1, min(TIMED_QUERIES, len(queries)))]
+    drawn = [queries[int(index)] for index in np.linspace(0, len(queries) - 1, min(TIMED_QUERIES, len(queries)))]
     _warm_up(scorer, dataset, first)
     seconds, pairs = [], []
     for query in drawn:
@@ -195,7 +195,7 @@ def _scored(scorer: Scorer, dataset: Dataset, query: str, candidates: Sequence[s
         raise SecondpassError(
             f"{dataset.name}: the scorer gave {len(scores)} scores for {len(candidates)} documents of query {query}"
         )
-    odd = next((place for place, score in enumerate(scores) if math.isnan(score)), None)
+    odd = next((index for index, score in enumerate(scores) if math.isnan(score)), None)
     if odd is not None:
         raise SecondpassError(f"{dataset.name}: the scorer gave NaN for {candidates[odd]} of query {query}")
     return scores

@@ -19,7 +19,7 @@ from secondpass.types import Progress
 
 
 class SetSearch(Protocol):
-    """A search over the documents of a set, by their places."""
+    """A search over the documents of a set, by their indexes."""
 
     def scores(self, query: str) -> NDArray[np.float32]: ...
     def search(self, query: str, top_k: int) -> Found: ...
@@ -36,18 +36,18 @@ def vector_run(dataset: Dataset, encoder: Encoder, depth: int, progress: Progres
     return _run(dataset, VectorIndex(encoder, texts, progress=progress), depth)
 
 
-def _run(dataset: Dataset, index: SetSearch, depth: int) -> Run:
+def _run(dataset: Dataset, search: SetSearch, depth: int) -> Run:
     names = list(dataset.documents)
     if dataset.candidates is None:
         return {
-            query: {names[place]: score for place, score in index.search(text, depth)}
+            query: {names[index]: score for index, score in search.search(text, depth)}
             for query, text in dataset.queries.items()
         }
-    places = {name: place for place, name in enumerate(names)}
+    indexes = {name: index for index, name in enumerate(names)}
     run: Run = {}
     for query, text in dataset.queries.items():
-        scores = index.scores(text)
-        run[query] = cut({name: float(scores[places[name]]) for name in dataset.candidates[query]}, depth)
+        scores = search.scores(text)
+        run[query] = cut({name: float(scores[indexes[name]]) for name in dataset.candidates[query]}, depth)
     return run
 
 

@@ -20,7 +20,7 @@ def ranked(scores: Scores) -> list[str]:
     """Documents, best first, as trec_eval sorts them: scores in single precision, equal ones by descending name."""
     by_name = sorted(scores, reverse=True)
     single = np.array([scores[name] for name in by_name], np.float64).astype(np.float32)
-    return [by_name[place] for place in np.argsort(-single, kind="stable")]
+    return [by_name[index] for index in np.argsort(-single, kind="stable")]
 
 
 def _ranked_ascending(scores: Scores) -> list[str]:

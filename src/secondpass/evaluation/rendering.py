@@ -264,9 +264,9 @@ def quality_and_cost(report: Report, every: Sequence[ReportRow]) -> bytes:
     last = {(row.model, row.depth): row.change for row in every}  # a model's last row at a depth is the average
 
     def draw(axes: Axes) -> None:
-        for place, model in enumerate(report.models):
+        for index, model in enumerate(report.models):
             points = [(times[model, depth], last[model, depth].after) for depth in report.depths]
-            axes.plot(*zip(*points, strict=True), "o-", color=COLOURS[place % len(COLOURS)], label=model)
+            axes.plot(*zip(*points, strict=True), "o-", color=COLOURS[index % len(COLOURS)], label=model)
             for depth, (x, y) in zip(report.depths, points, strict=True):
                 axes.annotate(str(depth), (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8)
         before = last[report.models[0], report.depths[-1]].before
@@ -287,9 +287,9 @@ def gains(report: Report, model: str) -> bytes:
     )[::-1]
 
     def draw(axes: Axes) -> None:
-        places = np.arange(len(changes))
-        axes.fill_between(places, changes, 0, where=(changes > 0).tolist(), step="mid", color="#15803d", alpha=0.8)
-        axes.fill_between(places, changes, 0, where=(changes < 0).tolist(), step="mid", color="#b91c1c", alpha=0.8)
+        ranks = np.arange(len(changes))
+        axes.fill_between(ranks, changes, 0, where=(changes > 0).tolist(), step="mid", color="#15803d", alpha=0.8)
+        axes.fill_between(ranks, changes, 0, where=(changes < 0).tolist(), step="mid", color="#b91c1c", alpha=0.8)
         axes.axhline(0, color="#555", linewidth=0.8)
         axes.set_xlabel(f"queries, from the most helped to the most hurt by {model}")
         axes.set_ylabel(f"change in {measure}")

@@ -14,7 +14,7 @@ from secondpass.retrieval.words import words
 if TYPE_CHECKING:
     import bm25s
 
-Found = list[tuple[int, float]]  # places of texts with their scores, best first
+Found = list[tuple[int, float]]  # indexes of texts with their scores, best first
 
 K1, B = 0.9, 0.4  # Anserini's, which BEIR's tables use
 # Lucene's English list, left out of queries. Other languages do without: their common words weigh little anyway.
@@ -51,20 +51,20 @@ class BM25:
         return np.asarray(self._index.get_scores_from_ids(known), np.float32)
 
     def search(self, query: str, top_k: int) -> Found:
-        """The best top_k texts that share a word with the query; equal scores in order of place."""
+        """The best top_k texts that share a word with the query; equal scores in input order."""
         scores = self.scores(query)
-        return [(place, score) for place, score in best(scores, top_k) if score > 0]
+        return [(index, score) for index, score in best(scores, top_k) if score > 0]
 
 
 def best(scores: NDArray[np.float32], top_k: int) -> Found:
-    """Places and scores of the top_k highest, best first; equal scores in order of place."""
+    """Indexes and scores of the top_k highest, best first; equal scores in input order."""
     top_k = min(top_k, len(scores))
     if top_k < 1:
         return []
     least = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
-    places = np.flatnonzero(scores >= least)  # with all that equal the last, so that their order is no accident
-    order = places[np.argsort(-scores[places], kind="stable")][:top_k]
-    return [(int(place), float(scores[place])) for place in order]
+    indexes = np.flatnonzero(scores >= least)  # with all that equal the last, so that their order is no accident
+    order = indexes[np.argsort(-scores[indexes], kind="stable")][:top_k]
+    return [(int(index), float(scores[index])) for index in order]
 
 
 def _index(ids: list[list[int]], vocabulary: dict[str, int], k1: float, b: float) -> bm25s.BM25:

@@ -30,7 +30,7 @@ class VectorIndex:
         self._encoder = encoder
         parts = []
         for start in range(0, len(texts), CHUNK):
-            parts.append(_unit(encoder.encode(texts[start : start + CHUNK], kind="document")))
+            parts.append(unit(encoder.encode(texts[start : start + CHUNK], kind="document")))
             if progress is not None:
                 progress(min(start + CHUNK, len(texts)), len(texts))
         self._vectors = np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
@@ -42,16 +42,16 @@ class VectorIndex:
         """The cosine of every text (N,)."""
         if not len(self):
             return np.empty(0, np.float32)
-        vector = _unit(self._encoder.encode([query], kind="query"))[0]
+        vector = unit(self._encoder.encode([query], kind="query"))[0]
         cosines: NDArray[np.float32] = self._vectors @ vector
         return cosines
 
     def search(self, query: str, top_k: int) -> Found:
-        """The best top_k texts; equal scores in order of place."""
+        """The best top_k texts; equal scores in input order."""
         return best(self.scores(query), top_k)
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Vectors of length 1; one that is all zeros stays so."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: NDArray[np.float32] = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from secondpass.errors import DataError, InputError, MissingExtra
-from secondpass.retrieval.vectors import Encoder
+from secondpass.retrieval.vectors import Encoder, unit
 from secondpass.search.chunking import chunks, lines_of
 from secondpass.search.features import digest_of, entities_of, near_duplicates, similarity_of
 from secondpass.search.folder import files_in
@@ -150,13 +150,6 @@ class Indexing:
             ]
             self.store.add_vectors([each.id for each in missing], np.concatenate(rows))
             report.embedded += len(missing)
-
-
-def unit(vectors: Vectors) -> Vectors:
-    """Vectors of length 1; one that is all zeros stays so."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    found: Vectors = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    return found
 
 
 def _file(path: Path, root: Path) -> File:

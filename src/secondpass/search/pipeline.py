@@ -12,10 +12,9 @@ import numpy as np
 
 from secondpass.cognitive import Cognitive, Signals, Weighed, order, seconds_of, signals_of, weigh
 from secondpass.retrieval.fusion import FUSIONS, Fused
-from secondpass.retrieval.vectors import Encoder
+from secondpass.retrieval.vectors import Encoder, unit
 from secondpass.retrieval.words import terms
 from secondpass.search.features import NEAR_BITS, distance
-from secondpass.search.indexing import unit
 from secondpass.search.stores.store import Filter, Store, Stored
 from secondpass.types import Document, Hit, Ranking, Usage
 

@@ -39,7 +39,7 @@ class Dataset:
             return self
         names = sorted(self.queries)
         drawn = np.random.default_rng(seed).choice(len(names), num_queries, replace=False)
-        kept = {names[place] for place in drawn}
+        kept = {names[index] for index in drawn}
         note = f"{num_queries} of {len(names)} queries, drawn with seed {seed}"
         return replace(
             self,
