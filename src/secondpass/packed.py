@@ -76,7 +76,8 @@ class Packed:
     that a token belongs to. starts is (N + 1,) cumulative. lengths and passages are the same facts on the host,
     so that no launch waits for the device. Rows of one length that lie side by side are one of `groups`,
     (count, length), and are attended to together. Where `mask` (N, L) is set, the batch is the padded form that
-    is traced for export: every row has L tokens, and mask is 1 on the real ones. Where `visible` is set, only the
+    is traced for export: every row has L tokens, and mask is 1 on the real ones; `sides` (N, L) then tells two
+    texts of a row apart, whose tokens do not see each other. Where `visible` is set, only the
     first so many tokens of a row are keys: no token sees the others, they do not see themselves either, but all
     have an output (ColBERT's augmentation of queries). Where `shared` is set, a row holds only what comes after the
     tokens that it shares: positions count these, lengths and passages do not. Where `limit` is set, tokens and
@@ -92,6 +93,7 @@ class Packed:
     lengths: tuple[int, ...]
     passages: tuple[tuple[int, int], ...]
     mask: Tensor | None = None
+    sides: Tensor | None = None
     visible: tuple[int, ...] | None = None
     shared: Shared | None = None
     limit: int | None = None

@@ -26,7 +26,7 @@ PREFIX = "self.model."
 NAMES = ("secondpass", "names")
 _TYPES = {"i8": np.int8, "u8": np.uint8, "f16": np.float16, "f32": np.float32, "bf16": np.uint16}
 # Vectors are stored as (1, C) or (1, 1, C), for the sums and products that they are used in.
-_VECTOR = re.compile(r".*(bias|norm\.weight|word_match\.\w+)", re.IGNORECASE)
+_VECTOR = re.compile(r".*(bias|norm\.weight|word_match\.\w+|head\.scale)", re.IGNORECASE)
 _COMPRESSED = "_compressed"  # how OpenVINO names what it has stored in half precision
 
 

@@ -12,6 +12,7 @@ from secondpass.errors import UnknownModel
 from secondpass.models import Backbone, BackboneConfig, build_backbone
 from secondpass.models.decoder import Decoder
 from secondpass.models.heads import Classifier, ClassifierConfig, LayerHeads, LogitConfig, TokenLogit
+from secondpass.models.late_interaction import LateInteraction, LateInteractionConfig
 from secondpass.models.word_match import WordMatch, WordMatchConfig
 from secondpass.packed import Packed
 from secondpass.text.families import recipe_for
@@ -21,7 +22,7 @@ from secondpass.types import EarlyExit, Run
 # Where the lightweight reranker compresses when it is not said where, as its reference does.
 COMPRESS_LAYERS = (8,)
 
-Head = Classifier | TokenLogit | LayerHeads
+Head = Classifier | LateInteraction | TokenLogit | LayerHeads
 
 
 def _classifier(config: BackboneConfig, recipe: Recipe) -> Head:
@@ -77,8 +78,8 @@ class CrossEncoder(nn.Module):
         self.recipe = recipe_for(config) if recipe is None else recipe
         architecture = build_backbone(config)
         self.backbone: Backbone = architecture.backbone
-        self.head = HEADS[self.recipe.head](architecture.config, self.recipe)
-        matching = WordMatchConfig.from_hf(config)
+        matching, late = WordMatchConfig.from_hf(config), LateInteractionConfig.from_hf(config)
+        self.head = LateInteraction(late) if late else HEADS[self.recipe.head](architecture.config, self.recipe)
         self.word_match = None if matching is None else WordMatch(matching)
         self.renames: tuple[tuple[str, str], ...] = architecture.renames
         self.ignored: tuple[str, ...] = architecture.ignored
@@ -90,6 +91,8 @@ class CrossEncoder(nn.Module):
 
     def forward(self, batch: Packed, run: Run | None = None, kept: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
         """`run` is as `resolved` gives it, `kept` as the backbone's `kept_states`."""
+        if isinstance(self.head, LateInteraction):
+            return self.read_apart(batch)[0]
         if isinstance(self.head, Classifier):
             scores: Tensor = self.head(self.backbone(batch, keep=self.head.reads), batch)
             scores = scores if self.word_match is None else scores + self.word_match(batch)
@@ -98,6 +101,14 @@ class CrossEncoder(nn.Module):
         states = self.decoder()(batch, keep=self.head.reads, run=run, kept=kept)
         scores = self.head(states, batch if run.cutoff_layers is None else run.cutoff_layers)
         return scores
+
+    def read_apart(self, batch: Packed) -> tuple[Tensor, Tensor]:
+        """Scores (N, 1) of a model that reads query and passage apart, and its tokens' states (T, C)."""
+        assert isinstance(self.head, LateInteraction) and self.word_match is not None
+        apart = self.head.apart(batch)
+        states = self.backbone(apart.batch, keep=self.head.reads)
+        scores = self.head(states, batch, apart, self.word_match.weights) + self.word_match(batch)
+        return scores[:, None], states
 
     def exit_scores(self, states: Tensor, layer: int) -> Tensor:
         """Scores (N,) of the states (N, C) of each row's last token at a layer, as if it were the only cutoff."""

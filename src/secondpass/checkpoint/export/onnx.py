@@ -27,7 +27,7 @@ def write_onnx(model: Padded, file: Path, dtype: str) -> None:
         raise MissingExtra("onnx", "export")
     import onnx
 
-    axes = {name: {0: "rows", 1: "tokens"} for name in INPUTS} | {"logits": {0: "rows"}}
+    axes = {name: {0: "rows", 1: "tokens"} for name in (*INPUTS, *model.outputs)} | {"logits": {0: "rows"}}
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every size that it reads, and of its age
         torch.onnx.export(
@@ -36,7 +36,7 @@ def write_onnx(model: Padded, file: Path, dtype: str) -> None:
             file,
             dynamo=False,  # the other exporter fixes the sizes that the packed form reads
             input_names=list(INPUTS),
-            output_names=["logits"],
+            output_names=list(model.outputs),
             dynamic_axes=axes,
             opset_version=OPSET,
         )

@@ -56,7 +56,8 @@ def _convert(openvino: Any, model: Padded) -> Any:
         port.get_tensor().set_names({name})
         if not port.get_target_inputs():  # token types, in a family without them
             graph.remove_parameter(port.get_node())
-    graph.outputs[0].get_tensor().set_names({"logits"})
+    for port, name in zip(graph.outputs, model.outputs, strict=True):
+        port.get_tensor().set_names({name})
     for node in graph.get_ops():
         _name_vector(node)
     _name_by_value(graph, model)

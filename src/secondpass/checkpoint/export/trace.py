@@ -14,10 +14,13 @@ from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.save import Naming
 from secondpass.checkpoint.weights import load_weights
 from secondpass.models.cross_encoder import CrossEncoder
+from secondpass.models.late_interaction import LateInteraction
 from secondpass.packed import Packed
 
 Inputs = Mapping[str, NDArray[np.int64]]  # of one call, each (N, L)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# What the graph of a model gives that reads query and passage apart, besides logits: it is a bi-encoder too.
+STATES = "token_states"
 
 
 class Padded(nn.Module):
@@ -28,7 +31,9 @@ class Padded(nn.Module):
         self.model = model
         self.naming = naming
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
         n, length = input_ids.shape
         places = torch.arange(n)[:, None].expand(n, length)
         batch = Packed(
@@ -41,8 +46,16 @@ class Padded(nn.Module):
             passages=((0, int(length)),) * int(n),
             mask=attention_mask,
         )
-        scores: Tensor = self.model(batch)
-        return scores.reshape(n, 1)
+        if isinstance(self.model.head, LateInteraction):
+            scores, states = self.model.read_apart(batch)
+            return scores.reshape(n, 1), states.reshape(n, length, -1)
+        scores = self.model(batch)
+        return torch.reshape(scores, (n, 1))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what `forward` gives, in its order."""
+        return ("logits", STATES) if isinstance(self.model.head, LateInteraction) else ("logits",)
 
 
 def traceable(checkpoint: Checkpoint) -> Padded:

@@ -22,6 +22,7 @@ from secondpass.engine.batches import Budget
 from secondpass.models.attention.reference import Kernel
 from secondpass.models.attention.varlen import attend_varlen
 from secondpass.models.cross_encoder import CrossEncoder
+from secondpass.models.late_interaction import LateInteraction
 from secondpass.packed import Packed, pack
 from secondpass.types import Row
 
@@ -269,4 +270,6 @@ def obstacle_of(model: CrossEncoder, kernel: Kernel) -> str | None:
     """Why a forward pass depends on figures of the host, which a graph would repeat; None where it seems not to."""
     if model.is_causal:
         return "a decoder first computes what rows share"
+    if isinstance(model.head, LateInteraction):
+        return "where two texts part is known on the host"
     return None if kernel is attend_varlen else "attention goes row by row"

@@ -93,6 +93,8 @@ def by_rows(
     if batch.mask is not None:
         n, length = batch.mask.shape
         seen = mask_bias(n, length, batch.mask, rule, like=q)
+        if batch.sides is not None:
+            seen = seen.masked_fill((batch.sides[:, :, None] != batch.sides[:, None, :])[:, None], float("-inf"))
         q, k, v = (by_head(x, n, length) for x in (q, k, v))
         seen = seen if bias is None else bias.of_rows(q, k) + seen
         return by_token(attend(q, k, v, replace(rule, is_causal=False, window=None), seen))

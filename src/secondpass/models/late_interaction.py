@@ -1,0 +1,161 @@
+"""A head over texts that were read apart: the bi-encoder's cosine, and how well the passage's tokens meet the query's.
+
+Nothing that the bi-encoder has learnt is changed, so that the score carries over to texts of any kind. What is added
+are sums over similarities of tokens with a few fitted weights: MaxSim (Khattab and Zaharia 2020, equation 3) and
+kernel pooling (Xiong et al. 2017, "End-to-End Neural Ad-hoc Ranking with Kernel Pooling", equations 4 to 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from secondpass.errors import CheckpointError
+from secondpass.models.heads import mean_by_row
+from secondpass.models.word_match import TINY
+from secondpass.packed import Keep, Packed
+
+# Kernels count the passage's pieces that are about so similar to a piece of the query.
+CENTRES = tuple(0.05 + 0.1 * place for place in range(10))
+SPREAD = 0.1
+NUM_FIGURES = 3 + len(CENTRES)
+HIDDEN = -2.0  # below every cosine, and so far from every kernel that it counts nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateInteractionConfig:
+    """num_lead: tokens that stand before the passage and are read with it, such as its own [CLS]."""
+
+    num_lead: int
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> LateInteractionConfig | None:
+        """The settings under "late_interaction" in config.json; None for a model without. Raises CheckpointError."""
+        found = config.get("late_interaction")
+        if found is None:
+            return None
+        if (
+            config.get("word_match") is None
+            or not isinstance(found, Mapping)
+            or type(found.get("num_lead")) is not int
+        ):
+            raise CheckpointError(
+                f"config.json: late_interaction is {found!r}; it needs the whole number num_lead, and word_match beside it"
+            )
+        return cls(num_lead=found["num_lead"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apart:
+    """N queries and N passages as a backbone reads them: the batch of both, and where their tokens are.
+
+    index (T,) are the places of the batch's tokens in the pairs' batch: all queries, then all passages.
+    """
+
+    batch: Packed
+    index: Tensor | None
+
+
+class LateInteraction(nn.Module):
+    """Scores (N,): `scale` times the figures of each pair, plus `bias`.
+
+    The figures are the cosine of the pooled vectors; MaxSim, the mean over the query's word pieces of the best cosine
+    with a piece of the passage; the same where a piece counts by its weight; and by weight too, for each kernel,
+    log(1 + how many pieces of the passage lie in it). Markers, which have weight 0, are in the pooled vectors alone.
+    """
+
+    reads: Keep = "all"
+
+    def __init__(self, config: LateInteractionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = nn.Parameter(torch.empty(NUM_FIGURES))
+        self.bias = nn.Parameter(torch.empty(1))
+
+    def apart(self, pairs: Packed) -> Apart:
+        """The batch in which no token sees the other text, positions begin anew and all types are 0."""
+        return self._padded(pairs, pairs.mask) if pairs.mask is not None else self._packed(pairs)
+
+    def forward(self, states: Tensor, pairs: Packed, apart: Apart, weights: Tensor) -> Tensor:
+        """states (T, C) of `apart.batch`; weights (V,) of the word pieces."""
+        if apart.index is None:
+            assert pairs.mask is not None and apart.batch.sides is not None
+            return self._of_padded(states, pairs.mask, apart.batch.sides, weights[pairs.ids])
+        return self._of_packed(states, apart.batch, weights[apart.batch.ids])
+
+    def _packed(self, pairs: Packed) -> Apart:
+        starts = [0, *accumulate(pairs.lengths)]
+        splits = [start - self.config.num_lead for start, _ in pairs.passages]
+        queries = [(start, start + split) for start, split in zip(starts, splits, strict=False)]
+        passages = [(start + split, end) for start, split, end in zip(starts, splits, starts[1:], strict=False)]
+        spans = queries + passages
+        device, lengths = pairs.ids.device, tuple(end - start for start, end in spans)
+        index = torch.cat([torch.arange(start, end) for start, end in spans]).to(device)
+        rows = torch.arange(len(spans)).repeat_interleave(torch.tensor(lengths))
+        ends = torch.tensor([0, *accumulate(lengths)])
+        batch = replace(
+            pairs,
+            ids=pairs.ids[index],
+            positions=(torch.arange(len(rows)) - ends[rows]).to(device),
+            types=torch.zeros_like(pairs.types),
+            rows=rows.to(device),
+            starts=ends.to(device),
+            lengths=lengths,
+            passages=tuple((0, length) for length in lengths),
+        )
+        return Apart(batch=batch, index=index)
+
+    def _padded(self, pairs: Packed, mask: Tensor) -> Apart:
+        """A row without a token of type 1 is one text, not a pair."""
+        types = pairs.types.reshape(mask.shape) * mask
+        places = torch.arange(mask.shape[1])[None].expand(mask.shape)
+        num_second = types.sum(1, keepdim=True)
+        num_first = mask.sum(1, keepdim=True) - num_second - self.config.num_lead * (num_second > 0).long()
+        sides = (places >= num_first).long() * mask
+        positions = places - sides * num_first
+        batch = replace(
+            pairs, positions=(positions * mask).reshape(-1), types=torch.zeros_like(pairs.types), sides=sides
+        )
+        return Apart(batch=batch, index=None)
+
+    def _of_packed(self, states: Tensor, batch: Packed, weights: Tensor) -> Tensor:
+        pooled = F.normalize(mean_by_row(states.float(), batch), dim=1)
+        num_pairs = len(pooled) // 2
+        cosines = (pooled[:num_pairs] * pooled[num_pairs:]).sum(1)
+        units, told = (torch.split(x, batch.lengths) for x in (F.normalize(states.float(), dim=1), weights))
+        first, asked = (pad_sequence(list(side[:num_pairs]), batch_first=True) for side in (units, told))
+        second, said = (pad_sequence(list(side[num_pairs:]), batch_first=True) for side in (units, told))
+        return self._scored(cosines, first @ second.transpose(1, 2), asked, said > 0)
+
+    def _of_padded(self, states: Tensor, mask: Tensor, sides: Tensor, weights: Tensor) -> Tensor:
+        states = states.reshape(*mask.shape, -1).float()
+        first, second = ((mask * (sides == side)).float() for side in (0, 1))
+        a, b = (_unit((states * side[..., None]).sum(1)) for side in (first, second))
+        units, weights = _unit(states), weights.reshape(mask.shape)
+        longest = first.sum(1).max().long()  # columns behind it have no query
+        similar = units[:, :longest] @ units.transpose(1, 2)
+        return self._scored((a * b).sum(1), similar, (weights * first)[:, :longest], weights * second > 0)
+
+    def _scored(self, cosines: Tensor, similar: Tensor, asked: Tensor, is_said: Tensor) -> Tensor:
+        """cosines (N,), similarities (N, Q, P), weights of the queries' tokens (N, Q), passages' pieces (N, P)."""
+        similar = similar.masked_fill(~is_said[:, None, :], HIDDEN)
+        best = similar.amax(2).masked_fill(~is_said.any(1, keepdim=True), 0.0)
+        share = asked / asked.sum(1, keepdim=True).clamp(min=TINY)
+        is_asked = (asked > 0).float()
+        figures = [cosines, (best * is_asked).sum(1) / is_asked.sum(1).clamp(min=TINY), (best * share).sum(1)]
+        for centre in CENTRES:
+            found = torch.exp((similar - centre).square() * (-0.5 / SPREAD**2)).sum(2)
+            figures.append((torch.log1p(found) * share).sum(1))
+        # no matrix product: engines would round its inputs
+        return (torch.stack(figures, 1) * self.scale).sum(1) + self.bias
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / x.pow(2).sum(-1, keepdim=True).clamp(min=TINY).sqrt()
