@@ -92,7 +92,8 @@ _SCORES: Mapping[str, Callable[[Embedding, Embedding], Vectors]] = {
 class Embedder:
     """Vectors of texts, each read alone; a Scorer by their similarity.
 
-    model: a folder in Hugging Face layout or a hub name. Pooling, normalisation, prompts and length are what the
+    model: "default" (all-MiniLM-L6-v2, inside the embedded model: English, offline, without torch), a folder in
+    Hugging Face layout, or a hub name. Pooling, normalisation, prompts and length are what the
     checkpoint's sentence-transformers files say, and prompts of well-known models come from a table; each can be
     given. prompts: by kind, {"query": ..., "document": ...}. dimension: cut vectors to it, for Matryoshka models.
     mode: what `score` says, one of MODES; None is all that the checkpoint has. weights: of dense, sparse and
@@ -103,7 +104,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path = "default",
         *,
         revision: str | None = None,
         device: str = "auto",

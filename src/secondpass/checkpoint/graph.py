@@ -22,6 +22,8 @@ from secondpass.json_file import check_plain, parsed
 
 # What the tracer puts before the name of a parameter of the module that `secondpass export` traces.
 PREFIX = "self.model."
+# What the graph of a model gives beside logits that reads query and passage apart: it is a bi-encoder too.
+STATES = "token_states"
 # Where a graph's notes (rt_info) say what the checkpoint called the parameters: JSON, {name: [[name, rows], ...]}.
 NAMES = ("secondpass", "names")
 _TYPES = {"i8": np.int8, "u8": np.uint8, "f16": np.float16, "f32": np.float32, "bf16": np.uint16}

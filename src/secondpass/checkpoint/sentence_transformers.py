@@ -43,11 +43,12 @@ def read_settings(folder: Path) -> SentenceSettings:
     if unknown:
         raise UnknownModel(f"{folder}: modules.json asks for {unknown[0]}; there are {', '.join(_MODULES)}")
     pooling = [path for kind, path in modules if kind == "Pooling"]
+    apart = [path for kind, path in modules if kind == "Transformer" and path]  # where it has a length of its own
     return SentenceSettings(
         pooling=_pooling(inside(folder, pooling[0]) / "config.json") if pooling else "mean",
         is_normalized=any(kind == "Normalize" for kind, _ in modules),
         prompts=_prompts(folder / "config_sentence_transformers.json"),
-        max_length=named_length(folder),
+        max_length=named_length(inside(folder, apart[0]) if apart else folder),
     )
 
 

@@ -46,7 +46,15 @@ def open_encoder(
     dtype: str = "auto",
     token_budget: int | None = None,
 ) -> Reopening[Encoder]:
-    """The encoder of a checkpoint, on torch. Raises MissingExtra where torch is not there."""
+    """The encoder of a checkpoint; on torch, unless it is a graph that gives token states, which runs without.
+
+    Raises MissingExtra where torch is needed and not there.
+    """
+    if checkpoint.config.get("late_interaction") and _pick(checkpoint, device) == "openvino":
+        from secondpass.engine.openvino_encoder import OpenVinoEncoder
+
+        settings = {"device": device, "dtype": dtype}
+        return Reopening(partial(OpenVinoEncoder, checkpoint, heads, token_budget=token_budget, **settings))
     if find_spec("torch") is None:
         raise MissingExtra("torch", "torch")
     from secondpass.engine.torch_encoder import TorchEncoder

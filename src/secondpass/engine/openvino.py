@@ -91,8 +91,11 @@ class _Plan:
     reason: str
 
 
-def compile_graph(file: Path, dtype: str) -> Compiled:
-    """Raises CheckpointError for what OpenVINO cannot run, ValueError for a precision that there is not."""
+def compile_graph(file: Path, dtype: str, output: str | None = None) -> Compiled:
+    """The graph, of several outputs with `output` alone, or the first: what only others need is not computed.
+
+    Raises CheckpointError for what OpenVINO cannot run, ValueError for a precision that there is not.
+    """
     if dtype not in PRECISIONS:
         raise ValueError(f"dtype is {dtype!r}; the openvino engine takes {', '.join(map(repr, PRECISIONS))}")
     check_graph(file)
@@ -100,6 +103,10 @@ def compile_graph(file: Path, dtype: str) -> Compiled:
     core = openvino.Core()
     try:
         graph = core.read_model(file)
+        kept = graph.output(output) if output else graph.output(0)
+        for result in graph.get_results():
+            if result.output(0) != kept:
+                graph.remove_result(result)
         plan = _plan(core, graph, dtype, file.name)
         if plan.unpacks:
             _unpack(graph)
@@ -182,6 +189,60 @@ def _unpack(graph: Any) -> None:
 TOKEN_BUDGET = 1024
 
 
+class Requests:
+    """Rows through a compiled graph with inputs (N, L); as many batches are on their way as it has streams."""
+
+    def __init__(self, compiled: Compiled, pad_id: int) -> None:
+        self._inputs = {port.any_name for port in compiled.model.inputs}
+        self._requests = [compiled.model.create_infer_request() for _ in range(compiled.num_streams)]
+        self._pad_id = pad_id
+        self._turns = Turns()  # one caller at a time: each uses all cores already
+
+    def run(
+        self, rows: Sequence[Row], token_budget: int, progress: Advance | None = None
+    ) -> Iterator[tuple[Sequence[int], NDArray[np.float32]]]:
+        """Indices of rows with their outputs (N, ...), padded to the longest of them, in any order."""
+        lengths = [len(row) for row in rows]
+        batches = deque(plan_padded(lengths, token_budget=token_budget, num_parts=len(self._requests)))
+        while batches:
+            with self._turns as turn, closing(self._computed(rows, batches)) as computed:
+                for batch, values in computed:
+                    yield batch, values
+                    if progress is not None:
+                        progress(len(batch), turn.lap())
+
+    def _computed(
+        self, rows: Sequence[Row], batches: deque[list[int]]
+    ) -> Generator[tuple[Sequence[int], NDArray[np.float32]], None, None]:
+        """Batches with their outputs, in order, taken from `batches` until all are or others want a turn.
+
+        As many are on their way as there are requests.
+        """
+        idle, busy = list(self._requests), deque[tuple[Any, Sequence[int]]]()
+        room = TURN_TOKENS
+        try:
+            while batches and (room > 0 or not self._turns.is_wanted):
+                if not idle:
+                    yield busy[0][1], _finished(busy[0][0])
+                    idle.append(busy.popleft()[0])
+                batch = batches.popleft()
+                request = idle.pop()
+                request.start_async(padded([rows[index] for index in batch], self._inputs, self._pad_id))
+                busy.append((request, batch))
+                room -= sum(len(rows[index]) for index in batch)
+            while busy:
+                yield busy[0][1], _finished(busy[0][0])
+                busy.popleft()
+        except RuntimeError as error:
+            raise EngineError(
+                f"the graph fails: {str(error)[:500]}; export it again, or use the torch engine"
+            ) from error
+        finally:  # also after Ctrl-C or an error: the next call finds every request idle
+            for request, _ in busy:
+                with suppress(RuntimeError):  # that it failed was said already
+                    request.wait()
+
+
 class OpenVinoEngine:
     """A cross-encoder graph with inputs (N, L) and one output (N, 1)."""
 
@@ -194,10 +255,7 @@ class OpenVinoEngine:
         if graph is None:
             raise CheckpointError(f"{checkpoint.folder}: no openvino_model.xml or model.onnx for the openvino engine")
         compiled = compile_graph(graph, dtype)
-        self._inputs = {port.any_name for port in compiled.model.inputs}
-        self._requests = [compiled.model.create_infer_request() for _ in range(compiled.num_streams)]
-        self._pad_id = int(checkpoint.config.get("pad_token_id") or 0)
-        self._turns = Turns()  # one caller at a time: each uses all cores already
+        self._requests = Requests(compiled, int(checkpoint.config.get("pad_token_id") or 0))
         self.facts = EngineFacts(
             name="openvino",
             device="cpu",
@@ -214,57 +272,21 @@ class OpenVinoEngine:
     def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
         self.check(run)
         scores = np.empty((len(rows), 1), np.float32)
-        lengths = [len(row) for row in rows]
-        budget, num_parts = self.facts.token_budget, len(self._requests)
-        batches = deque(plan_padded(lengths, token_budget=budget, num_parts=num_parts))
-        while batches:
-            with self._turns as turn, closing(self._computed(rows, batches)) as computed:
-                for batch, values in computed:
-                    scores[batch] = values
-                    if progress is not None:
-                        progress(len(batch), turn.lap())
+        for batch, values in self._requests.run(rows, self.facts.token_budget, progress):
+            if values.shape != (len(batch), 1):
+                raise EngineError(
+                    f"the graph gives {values.shape} for {len(batch)} rows; ({len(batch)}, 1) is needed"
+                )
+            scores[batch] = values
         if not np.isfinite(scores).all():
             raise EngineError(f"{int((~np.isfinite(scores)).sum())} of {len(rows)} scores are not finite")
         return scores
 
-    def _computed(
-        self, rows: Sequence[Row], batches: deque[list[int]]
-    ) -> Generator[tuple[Sequence[int], NDArray[np.float32]], None, None]:
-        """Batches with their scores (N, 1), in order, taken from `batches` until all are or others want a turn.
 
-        As many are on their way as there are requests.
-        """
-        idle, busy = list(self._requests), deque[tuple[Any, Sequence[int]]]()
-        room = TURN_TOKENS
-        try:
-            while batches and (room > 0 or not self._turns.is_wanted):
-                if not idle:
-                    yield busy[0][1], _finished(*busy[0])
-                    idle.append(busy.popleft()[0])
-                batch = batches.popleft()
-                request = idle.pop()
-                request.start_async(padded([rows[index] for index in batch], self._inputs, self._pad_id))
-                busy.append((request, batch))
-                room -= sum(len(rows[index]) for index in batch)
-            while busy:
-                yield busy[0][1], _finished(*busy[0])
-                busy.popleft()
-        except RuntimeError as error:
-            raise EngineError(
-                f"the graph fails: {str(error)[:500]}; export it again, or use the torch engine"
-            ) from error
-        finally:  # also after Ctrl-C or an error: the next call finds every request idle
-            for request, _ in busy:
-                with suppress(RuntimeError):  # that it failed was said already
-                    request.wait()
-
-
-def _finished(request: Any, batch: Sequence[int]) -> NDArray[np.float32]:
+def _finished(request: Any) -> NDArray[np.float32]:
     request.wait()
-    scores: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
-    if scores.shape != (len(batch), 1):
-        raise EngineError(f"the graph gives {scores.shape} for {len(batch)} rows; ({len(batch)}, 1) is needed")
-    return scores
+    values: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
+    return values
 
 
 def _max_length(config: Mapping[str, Any]) -> int:

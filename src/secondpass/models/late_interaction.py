@@ -1,8 +1,7 @@
-"""A head over texts that were read apart: the bi-encoder's cosine, and how well the passage's tokens meet the query's.
+"""A head over texts that were read apart: the bi-encoder's cosine, and how the passage's tokens meet the query's.
 
 Nothing that the bi-encoder has learnt is changed, so that the score carries over to texts of any kind. What is added
-are sums over similarities of tokens with a few fitted weights: MaxSim (Khattab and Zaharia 2020, equation 3) and
-kernel pooling (Xiong et al. 2017, "End-to-End Neural Ad-hoc Ranking with Kernel Pooling", equations 4 to 6).
+are means over the best similarities of tokens (MaxSim: Khattab and Zaharia 2020, equation 3), with fitted weights.
 """
 
 from __future__ import annotations
@@ -22,11 +21,8 @@ from secondpass.models.heads import mean_by_row
 from secondpass.models.word_match import TINY
 from secondpass.packed import Keep, Packed
 
-# Kernels count the passage's pieces that are about so similar to a piece of the query.
-CENTRES = tuple(0.05 + 0.1 * place for place in range(10))
-SPREAD = 0.1
-NUM_FIGURES = 3 + len(CENTRES)
-HIDDEN = -2.0  # below every cosine, and so far from every kernel that it counts nothing
+NUM_FIGURES = 3  # cosine, MaxSim, MaxSim by the weights of pieces
+HIDDEN = -2.0  # below every cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +37,12 @@ class LateInteractionConfig:
         found = config.get("late_interaction")
         if found is None:
             return None
-        if (
-            config.get("word_match") is None
-            or not isinstance(found, Mapping)
-            or type(found.get("num_lead")) is not int
-        ):
+        num_lead = found.get("num_lead") if isinstance(found, Mapping) else None
+        if config.get("word_match") is None or not isinstance(num_lead, int):
             raise CheckpointError(
-                f"config.json: late_interaction is {found!r}; it needs the whole number num_lead, and word_match beside it"
+                f"config.json: late_interaction is {found!r}; it needs the number num_lead, and word_match beside it"
             )
-        return cls(num_lead=found["num_lead"])
+        return cls(num_lead=num_lead)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +60,8 @@ class LateInteraction(nn.Module):
     """Scores (N,): `scale` times the figures of each pair, plus `bias`.
 
     The figures are the cosine of the pooled vectors; MaxSim, the mean over the query's word pieces of the best cosine
-    with a piece of the passage; the same where a piece counts by its weight; and by weight too, for each kernel,
-    log(1 + how many pieces of the passage lie in it). Markers, which have weight 0, are in the pooled vectors alone.
+    with a piece of the passage; and the same where a piece counts by its weight. Markers, which have weight 0, are in
+    the pooled vectors alone.
     """
 
     reads: Keep = "all"
@@ -129,7 +122,7 @@ class LateInteraction(nn.Module):
         pooled = F.normalize(mean_by_row(states.float(), batch), dim=1)
         num_pairs = len(pooled) // 2
         cosines = (pooled[:num_pairs] * pooled[num_pairs:]).sum(1)
-        units, told = (torch.split(x, batch.lengths) for x in (F.normalize(states.float(), dim=1), weights))
+        units, told = (torch.split(x, list(batch.lengths)) for x in (F.normalize(states.float(), dim=1), weights))
         first, asked = (pad_sequence(list(side[:num_pairs]), batch_first=True) for side in (units, told))
         second, said = (pad_sequence(list(side[num_pairs:]), batch_first=True) for side in (units, told))
         return self._scored(cosines, first @ second.transpose(1, 2), asked, said > 0)
@@ -145,16 +138,11 @@ class LateInteraction(nn.Module):
 
     def _scored(self, cosines: Tensor, similar: Tensor, asked: Tensor, is_said: Tensor) -> Tensor:
         """cosines (N,), similarities (N, Q, P), weights of the queries' tokens (N, Q), passages' pieces (N, P)."""
-        similar = similar.masked_fill(~is_said[:, None, :], HIDDEN)
-        best = similar.amax(2).masked_fill(~is_said.any(1, keepdim=True), 0.0)
-        share = asked / asked.sum(1, keepdim=True).clamp(min=TINY)
-        is_asked = (asked > 0).float()
-        figures = [cosines, (best * is_asked).sum(1) / is_asked.sum(1).clamp(min=TINY), (best * share).sum(1)]
-        for centre in CENTRES:
-            found = torch.exp((similar - centre).square() * (-0.5 / SPREAD**2)).sum(2)
-            figures.append((torch.log1p(found) * share).sum(1))
+        best = similar.masked_fill(~is_said[:, None, :], HIDDEN).amax(2)
+        best = best.masked_fill(~is_said.any(1, keepdim=True), 0.0)
+        means = [(best * told).sum(1) / told.sum(1).clamp(min=TINY) for told in ((asked > 0).to(asked.dtype), asked)]
         # no matrix product: engines would round its inputs
-        return (torch.stack(figures, 1) * self.scale).sum(1) + self.bias
+        return (torch.stack([cosines, *means], 1) * self.scale).sum(1) + self.bias
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from secondpass.models import Backbone, build_backbone
 from secondpass.models.heads import mean_by_row
+from secondpass.models.late_interaction import LateInteractionConfig
 from secondpass.models.layers import Linear
 from secondpass.packed import Packed
 
@@ -37,6 +38,8 @@ class TextEncoder(nn.Module):
         # A checkpoint's pooler is of its pre-training; ColBERT's projection lies beside its backbone.
         self.renames: tuple[tuple[str, str], ...] = (*architecture.renames, (r"linear\.(.*)", r"head.tokens.\1"))
         self.ignored: tuple[str, ...] = (*architecture.ignored, r"(?:\w+\.)?pooler\..*")
+        if LateInteractionConfig.from_hf(config) is not None:  # a reranker that is this encoder and a head
+            self.ignored += (r"head\.(scale|bias)", r"word_match\..*")
 
     def forward(self, batch: Packed, outputs: Collection[str]) -> dict[str, Tensor]:
         """Of "pooled" (N, C), "tokens" (T, D) and "weights" (T, 1) those that are asked for, in float32."""

@@ -102,6 +102,11 @@ def _store_bfloat16(openvino: Any, matrix: Any) -> None:
     _replace(openvino, matrix, stored, openvino.opset13.convert(stored, "f32"))
 
 
+def _store_float16(openvino: Any, matrix: Any) -> None:
+    stored = openvino.op.Constant(matrix.data.astype(np.float16))
+    _replace(openvino, matrix, stored, openvino.opset13.convert(stored, "f32"))
+
+
 def _store_int8(openvino: Any, matrix: Any) -> None:
     """One scale per row, symmetric, as in NNCF's INT8_SYM."""
     values = matrix.data
@@ -113,7 +118,11 @@ def _store_int8(openvino: Any, matrix: Any) -> None:
     _replace(openvino, matrix, stored, ops.multiply(ops.convert(stored, "f32"), scales))
 
 
-_STORED: dict[str, Callable[[Any, Any], None]] = {"bfloat16": _store_bfloat16, "int8": _store_int8}
+_STORED: dict[str, Callable[[Any, Any], None]] = {
+    "bfloat16": _store_bfloat16,
+    "float16": _store_float16,
+    "int8": _store_int8,
+}
 
 
 def _replace(openvino: Any, matrix: Any, stored: Any, floats: Any) -> None:

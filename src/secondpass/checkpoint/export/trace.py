@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.checkpoint import Checkpoint
+from secondpass.checkpoint.graph import STATES
 from secondpass.checkpoint.save import Naming
 from secondpass.checkpoint.weights import load_weights
 from secondpass.models.cross_encoder import CrossEncoder
@@ -19,8 +20,6 @@ from secondpass.packed import Packed
 
 Inputs = Mapping[str, NDArray[np.int64]]  # of one call, each (N, L)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# What the graph of a model gives that reads query and passage apart, besides logits: it is a bi-encoder too.
-STATES = "token_states"
 
 
 class Padded(nn.Module):
