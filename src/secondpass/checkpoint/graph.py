@@ -88,10 +88,13 @@ def read_constants(graph: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
         raise CheckpointError(f"{graph}: names no weights; it can be run by the openvino engine, not by torch")
     for name in names:
         values = _floats(stored[name])
-        if (zero := stored.get(f"{name}/zero_point")) is not None:
-            values -= zero.astype(np.float32)
-        if (scale := stored.get(f"{name}/scale")) is not None:
-            values *= scale.astype(np.float32)
+        try:
+            if (zero := stored.get(f"{name}/zero_point")) is not None:
+                values -= zero.astype(np.float32)
+            if (scale := stored.get(f"{name}/scale")) is not None:
+                values *= scale.astype(np.float32)
+        except ValueError as error:
+            raise CheckpointError(f"{graph}: {name[:80]}: its scale is of another shape: {error}") from error
         values = values.reshape(-1) if _VECTOR.fullmatch(name) else values
         start = 0
         for part, num_rows in theirs.get(name, [(name, len(values))]):

@@ -6,11 +6,13 @@ from collections.abc import Collection
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from secondpass.errors import CheckpointError, MissingExtra
-from secondpass.json_file import read_json
+from secondpass.json_file import parsed, read_json
 
 MAX_NAME = 255  # characters of a path in a checkpoint
+MAX_HEADER = 4 << 20  # bytes; a shard of a thousand tensors has 0.1 MB
 INDEX = ".index.json"
 LENGTH = "sentence_bert_config.json"
 REPORT = "export.json"  # beside an exported graph
@@ -130,3 +132,25 @@ def _has_torch() -> bool:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Of each tensor of a safetensors file its dtype, shape and offsets, as they stand there.
+
+    Eight bytes of length, a JSON header of that length, and the data. Raises CheckpointError for anything else,
+    OSError where the file cannot be read.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(size - 8, MAX_HEADER):
+            raise CheckpointError(f"{file.name} has no safetensors header: it would have {length:,} bytes")
+        header = parsed(stream.read(length), file.name)
+    try:
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        ends = [end for start, end in (entry["data_offsets"] for entry in tensors.values()) if 0 <= start <= end]
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file.name} has no safetensors header: {type(error).__name__}: {error}") from error
+    if size != (needed := 8 + length + max(ends, default=0)):
+        raise CheckpointError(f"{file.name} has {size} bytes of {needed}")
+    return tensors

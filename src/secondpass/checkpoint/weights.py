@@ -8,12 +8,12 @@ import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from secondpass.checkpoint.graph import read_constants
+from secondpass.checkpoint.layout import read_header
 from secondpass.checkpoint.mapped import is_mapped, leave_memory
 from secondpass.errors import CheckpointError
-from secondpass.json_file import parsed
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 MAX_NAMES_SHOWN = 8
 SUMMED = 1 << 22  # values that are looked through at once
-MAX_HEADER = 4 << 20  # bytes; a shard of a thousand tensors has 0.1 MB
 MAPPED_BYTES = 1 << 20  # a smaller tensor is mapped together with others
 MAPPED_BLOCK = 1 << 20  # values of a mapped tensor that are read at once
 # These of our names stay float32 in every precision: they are small, and rounding them moves scores most.
@@ -145,28 +144,6 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         raise CheckpointError(
             f"{file}: not a whole safetensors file ({error}); fetch it again with `secondpass pull`"
         ) from error
-
-
-def read_header(file: Path) -> dict[str, Any]:
-    """Of each tensor of a safetensors file its dtype, shape and offsets, as they stand there.
-
-    Eight bytes of length, a JSON header of that length, and the data. Raises CheckpointError for anything else,
-    OSError where the file cannot be read.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > min(size - 8, MAX_HEADER):
-            raise CheckpointError(f"{file.name} has no safetensors header: it would have {length:,} bytes")
-        header = parsed(stream.read(length), file.name)
-    try:
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        ends = [end for start, end in (entry["data_offsets"] for entry in tensors.values()) if 0 <= start <= end]
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file.name} has no safetensors header: {type(error).__name__}: {error}") from error
-    if size != (needed := 8 + length + max(ends, default=0)):
-        raise CheckpointError(f"{file.name} has {size} bytes of {needed}")
-    return tensors
 
 
 def _read_bin(file: Path) -> Mapping[str, Tensor]:
