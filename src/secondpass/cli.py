@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("calibrate:calibrate", "Fit probabilities and a threshold to labelled pairs."),
     "mine": ("mine:mine", "Find hard negatives for training."),
     "train": ("train:train", "Train a reranker; the result is a Hugging Face folder."),
+    "pretrain": ("pretrain:pretrain", "Pre-train an encoder on plain texts (RetroMAE)."),
     "export": ("export:export", "Write a model as a graph that runs without torch."),
 }
 _CONTEXT = {"help_option_names": ["-h", "--help"]}

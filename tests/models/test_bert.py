@@ -40,7 +40,7 @@ def test_a_roberta_table_has_two_rows_that_no_token_uses() -> None:
 def test_positions_start_anew_in_each_row(model_type: str, expected: list[int]) -> None:
     bert = Bert(BertConfig.from_hf(CONFIG | {"model_type": model_type}))
     batch = pack([Row(ids=[0, 1, 5, 1, 2], passage=(2, 4)), Row(ids=[0, 2], passage=(1, 1))])
-    assert bert._positions(batch).tolist() == expected
+    assert bert.positions(batch).tolist() == expected
 
 
 def test_a_single_token_type_is_added_to_every_token() -> None:

@@ -120,10 +120,16 @@ class Bert(nn.Module):
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
         places = batch.places(keep)
-        x: Tensor = self.norm(self.word(batch.ids) + self.position(self._positions(batch)) + self._types(batch))
+        x = self.embed(batch)
         for layer in self.layers[:-1]:
             x = layer(x, batch, None)
-        x = self.layers[-1](x, batch, places)
+        states: Tensor = self.layers[-1](x, batch, places)
+        return states
+
+    def embed(self, batch: Packed, words: Tensor | None = None) -> Tensor:
+        """The states (T, C) that enter the first layer, of these words (T, C) in the place of those of the ids."""
+        words = self.word(batch.ids) if words is None else words
+        x: Tensor = self.norm(words + self.position(self.positions(batch)) + self._types(batch))
         return x
 
     def _types(self, batch: Packed) -> Tensor:
@@ -133,7 +139,8 @@ class Bert(nn.Module):
         types: Tensor = self.token_type(batch.types)
         return types
 
-    def _positions(self, batch: Packed) -> Tensor:
+    def positions(self, batch: Packed) -> Tensor:
+        """The row (T,) of the table of positions for each token."""
         pad_id = self.config.pad_id
         if pad_id is None:
             return batch.positions

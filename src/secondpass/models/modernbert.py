@@ -187,12 +187,17 @@ class ModernBert(nn.Module):
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
         places = batch.places(keep)
         tables = {theta: self._table(batch, theta) for theta in {layer.theta for layer in self.config.layers}}
-        x = self.norm(self.word(batch.ids))
+        x = self.embed(batch)
         for layer, settings in zip(self.layers[:-1], self.config.layers, strict=False):
             x = layer(x, batch, tables[settings.theta], None)
         x = self.layers[-1](x, batch, tables[self.config.layers[-1].theta], places)
         states: Tensor = self.final_norm(x)
         return states
+
+    def embed(self, batch: Packed, words: Tensor | None = None) -> Tensor:
+        """The states (T, C) that enter the first layer, of these words (T, C) in the place of those of the ids."""
+        x: Tensor = self.norm(self.word(batch.ids) if words is None else words)
+        return x
 
     def _table(self, batch: Packed, theta: float) -> tuple[Tensor, Tensor]:
         inv_freq = inverse_frequencies(self.config.head_width, theta, device=batch.positions.device)

@@ -137,6 +137,21 @@ class Tokenizer:
             encoding = self._inner.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
+    def encode_with_words(self, text: str) -> tuple[list[int], list[int | None]]:
+        """Ids, and for each the word that it is a piece of, by the tokenizer's own borders; None for no word."""
+        encoding = self._inner.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.word_ids
+
+    def token_of(self, token_id: int) -> str:
+        """The piece of the vocabulary that an id stands for; "" for none."""
+        return str(self._inner.id_to_token(token_id) or "")
+
+    @property
+    def num_words(self) -> int:
+        """How many ids there are."""
+        count: int = self._inner.get_vocab_size()
+        return count
+
     def token_id(self, token: str) -> int | None:
         found: int | None = self._inner.token_to_id(token)
         return found

@@ -73,6 +73,22 @@ class Data:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Plain texts to pre-train on, and where they come from."""
+
+    texts: Sequence[str]
+    names: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over what is learnt from."""
+        digest = hashlib.sha256()
+        for text in self.texts:
+            digest.update(text.encode(errors="surrogatepass") + b"\0")
+        return digest.hexdigest()
+
+
 def read_data(paths: Iterable[str | Path], *, is_skipping: bool = False, needs_negatives: bool = True) -> Data:
     """All examples of files and folders. is_skipping: lines with problems are left out instead of refused.
 

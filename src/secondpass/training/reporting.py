@@ -14,7 +14,7 @@ from torch import nn
 
 from secondpass import __version__
 from secondpass.checkpoint.checkpoint import EMBEDDED
-from secondpass.training.data import Data, Example
+from secondpass.training.data import Data, Example, Texts
 from secondpass.training.dev import MEASURES, DevSet
 from secondpass.training.model import Trainable
 from secondpass.training.settings import TrainingSettings
@@ -237,7 +237,7 @@ class Kind:
 class RunSummary:
     """What came of a run so far; history has the figures on the dev set with their steps."""
 
-    data: Data
+    data: Data | Texts
     dev: DevSet | None
     history: Sequence[Mapping[str, float]]
     best_step: int
@@ -274,10 +274,13 @@ def _front_matter(trainable: Trainable[nn.Module], kind: Kind) -> str:
 
 
 def _data(outcome: RunSummary) -> str:
+    names = ", ".join(f"`{Path(name).name}`" for name in outcome.data.names) or "of the caller"
+    if isinstance(outcome.data, Texts):
+        count, digest = len(outcome.data.texts), outcome.data.fingerprint[:16]
+        return f"{count:,} texts, {names}; sha256 `{digest}`."
     examples = outcome.data.examples
     num_positives = sum(len(example.positives) for example in examples)
     num_negatives = sum(len(example.negatives) for example in examples)
-    names = ", ".join(f"`{Path(name).name}`" for name in outcome.data.names) or "examples of the caller"
     lines = [
         f"{len(examples):,} queries with {num_positives:,} positive and {num_negatives:,} negative passages, "
         f"from {names}; sha256 `{outcome.data.fingerprint[:16]}`."

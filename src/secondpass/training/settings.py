@@ -155,6 +155,35 @@ class LateInteractionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainingSettings:
+    """How an encoder is pre-trained on plain texts: RetroMAE (Xiao et al. 2022), DupMAE (Liu et al. 2023).
+
+    encoder_share, decoder_share: of the tokens that are hidden from each. decoder_weight 0 is masked language
+    modelling alone, the control. bag_weight: of DupMAE's bag of words, 0.1 there. has_bare_queries: the decoder's
+    queries are the sentence vector plus a position, as in RetroMAE, not the embedding layer's of it, as in
+    FlagEmbedding. num_patterns: of hidden words that the rows of a text share. has_reference_masks: words are joined
+    by "##" alone and special tokens other than BERT's are hidden too, as in the reference, which so masks pieces
+    with XLM-R.
+    """
+
+    encoder_share: float = 0.3
+    decoder_share: float = 0.5
+    decoder_weight: float = 1.0
+    bag_weight: float = 0.0
+    has_bare_queries: bool = False
+    num_patterns: int = 128
+    has_reference_masks: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("encoder_share", "decoder_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give more than 0 and less than 1")
+        if self.decoder_weight < 0 or self.bag_weight < 0:
+            raise ValueError(f"weights are {self.decoder_weight} and {self.bag_weight}; give 0 or more")
+        _check_at_least("num_patterns", self.num_patterns, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """How a cross-encoder is trained. Raises ValueError for a value that cannot be meant.
 
@@ -187,6 +216,7 @@ class TrainingSettings:
     compression: CompressionSettings | None = None
     embedder: EmbedderSettings | None = None
     colbert: LateInteractionSettings | None = None
+    pretraining: PretrainingSettings | None = None
     seed: int = 1
     measure: str = "nDCG@10"
     eval_every: int | None = None
@@ -208,8 +238,8 @@ class TrainingSettings:
             _check_positive(name, getattr(self, name))
         if not 0 <= self.warmup < 1 or self.weight_decay < 0:
             raise ValueError(f"warmup is {self.warmup} (0 to below 1), weight_decay {self.weight_decay} (0 or more)")
-        if self.embedder is not None and self.colbert is not None:
-            raise ValueError("embedder and colbert are both set; give one")
+        if sum(kind is not None for kind in (self.embedder, self.colbert, self.pretraining)) > 1:
+            raise ValueError("more than one of embedder, colbert and pretraining is set; give one")
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("measure", self.measure, MEASURES)
@@ -219,6 +249,8 @@ class TrainingSettings:
         """What is trained."""
         if self.embedder is not None:
             return "embedder"
+        if self.pretraining is not None:
+            return "pretraining"
         return "reranker" if self.colbert is None else "colbert"
 
     @property

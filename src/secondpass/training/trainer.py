@@ -21,14 +21,16 @@ from secondpass.checkpoint.atomic import write_text
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.errors import DataError, MissingExtra, TrainingError
 from secondpass.training.checkpointing import RUN, check_output, claimed, read_state, restore, save_state, steps_in
-from secondpass.training.collators import group_sampler
+from secondpass.training.collators import Sampler, group_sampler
 from secondpass.training.cross_encoding import open_cross_encoding
-from secondpass.training.data import Data
+from secondpass.training.data import Data, Texts
 from secondpass.training.dev import MEASURES, DevSet, total
 from secondpass.training.embedding import open_embedding
 from secondpass.training.late_interaction import open_late_interaction
 from secondpass.training.learner import Learner, Objective
+from secondpass.training.masks import HiddenText
 from secondpass.training.model import Trainable
+from secondpass.training.pretraining import Pretraining, open_pretraining
 from secondpass.training.processes import Processes, Stopping, open_processes
 from secondpass.training.reporting import CARD, Pace, RunLog, RunSummary, card, described_run
 from secondpass.training.settings import FREE, TrainingSettings, factor
@@ -40,6 +42,7 @@ OPENERS: Mapping[str, Callable[[str | Path, TrainingSettings, torch.device, torc
     "reranker": open_cross_encoding,
     "embedder": open_embedding,
     "colbert": open_late_interaction,
+    "pretraining": open_pretraining,
 }
 
 
@@ -69,7 +72,7 @@ class Trainer:
     def __init__(
         self,
         model: str | Path,
-        data: Data,
+        data: Data | Texts,
         output: str | Path,
         *,
         settings: TrainingSettings | None = None,
@@ -85,8 +88,7 @@ class Trainer:
         self._processes = open_processes(self.settings.device)
         self.objective = _opened(model, self.settings, self._processes)
         self.learner = Learner(self.objective, self.settings, self._processes)
-        batch, num_negatives, seed = self.settings.batch, self.settings.num_negatives, self.settings.seed
-        self._sampler = group_sampler(data.examples, batch=batch, num_negatives=num_negatives, seed=seed)
+        self._sampler = _sampler(data, self.objective, self.settings)
         self._history: list[dict[str, float]] = []
 
     @property
@@ -105,7 +107,8 @@ class Trainer:
 
     def described(self) -> Iterator[str]:
         """Lines on what is about to happen."""
-        prompts = sum(example.prompt is not None for example in self._data.examples)
+        examples = self._data.examples if isinstance(self._data, Data) else ()
+        prompts = sum(example.prompt is not None for example in examples)
         if prompts and not self.objective.reads_prompts:
             yield f"not read: prompt ({prompts:,} lines); only decoders have one"
         yield from described_run(
@@ -275,8 +278,23 @@ def _opened(model: str | Path, settings: TrainingSettings, processes: Processes)
     return OPENERS[settings.method](model, settings, device, torch.float32 if dtype == torch.float16 else dtype)
 
 
-def _check_teacher(data: Data, settings: TrainingSettings) -> None:
-    if not settings.needs_teacher:
+def _sampler(data: Data | Texts, objective: Objective[Any], settings: TrainingSettings) -> Sampler[Any]:
+    """Raises ValueError where the data is not what the objective learns from."""
+    if isinstance(data, Texts) and isinstance(objective, Pretraining):
+        texts = data.texts
+
+        def draw(index: int, epoch: int) -> HiddenText:
+            return objective.drawn(texts[index], index, epoch)
+
+        return Sampler(len(texts), draw, batch=settings.batch, seed=settings.seed)
+    if isinstance(data, Texts) or isinstance(objective, Pretraining):
+        raise ValueError("plain texts are for pre-training, and pre-training for plain texts")
+    num_negatives = settings.num_negatives
+    return group_sampler(data.examples, batch=settings.batch, num_negatives=num_negatives, seed=settings.seed)
+
+
+def _check_teacher(data: Data | Texts, settings: TrainingSettings) -> None:
+    if not settings.needs_teacher or isinstance(data, Texts):
         return
     lacking = [example.source for example in data.examples if not example.has_scores]
     if lacking:
