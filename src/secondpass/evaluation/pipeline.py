@@ -29,7 +29,7 @@ from secondpass.search.indexing import Indexing, Report
 from secondpass.search.pipeline import Pipeline, Question, Reader
 from secondpass.search.stores.sqlite import SqliteStore
 from secondpass.search.stores.store import Change, Chunk, File, Filter
-from secondpass.types import Progress
+from secondpass.types import Progress, Ranking
 
 MEASURES = ("nDCG@10", "recall@20", "recall@50", "recall@100")
 STAGES = ("bm25", "dense", "fused", "reranked", "cognitive", "newest first")
@@ -95,11 +95,12 @@ def measure_pipeline(
         store = SqliteStore(Path(folder) / "set.sqlite")
         try:
             names = _fill(store, timed, encoder)
-            pipeline = Pipeline(store=store, encoder=encoder, open_reranker=lambda query: reranker)
+            kept = None if reranker is None else _Kept(reranker)
+            pipeline = Pipeline(store=store, encoder=encoder, open_reranker=lambda query: kept)
             rankings: dict[str, dict[str, Scores]] = {}
             for done, (query, text) in enumerate(timed.dataset.queries.items()):
                 asked = replace(options, text=text, only=_only(timed, query), top_n=options.candidates)
-                for stage, found in _stages(pipeline, asked, timed.asked.get(query), cognitive, reranker).items():
+                for stage, found in _stages(pipeline, asked, timed.asked.get(query), cognitive).items():
                     rankings.setdefault(stage, {})[query] = _falling([names[id] for id in found])
                 if progress is not None:
                     progress(done + 1, len(timed.dataset.queries))
@@ -124,15 +125,13 @@ def table(stages: Stages, measures: Sequence[str] = MEASURES) -> str:
     return "\n".join(lines)
 
 
-def _stages(
-    pipeline: Pipeline, asked: Question, now: float | None, cognitive: Cognitive, reranker: Reader | None
-) -> dict[str, list[int]]:
+def _stages(pipeline: Pipeline, asked: Question, now: float | None, cognitive: Cognitive) -> dict[str, list[int]]:
     """Ids after each stage, best first."""
     runs = pipeline.first_stages(asked)
     fused = FUSIONS[asked.fusion](runs)
     found = {name: [id for id, _ in run] for name, run in runs.items()}
     found["fused"] = [each.index for each in fused]
-    if reranker is None:
+    if pipeline.open_reranker(asked.text) is None:
         return found
     plain = pipeline.search(asked)
     found["reranked"] = [hit.index for hit in plain]
@@ -142,6 +141,32 @@ def _stages(
         newest = sorted(plain, key=lambda hit: -(hit.document["created"] or 0.0))
         found["newest first"] = [hit.index for hit in newest]
     return found
+
+
+@dataclass
+class _Kept:
+    """A reranker that keeps its last ranking, since the stages after it ask for the same one."""
+
+    reranker: Reader
+    asked: tuple[str, tuple[str, ...]] = ("", ())
+    ranking: Ranking | None = None
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        budget_ms: float | None = None,
+        first_scores: Sequence[float] | None = None,
+    ) -> Ranking:
+        asked = (query, tuple(documents))
+        if self.ranking is None or asked != self.asked:
+            self.ranking = self.reranker.rank(query, documents, budget_ms=budget_ms, first_scores=first_scores)
+            self.asked = asked
+        return self.ranking
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        return self.reranker.score_pairs(pairs)
 
 
 def _fill(store: SqliteStore, timed: TimedSet, encoder: Encoder | None) -> dict[int, str]:

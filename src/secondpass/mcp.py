@@ -1,0 +1,282 @@
+"""The MCP server: an index, a memory and a reranker as tools for agents, over standard input and output or HTTP.
+
+Tools answer with typed results; an error says what to do, since a model reads it. Nothing here reads a file that was
+named by a client: `get` gives what is in the index. Needs the extra `mcp`, so it is imported where it is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, TypeVar
+
+import anyio
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import ToolAnnotations
+from pydantic import BaseModel, Field
+
+from secondpass.errors import SecondpassError
+from secondpass.reranker import Reranker
+from secondpass.search.index import Index, index_names
+from secondpass.search.memory import Memory
+from secondpass.types import Hit, Ranking
+
+INSTRUCTIONS = (
+    "Local search and memory. `search` finds passages in the user's own files; `get` shows one with what stands "
+    "around it; `rerank` orders passages of any source by how well they answer a question; `remember` and `recall` "
+    "keep and find facts across conversations. Ask in whole questions. A probability below 0.2 means: not an answer."
+)
+MAX_DOCUMENTS = 200
+_READING = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+_WRITING = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+_DELETING = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+Result = TypeVar("Result")
+
+
+class Passage(BaseModel):
+    """What was found: text, where it stands, and how likely it answers (0 to 1)."""
+
+    id: int
+    probability: float
+    file: str
+    line: int
+    last_line: int
+    heading: str
+    text: str
+
+
+class Found(BaseModel):
+    passages: list[Passage]
+
+
+class Shown(BaseModel):
+    """A passage of the index, and the text of its file around it."""
+
+    id: int
+    file: str
+    heading: str
+    first_line: int
+    last_line: int
+    text: str
+
+
+class Scored(BaseModel):
+    index: int
+    probability: float
+    score: float
+    text: str
+
+
+class Reranked(BaseModel):
+    passages: list[Scored]
+
+
+class Fact(BaseModel):
+    id: int
+    probability: float
+    text: str
+    since: float | None
+
+
+class Facts(BaseModel):
+    facts: list[Fact]
+
+
+class Remembered(BaseModel):
+    id: int
+
+
+class Forgotten(BaseModel):
+    id: int
+
+
+class State(BaseModel):
+    index: str
+    indexes: list[str]
+    files: int
+    chunks: int
+    embedder: str
+    facts: int
+
+
+@dataclass(kw_only=True)
+class Tools:
+    """What the tools work on, opened when it is first needed."""
+
+    index_name: str = "default"
+    folder: str | None = None
+    namespace: str = "default"
+    reranker_name: str = "default"
+    reranker: Reranker | None = None
+    lock: anyio.Lock = field(default_factory=anyio.Lock)
+
+    @cached_property
+    def index(self) -> Index:
+        """The index; it may be made while the server runs, since a failure is not kept."""
+        return Index(self.index_name, folder=self.folder, reranker=self.open_reranker())
+
+    @cached_property
+    def memory(self) -> Memory:
+        return Memory(namespace=self.namespace, folder=self.folder, reranker=self.open_reranker())
+
+    def open_reranker(self) -> Reranker:
+        if self.reranker is None:
+            self.reranker = Reranker(self.reranker_name)
+        return self.reranker
+
+    async def call(self, work: Callable[[], Result]) -> Result:
+        """Do the work in a thread, one at a time; what goes wrong is told to the model in a sentence."""
+        async with self.lock:
+            try:
+                return await anyio.to_thread.run_sync(work)
+            except (SecondpassError, ValueError) as error:
+                raise ToolError(str(error)) from error
+
+
+def make_server(tools: Tools) -> MCPServer[Any]:
+    """The server with its tools; it speaks every revision of the protocol that the SDK knows."""
+    from secondpass import __version__
+
+    server: MCPServer[Any] = MCPServer(
+        "secondpass", title="secondpass", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING"
+    )
+    _add_search(server, tools)
+    _add_rerank(server, tools)
+    _add_memory(server, tools)
+    return server
+
+
+def _add_search(server: MCPServer[Any], tools: Tools) -> None:
+    @server.tool(annotations=_READING)
+    async def search(
+        query: Annotated[str, Field(min_length=1, description="A whole question, in the user's language.")],
+        top_n: Annotated[int, Field(ge=1, le=50)] = 5,
+        path: Annotated[str | None, Field(description="Only files with this in their path, or a glob.")] = None,
+        since: Annotated[str | None, Field(description="Only what is dated so or later, as 2026-11-28.")] = None,
+        until: Annotated[str | None, Field(description="Only what is dated so or earlier.")] = None,
+        ctx: Context[Any, Any] | None = None,
+    ) -> Found:
+        """Find passages in the user's indexed files that answer a question; best first."""
+        if ctx is not None:
+            await ctx.report_progress(0, 1)
+        ranking = await tools.call(lambda: tools.index.search(query, top_n, path=path, since=since, until=until))
+        if ctx is not None:
+            await ctx.report_progress(1, 1)
+        return Found(passages=[_passage(hit) for hit in ranking])
+
+    @server.tool(annotations=_READING)
+    async def get(
+        id: Annotated[int, Field(description="Of a passage that search found.")],
+        around: Annotated[int, Field(ge=0, le=10, description="How many passages before and after it.")] = 1,
+    ) -> Shown:
+        """Show a passage with what stands around it in its file."""
+        return await tools.call(lambda: _around(tools.index, id, around))
+
+    @server.tool(annotations=_READING)
+    async def status() -> State:
+        """What is indexed and remembered."""
+        return await tools.call(lambda: _state(tools))
+
+
+def _add_rerank(server: MCPServer[Any], tools: Tools) -> None:
+    @server.tool(annotations=_READING)
+    async def rerank(
+        query: Annotated[str, Field(min_length=1)],
+        documents: Annotated[list[str], Field(min_length=1, max_length=MAX_DOCUMENTS)],
+        top_n: Annotated[int, Field(ge=1)] = 5,
+    ) -> Reranked:
+        """Order passages by how well each answers the question; best first."""
+        if not any(document.strip() for document in documents):
+            raise ToolError("every document is empty; pass at least one with text")
+        ranking = await tools.call(lambda: tools.open_reranker().rank(query, documents, top_n=top_n))
+        found = [
+            Scored(index=hit.index, probability=hit.probability, score=hit.score, text=hit.document.text)
+            for hit in ranking
+        ]
+        return Reranked(passages=found)
+
+
+def _add_memory(server: MCPServer[Any], tools: Tools) -> None:
+    @server.tool(annotations=_WRITING)
+    async def remember(
+        text: Annotated[str, Field(min_length=1, description="One fact, in a sentence that stands alone.")],
+        subject: Annotated[str | None, Field(description="What it is about; the newest of a subject counts.")] = None,
+        replaces: Annotated[int | None, Field(description="The id of a fact that is no longer true.")] = None,
+    ) -> Remembered:
+        """Keep a fact for later conversations."""
+        if replaces is not None:
+            return Remembered(id=await tools.call(lambda: tools.memory.supersede(replaces, text, source="agent")))
+        return Remembered(id=await tools.call(lambda: tools.memory.remember(text, subject=subject, source="agent")))
+
+    @server.tool(annotations=_READING)
+    async def recall(
+        query: Annotated[str, Field(min_length=1)], top_n: Annotated[int, Field(ge=1, le=50)] = 5
+    ) -> Facts:
+        """Find remembered facts that bear on a question; best first."""
+        return _facts(await tools.call(lambda: tools.memory.recall(query, top_n)))
+
+    @server.tool(annotations=_DELETING)
+    async def forget(id: Annotated[int, Field(description="Of a fact that recall found.")]) -> Forgotten:
+        """Delete a remembered fact for good."""
+        await tools.call(lambda: tools.memory.forget(id))
+        return Forgotten(id=id)
+
+
+def _passage(hit: Hit) -> Passage:
+    fields = hit.document.fields
+    return Passage(
+        id=hit.index,
+        probability=hit.probability if hit.is_scored else 0.0,
+        file=fields["path"],
+        line=fields["line"],
+        last_line=fields["last_line"],
+        heading=fields["heading"],
+        text=hit.document.text,
+    )
+
+
+def _around(index: Index, id: int, around: int) -> Shown:
+    stored = index.get(id)
+    ids = index.store.ids(stored.path)
+    at = ids.index(id)
+    near = index.store.fetch(ids[max(0, at - around) : at + around + 1])
+    return Shown(
+        id=id,
+        file=stored.path,
+        heading=stored.chunk.heading,
+        first_line=near[0].chunk.lines[0],
+        last_line=near[-1].chunk.lines[1],
+        text="\n\n".join(each.chunk.text for each in near),
+    )
+
+
+def _facts(ranking: Ranking) -> Facts:
+    return Facts(
+        facts=[
+            Fact(
+                id=hit.index,
+                probability=hit.probability if hit.is_scored else 0.0,
+                text=hit.document.text,
+                since=hit.document["created"],
+            )
+            for hit in ranking
+        ]
+    )
+
+
+def _state(tools: Tools) -> State:
+    names = [name for name in index_names(tools.folder) if name != tools.memory.index.name]
+    facts = tools.memory.index.status().chunks
+    if tools.index_name not in names:
+        return State(index=tools.index_name, indexes=names, files=0, chunks=0, embedder="", facts=facts)
+    found = tools.index.status()
+    return State(
+        index=found.name,
+        indexes=names,
+        files=found.files,
+        chunks=found.chunks,
+        embedder=found.embedder,
+        facts=facts,
+    )
