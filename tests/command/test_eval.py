@@ -18,6 +18,7 @@ from secondpass.evaluation import evaluate, read_run
 from tests.checkpoints import tiny_bert
 from tests.evaluation.datasets.test_dataset import lines, write
 from tests.evaluation.sets import small_set
+from tests.goldens import SHARED
 
 
 @dataclass(frozen=True)
@@ -202,3 +203,17 @@ def test_bm25_and_the_embedded_model_need_no_torch(place: Place) -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment)
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout)["models"]["default"]["engine"] == "openvino"
+
+
+def test_each_layer_is_measured_as_a_model_of_its_own(capsys: pytest.CaptureFixture[str], place: Place) -> None:
+    model = SHARED / "golden" / "minicpm-layerwise"
+    if not model.is_dir():
+        pytest.skip("no reference figures here")
+    options = ("--model", model, "--depth", "3", "--no-latency", "--json", "--queries", "3")
+    code, out, _ = called(capsys, "eval", place.data, *options, "--layers", "3,6")
+    assert code == 0
+    assert [name.rpartition("@")[2] for name in json.loads(out)["models"]] == ["layer-3", "layer-6"]
+    code, _, err = called(capsys, "eval", place.data, *options, "--layers", "1")
+    assert code == 2 and "there are 2, 3, 4, 5, 6" in err
+    code, _, err = called(capsys, "eval", place.data, "--model", place.model, "--layers", "3", "--no-latency")
+    assert code == 2 and "layer-wise" in err

@@ -249,3 +249,20 @@ def test_a_step_draws_the_same_compression_whoever_asks() -> None:
     assert drawn == [compression.drawn(1, step) for step in range(64)]
     assert {ratio for ratio, _ in drawn} == {1, 2, 4}
     assert 0.3 < sum(len(layers) for _, layers in drawn) / (3 * 64) < 0.7
+
+
+def test_a_compressed_model_scores_alike_at_every_cutoff_and_ratio(tmp_path: Path) -> None:
+    compression = CompressionSettings(layers=(2, 4), ratios=(1, 2))
+    base = golden_checkpoint("gemma2-lightweight")
+    trainer, passages, query = trained(base, tmp_path / "out", compression=compression, learning_rate=1e-4)
+    objective = trainer.objective
+    assert isinstance(objective, CrossEncoding)
+    rows = objective.rows(Group(query=query, passages=tuple(passages)))
+    reranker = Reranker(tmp_path / "out", dtype="float32", max_length=64)
+    for layer, ratio in ((6, 1), (4, 1), (6, 2)):
+        run = Run(cutoff_layers=(2, 3, 4, 5, 6), compress_ratio=ratio, compress_layers=(3,))
+        with torch.inference_mode():
+            expected = objective.logits(rows, run)[:, layer - 2].tolist()
+        found = reranker.score(query, passages, cutoff_layer=layer, compress_ratio=ratio, compress_layers=(3,))
+        assert found == pytest.approx(expected, abs=1e-3)
+    assert reranker.score(query, passages) == pytest.approx(objective.score(query, passages), abs=1e-3)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from secondpass.evaluation.evaluation import Evaluation
     from secondpass.evaluation.measures import Measure
     from secondpass.evaluation.report import Report
+    from secondpass.reranker import Reranker
+    from secondpass.types import DocumentLike, Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,9 @@ def evaluate(
             help="default, a folder, owner/name, embedder:NAME or colbert:NAME; repeat it to compare.",
         ),
     ] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Of a layer-wise model: measured when it is cut off after each.")
+    ] = None,
     depth: Annotated[str, typer.Option(metavar="N,N", help="Candidates to rerank, as in 20,50,100.")] = "100",
     measures: Annotated[
         str, typer.Option(help="nDCG@k, MRR@k, recall@k, MAP, precision@k, hit_rate@k; the first decides.")
@@ -84,8 +89,10 @@ def evaluate(
     evaluations: list[Evaluation] = []
     infos: dict[str, Mapping[str, Any]] = {}
     for model in dict.fromkeys(models or ["default"]):
-        found, infos[model] = _evaluated(model, plan)
-        evaluations += found
+        for layer in _layers(layers):
+            name = model if layer is None else f"{model}@layer-{layer}"
+            found, infos[name] = _evaluated(model, plan, layer)
+            evaluations += found
     _tell(Report(evaluations=tuple(evaluations), seed=flags.seed, infos=infos), written)
 
 
@@ -126,31 +133,68 @@ def _planned(sets: Sets, depth: str, measures: str, *, is_timed: bool) -> Plan:
     return Plan(sets=sets, prepared=prepared, depths=depths, measures=named, is_timed=is_timed)
 
 
-def _evaluated(model: str, plan: Plan) -> tuple[list[Evaluation], Mapping[str, Any]]:
-    """One model on all sets. Where scores may come from a cache, it is opened again without to time it."""
+@dataclass(frozen=True, kw_only=True)
+class CutOff:
+    """A layer-wise reranker whose scores are those of one of its layers."""
+
+    reranker: Reranker
+    layer: int
+
+    def score(self, query: str, documents: Sequence[DocumentLike]) -> list[float]:
+        return self.reranker.score(query, documents, cutoff_layer=self.layer)
+
+
+def _cut_off(scorer: Scorer, model: str, layer: int | None) -> Scorer:
+    from secondpass.reranker import Reranker
+
+    if layer is None:
+        return scorer
+    if not isinstance(scorer, Reranker):
+        raise WrongUse(f"--layers: {model} is no reranker and has no heads at its layers")
+    with wrong_use():
+        scorer.score("a", ["b"], cutoff_layer=layer)  # said before the work, where there is no such layer
+    return CutOff(reranker=scorer, layer=layer)
+
+
+def _layers(written: str | None) -> list[int | None]:
+    if written is None:
+        return [None]
+    try:
+        return [int(part) for part in dict.fromkeys(written.split(","))]
+    except ValueError as error:
+        raise WrongUse(f"--layers {written}: give whole numbers, as in 8,16,24") from error
+
+
+def _evaluated(model: str, plan: Plan, layer: int | None) -> tuple[list[Evaluation], Mapping[str, Any]]:
+    """One model, perhaps cut off after a layer, on all sets.
+
+    Where scores may come from a cache, it is opened again without to time it.
+    """
     from secondpass.evaluation.evaluation import evaluate, timed
 
     flags, opening = plan.sets.flags, plan.sets.opening
-    scorer = opening.scorer(model, score_cache=flags.cache)
-    info = asdict(scorer.info())
+    opened = opening.scorer(model, score_cache=flags.cache)
+    info = asdict(opened.info())
+    scorer = _cut_off(opened, model, layer)
+    name = model if layer is None else f"{model}@layer-{layer}"
     found = []
     for dataset, run in plan.prepared:
-        with watched(f"{model}, {dataset.name}") as progress:
+        with watched(f"{name}, {dataset.name}") as progress:
             evaluation = evaluate(
                 scorer,
                 dataset,
                 first_stage=run,
                 depths=plan.depths,
                 measures=plan.measures,
-                model=model,
+                model=name,
                 first_stage_name="BM25" if flags.first_stage == "bm25" else flags.first_stage,
                 is_timed=plan.is_timed and flags.cache is None,
                 progress=progress,
             )
         found.append(evaluation)
     if plan.is_timed and flags.cache is not None:
-        del scorer  # before the second is opened, so that the memory holds one
-        scorer = opening.scorer(model)
+        del scorer, opened  # before the second is opened, so that the memory holds one
+        scorer = _cut_off(opening.scorer(model), model, layer)
         found = [timed(evaluation, scorer) for evaluation in found]
     return found, info
 

@@ -80,6 +80,8 @@ class CrossEncoder(nn.Module):
         self.backbone: Backbone = architecture.backbone
         matching, late = WordMatchConfig.from_hf(config), LateInteractionConfig.from_hf(config)
         self.head = LateInteraction(late) if late else HEADS[self.recipe.head](architecture.config, self.recipe)
+        if isinstance(self.head, LayerHeads) and config.get("heads_by_layer"):  # as `secondpass train` leaves them
+            self.head.by_place = False
         self.word_match = None if matching is None else WordMatch(matching)
         self.renames: tuple[tuple[str, str], ...] = architecture.renames
         self.ignored: tuple[str, ...] = architecture.ignored
@@ -134,7 +136,7 @@ class CrossEncoder(nn.Module):
             return run
         cutoffs = _cutoffs(run, self.head.layers)
         resolved = Run(cutoff_layers=cutoffs, early_exit=_early_exit(run, cutoffs, self.head.layers))
-        if self.head.by_place:
+        if self.recipe.head == "layers_by_place":
             return replace(resolved, **self._compression(run))
         if run.compress_ratio is not None or run.compress_layers is not None:
             raise ValueError(f"compress_ratio and compress_layers: {self.recipe.family} does not compress")

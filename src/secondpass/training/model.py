@@ -193,6 +193,8 @@ def _open_decoder(
     is_raw = start_layer is not None and checkpoint.config.get("start_layer") is None
     config = dict(checkpoint.config) if not is_raw else layered_config(checkpoint.config, int(start_layer or 0))
     recipe = recipe_for(config)
+    if recipe.head == "layers_by_place":
+        config["heads_by_layer"] = True  # each layer's own head is trained, whatever a reference reads alone
     answer_ids = recipe.answer_ids(checkpoint.tokenizer) if recipe.answers else []
     with torch.device("meta"):
         net = CrossEncoder(config, recipe, answer_ids=answer_ids)
