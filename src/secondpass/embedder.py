@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.checkpoint.sentence_transformers import SentenceSettings, read_settings
 from secondpass.colbert.colbert import maxsim, unit
-from secondpass.engine.engine import Heads, Vectors
+from secondpass.engine.engine import EngineFacts, Heads, Vectors
 from secondpass.engine.open import open_encoder
 from secondpass.text.documents import as_documents, clean_query, text_of
 from secondpass.text.prompts import known_prompts, single_rows
@@ -179,6 +179,11 @@ class Embedder:
             return []
         scores = self._combined({part: _SCORES[part](asked, found) for part in MODES[mode]})
         return [float(scores[places[text]]) for text in texts]
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What runs it."""
+        return self._encoder.facts
 
     def reopen(self) -> None:
         """Load the model anew, after it failed; may be tried again. The memory of the old one is free before."""

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,17 @@ import pytest
 from numpy.typing import NDArray
 
 from secondpass import Reranker
+from secondpass.embedder import Embedder
+from secondpass.engine.engine import Engine, EngineFacts, ReopeningEngine
 from secondpass.errors import EngineError
+from secondpass.scoring.open import ModelOptions, open_scoring
+from secondpass.scoring.scoring import Scoring
 from secondpass.server import batching
-from secondpass.server.batching import Batch, Batcher, EngineDown, Expired, QueueFull, Runner, State
-from secondpass.types import Row, Run
+from secondpass.server.batching import Batch, BatchedEngine, EngineDown, Expired, QueueFull, State
+from secondpass.server.registry import Pooling
+from secondpass.types import Advance, EarlyExit, RankOptions, Row, Run
 from tests.checkpoints import tiny_bert
+from tests.test_embedder import tiny_embedder
 
 SECONDS = 20  # no future here takes so long
 
@@ -33,7 +42,14 @@ class Gated:
         self.running = threading.Semaphore(0)
         self.gate = threading.Semaphore(0)
 
-    def run(self, rows: Sequence[Row], run: Run) -> NDArray[np.float32]:
+    @property
+    def facts(self) -> EngineFacts:
+        return EngineFacts(name="gated", device="none", dtype="none", reason="", max_length=512, token_budget=4096)
+
+    def check(self, run: Run) -> None:
+        """It runs anything."""
+
+    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
         self.runs.append([len(row) for row in rows])
         self.running.release()
         assert self.gate.acquire(timeout=SECONDS)
@@ -54,13 +70,14 @@ def engine() -> Gated:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Batcher]]:
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., BatchedEngine]]:
     monkeypatch.setattr(batching, "FIRST_BACKOFF_S", 0.001)
     monkeypatch.setattr(batching, "LAST_BATCH_S", 0.001)
-    found: list[Batcher] = []
+    found: list[BatchedEngine] = []
 
-    def make(engine: Runner, reopen: Callable[[], Runner] | None = None, **options: object) -> Batcher:
-        found.append(Batcher(engine, reopen or (lambda: engine), **options))  # type: ignore[arg-type]
+    def make(engine: Engine, *later: Callable[[], Engine], **options: object) -> BatchedEngine:
+        openings = iter([lambda: engine, *later])
+        found.append(BatchedEngine(ReopeningEngine(lambda: next(openings)()), **options))  # type: ignore[arg-type]
         return found[-1]
 
     yield make
@@ -68,7 +85,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Batcher]]:
         each.close(grace_s=SECONDS)
 
 
-Make = Callable[..., Batcher]
+Make = Callable[..., BatchedEngine]
 
 
 def test_concurrent_requests_get_the_scores_that_they_get_alone(tmp_path: Path, made: Make) -> None:
@@ -203,17 +220,17 @@ def test_a_crashed_engine_is_opened_anew(made: Make) -> None:
         raise RuntimeError("device lost")
 
     broken, whole = Gated(crash), Gated()
-    attempts = iter([OSError("still busy"), whole])
     calls = threading.Semaphore(0)
 
-    def reopen() -> Runner:
-        found = next(attempts)
+    def fails() -> Engine:
         calls.acquire()
-        if isinstance(found, Exception):
-            raise found
-        return found
+        raise OSError("still busy")
 
-    batcher = made(broken, reopen)
+    def opens() -> Engine:
+        calls.acquire()
+        return whole
+
+    batcher = made(broken, fails, opens)
     hit = batcher.submit(rows(10))
     broken.began()
     waiting = batcher.submit(rows(20))
@@ -266,3 +283,131 @@ def until(is_true: Callable[[], bool]) -> None:
     while not is_true():
         assert time.monotonic() < end
         threading.Event().wait(0.001)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_bert(tmp_path / "model")
+
+
+def real(folder: Path) -> Scoring:
+    return open_scoring(ModelOptions(model=folder, engine="torch"))
+
+
+def rows_of(scoring: Scoring, *texts: str) -> list[Row]:
+    return [one.row for one in scoring.reader.read([("where is the river", text) for text in texts], scoring.limits)]
+
+
+def break_weights(scoring: Scoring) -> None:
+    """From now on every score of this engine is NaN, which it raises EngineError for, whatever it is given."""
+    import torch
+
+    assert isinstance(scoring.engine, ReopeningEngine)
+    model = vars(scoring.engine.current)["model"]
+    with torch.inference_mode():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+
+
+def test_an_engine_that_fails_for_every_request_is_dead_and_opened_anew(folder: Path, made: Make) -> None:
+    scoring = real(folder)
+    batched = BatchedEngine(scoring.engine)  # type: ignore[arg-type]
+    given = rows_of(scoring, "the old bridge", "a warm night")
+    before = batched.run(given, scoring.run)
+    break_weights(scoring)
+    with pytest.raises(EngineDown, match="being restarted"):
+        batched.run(given, scoring.run)
+    assert "finite" in str(batched.status().last_error)
+    until(lambda: batched.status().state is State.ready)
+    assert batched.run(given, scoring.run) == pytest.approx(before)
+    assert batched.status().restarts == 1
+    assert batched.close(grace_s=SECONDS)
+
+
+def test_a_reopening_that_fails_is_tried_until_it_succeeds(folder: Path, made: Make) -> None:
+    """The checkpoint is away for a while, as a volume that is not mounted yet."""
+    scoring = real(folder)
+    batched = BatchedEngine(scoring.engine)  # type: ignore[arg-type]
+    given = rows_of(scoring, "the old bridge")
+    before = batched.run(given, scoring.run)
+    away = folder.rename(folder.with_name("away"))
+    break_weights(scoring)
+    with pytest.raises(EngineDown):
+        batched.run(given, scoring.run)
+    until(lambda: "finite" not in str(batched.status().last_error))  # at least one attempt has failed
+    assert batched.status().state is State.restarting
+    with pytest.raises(EngineDown, match="being restarted"):
+        batched.run(given, scoring.run)
+    away.rename(folder)
+    until(lambda: batched.status().state is State.ready)
+    assert batched.run(given, scoring.run) == pytest.approx(before)
+    assert batched.close(grace_s=SECONDS)
+
+
+def test_an_embedder_that_is_opened_anew_is_in_memory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching.log, "disabled", True)  # pytest keeps what is logged, and with it the engine
+    embedder = Embedder(str(tiny_embedder(tmp_path)))
+    batched = BatchedEngine(Pooling(embedder))
+    given = embedder.rows(["the old bridge"])
+    before = batched.run(given, Run())
+    encoder = weakref.ref(embedder._encoder.current)
+    vars(encoder())["model"] = None  # it raises what no request is to blame for
+    with pytest.raises(EngineDown, match="being restarted"):
+        batched.run(given, Run())
+    until(lambda: batched.status().state is State.ready)
+    assert batched.run(given, Run()) == pytest.approx(before, abs=1e-6)
+    gc.collect()
+    assert encoder() is None
+    assert sum(type(each) is Embedder for each in gc.get_objects()) == 1
+    assert embedder.encode(["the old bridge"]) == pytest.approx(before, abs=1e-6)
+    assert batched.close(grace_s=SECONDS)
+
+
+def test_the_library_scores_through_it_and_the_call_knows_what_it_cost(folder: Path) -> None:
+    scoring = real(folder)
+    batched = BatchedEngine(scoring.engine)  # type: ignore[arg-type]
+    view = batched.for_call()
+    documents = ["the old bridge", "a river", "night by the sea"]
+    served = replace(scoring, engine=view).rank("where is the bridge", documents, RankOptions(top_n=2))
+    alone = scoring.rank("where is the bridge", documents, RankOptions(top_n=2))
+    assert [hit.score for hit in served] == pytest.approx([hit.score for hit in alone], abs=1e-5)
+    assert view.compute_s > 0
+    view.cancel()
+    with pytest.raises(CancelledError):
+        replace(scoring, engine=view).rank("q", documents, RankOptions())
+    assert batched.close(grace_s=SECONDS)
+
+
+def test_what_cannot_be_done_by_its_deadline_is_not_accepted(engine: Gated, made: Make) -> None:
+    """A batch of 2,048 tokens in some milliseconds is measured; then one that is far too slow is in the way."""
+    batcher = made(engine, batch_tokens=2048)
+    vars(batcher).update(_rate=1000.0, _is_measured=True)
+    first = batcher.submit(rows(512))
+    engine.began()
+    batcher.submit(rows(*[500] * 8))
+    now = time.monotonic()
+    assert batcher.submit(rows(5), deadline=now + 3)  # a short one goes first
+    with pytest.raises(QueueFull, match="this one would be done too late") as refused:
+        batcher.submit(rows(*[500] * 8), deadline=now + 3)
+    assert 1 <= refused.value.retry_after_s < 10
+    assert batcher.submit(rows(*[500] * 8), deadline=now + 60)
+    engine.open()
+    assert first.result(SECONDS)
+
+
+def test_it_is_closed_with_the_reason_that_is_given(engine: Gated, made: Make) -> None:
+    batcher = made(engine)
+    batcher.close(grace_s=1, reason="the model 'large' is not served any more")
+    with pytest.raises(EngineDown, match="'large' is not served any more"):
+        batcher.submit(rows(1))
+
+
+def test_candidates_of_an_early_exit_run_together_and_alone(engine: Gated, made: Make) -> None:
+    batcher = made(engine, batch_tokens=50)
+    first = batcher.submit(rows(10))
+    engine.began()
+    run = Run(early_exit=EarlyExit(0.5))
+    exits = [batcher.submit(rows(30, 30, 30), run), batcher.submit(rows(20, 20), run)]
+    engine.open()
+    assert [len(each.result(SECONDS).scores) for each in (first, *exits)] == [1, 3, 2]
+    assert [sorted(lengths) for lengths in engine.runs] == [[10], [20, 20], [30, 30, 30]]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from secondpass.server.batching import PATIENCE, Portion, Queue, Request
+from secondpass.server.queue import PATIENCE, Portion, Queue, Request
 from secondpass.types import Row, Run
 
 SPEED = 0.001  # seconds per token
@@ -57,9 +57,29 @@ def test_a_row_longer_than_a_batch_comes_alone() -> None:
     assert taken(waiting.take(100, seconds_per_token=SPEED)) == [(other, [0])]
 
 
-def test_priority_comes_before_everything() -> None:
-    usual, urgent = request(10), request(90, arrived=9.0, priority=-1)
+def test_priority_comes_before_others_of_its_time() -> None:
+    usual, urgent = request(10), request(10, arrived=0.1, priority=-1)
     assert taken(queue(usual, urgent).take(100, seconds_per_token=SPEED)) == [(urgent, [0]), (usual, [0])]
+
+
+def test_no_priority_of_a_client_keeps_another_waiting_for_long() -> None:
+    usual = request(10)
+    steady = [request(90, arrived=second / 2, priority=-1_000_000) for second in range(20)]
+    waiting = queue(usual, *steady)
+    order = [portion.request for _ in range(21) for portion in waiting.take(90, seconds_per_token=SPEED)]
+    assert order.index(usual) < 8
+
+
+def test_a_long_request_is_not_overtaken_until_its_deadline_has_passed() -> None:
+    long = request(*[50] * 20, deadline=3.0)  # a second of work
+    short = [request(10, arrived=moment / 100) for moment in range(300)]
+    waiting = queue(long, *short)
+    assert waiting.before(long, seconds_per_token=SPEED) - long.tokens < sum(each.tokens for each in short) / 2
+
+
+def test_a_short_request_has_little_before_it() -> None:
+    waiting = queue(*[request(*[500] * 20) for _ in range(5)])
+    assert waiting.before(request(10, arrived=1.0), seconds_per_token=SPEED) == 0
 
 
 def test_requests_of_another_run_are_not_joined() -> None:

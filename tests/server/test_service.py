@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from secondpass import Reranker
 from secondpass.embedder import Embedder
+from secondpass.engine.engine import EngineFacts
 from secondpass.server.service import CallContext, Service
 from secondpass.server.settings import ModelSource, Settings
-from secondpass.types import Row, Run
+from secondpass.types import Advance, Row, Run
 from secondpass.wire.calls import Budgets, EmbedCall, Fault, Refusal, RerankCall, ScoreCall
 from tests.checkpoints import tiny_bert
 from tests.test_embedder import tiny_embedder
@@ -242,14 +243,19 @@ def test_an_embedder_embeds(serve: Serve, tmp_path: Path, folder: Path) -> None:
     assert wait(service.rerank(RerankCall(query=QUERY, documents=("a",)), CONTEXT)).model == "tiny"
 
 
+FACTS = EngineFacts(name="held", device="none", dtype="none", reason="", max_length=512, token_budget=4096)
+
+
 class Stuck:
     """An engine that the test holds back."""
+
+    facts = FACTS
 
     def __init__(self) -> None:
         self.gate, self.running = threading.Event(), threading.Event()
         self.rows = 0
 
-    def run(self, rows: Sequence[Row], run: Run) -> NDArray[np.float32]:
+    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
         self.running.set()
         assert self.gate.wait(20)
         self.rows += len(rows)
@@ -259,7 +265,7 @@ class Stuck:
 @pytest.fixture
 def stuck(serve: Serve) -> Iterator[tuple[Service, Stuck]]:
     service, engine = serve(max_queue_requests=1, stall_s=0.001), Stuck()
-    service.registry.all()[0].batcher._engine = engine
+    _put(service, engine)
     yield service, engine
     engine.gate.set()
 
@@ -293,15 +299,22 @@ def test_a_full_queue_refuses_a_late_call_is_given_up_a_stuck_engine_is_seen(stu
     assert service.health().is_ready
 
 
+def _put(service: Service, engine: object) -> None:
+    """This engine in place of the open one, until it is opened anew."""
+    held = vars(service.registry.all()[0].batches)["_engine"]
+    vars(held._held)["_current"] = engine
+
+
 def test_a_crash_of_the_engine_is_said_and_mended(serve: Serve, reranker: Reranker) -> None:
     service = serve()
 
     class Dead:
-        def run(self, rows: Sequence[Row], run: Run) -> NDArray[np.float32]:
+        facts = FACTS
+
+        def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
             raise MemoryError("no more")
 
-    batcher = service.registry.all()[0].batcher
-    batcher._engine = Dead()
+    _put(service, Dead())
     call = RerankCall(query=QUERY, documents=DOCUMENTS)
     refusal = refused(service.rerank(call, CONTEXT))
     assert (refusal.fault, refusal.retry_after) == (Fault.unavailable, 1.0)

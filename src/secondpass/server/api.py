@@ -7,11 +7,11 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from secondpass.server import dialects, telemetry
-from secondpass.server.body import Bodies, Disconnected, Receive, deadline_of, parse_json, read_body
+from secondpass.server.body import Bodies, Disconnected, Receive, deadline_of, effort_of, parse_json, read_body
 from secondpass.server.dialects import Dialect, Reply, Route
 from secondpass.server.metrics import Metrics
 from secondpass.server.service import CallContext, Service
@@ -120,7 +120,10 @@ class HttpApi:
         exchange.dialect, route = dialects.choose(exchange.path, body, exchange.headers)
         assert route.parse is not None
         exchange.route = route
-        exchange.call = route.parse(body, exchange.headers)
+        call = route.parse(body, exchange.headers)
+        if not isinstance(call, EmbedCall):
+            call = replace(call, effort=effort_of(exchange.headers, call.effort))
+        exchange.call = call
         return body
 
     def _check_room(self) -> None:

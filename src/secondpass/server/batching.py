@@ -1,8 +1,8 @@
-"""Batcher: joins the rows of concurrent requests into batches for one engine, which one thread owns.
+"""BatchedEngine: an engine that joins the rows of concurrent calls into batches for another, which one thread owns.
 
-Knows rows and scores, no texts and no HTTP. A request is cut wherever a batch is full, so that a short one goes in
-between the portions of a long one. What was cancelled or is past its deadline is dropped before it is computed. An
-engine that fails for another reason than a request is opened anew.
+A request is cut wherever a batch is full, so that a short one goes in between the portions of a long one. What was
+cancelled or is past its deadline is dropped before it is computed, and what cannot be done in time is not accepted.
+An engine that fails for another reason than a request is opened anew.
 """
 
 from __future__ import annotations
@@ -11,141 +11,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secondpass.engine.engine import EngineFacts
 from secondpass.errors import EngineError, SecondpassError
-from secondpass.types import Row, Run
-
-PATIENCE = 4.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """Scores (N, outputs) in the order of the rows; seconds until the first row was taken, and in the engine."""
-
-    scores: NDArray[np.float32]
-    queue_s: float
-    compute_s: float
-
-
-@dataclass(eq=False, kw_only=True, slots=True)
-class Request:
-    """Rows that belong together, and what is known of them so far. Times are of time.monotonic()."""
-
-    rows: Sequence[Row]
-    run: Run = field(default_factory=Run)
-    priority: int = 0  # lower is earlier
-    deadline: float | None = None
-    arrived: float = 0.0
-    future: Future[Outcome] = field(default_factory=Future)
-    scores: NDArray[np.float32] | None = None
-    started: float | None = None
-    compute_s: float = 0.0
-    pending: int = 0  # rows not yet scored
-    tokens: int = 0  # of the rows not yet taken
-    _waiting: list[int] = field(default_factory=list)  # places of the rows not yet taken; the longest is last
-
-    def __post_init__(self) -> None:
-        self._waiting = sorted(range(len(self.rows)), key=lambda place: len(self.rows[place]))
-        self.tokens = sum(map(len, self.rows))
-        self.pending = len(self.rows)
-
-    def take(self, room: int, *, at_least_one: bool) -> list[int]:
-        """Places of rows of at most `room` tokens in all, longest first."""
-        taken: list[int] = []
-        while self._waiting:
-            length = len(self.rows[self._waiting[-1]])
-            if length > room and (taken or not at_least_one):
-                break
-            taken.append(self._waiting.pop())
-            room -= length
-            self.tokens -= length
-        return taken
-
-    def add_scores(self, places: Sequence[int], scores: NDArray[np.float32]) -> None:
-        if self.scores is None:
-            self.scores = np.empty((len(self.rows), scores.shape[1]), np.float32)
-        self.scores[places] = scores
-        self.pending -= len(places)
-
-    def finish(self) -> None:
-        """Give the scores to whoever waits, unless nobody does."""
-        if self.scores is None or self.future.done():
-            return
-        if self.future.set_running_or_notify_cancel():
-            queue_s = (self.started or self.arrived) - self.arrived
-            self.future.set_result(Outcome(scores=self.scores, queue_s=queue_s, compute_s=self.compute_s))
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done() and self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
-
-
-@dataclass(frozen=True, slots=True)
-class Portion:
-    """Rows of one request that are computed together."""
-
-    request: Request
-    places: list[int]
-
-    def rows(self) -> list[Row]:
-        return [self.request.rows[place] for place in self.places]
-
-
-class Queue:
-    """Requests with rows that wait. For one thread at a time."""
-
-    def __init__(self) -> None:
-        self._requests: list[Request] = []
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    @property
-    def tokens(self) -> int:
-        return sum(request.tokens for request in self._requests)
-
-    def add(self, request: Request) -> None:
-        self._requests.append(request)
-
-    def take(self, max_tokens: int, *, seconds_per_token: float) -> list[Portion]:
-        """The most urgent rows of at most max_tokens, all of one kind of run; one longer row comes alone."""
-        patience = PATIENCE * seconds_per_token
-        order = sorted(self._requests, key=lambda r: (r.priority, r.arrived + patience * r.tokens))
-        portions: list[Portion] = []
-        room = max_tokens
-        for request in order:
-            if request.run != order[0].run:
-                continue
-            places = request.take(room, at_least_one=not portions)
-            if places:
-                portions.append(Portion(request, places))
-                room -= sum(len(request.rows[place]) for place in places)
-        self._requests = [request for request in self._requests if request.tokens]
-        return portions
-
-    def drop(self, now: float) -> list[Request]:
-        """Take out what was cancelled or is past its deadline; the latter are returned."""
-        late = [r for r in self._requests if r.deadline is not None and r.deadline <= now]
-        gone = set(map(id, late)) | {id(r) for r in self._requests if r.future.done()}
-        if gone:
-            self._requests = [request for request in self._requests if id(request) not in gone]
-        return late
-
-    def discard(self, request: Request) -> None:
-        """Take out a request that failed, whatever of it still waits."""
-        self._requests = [other for other in self._requests if other is not request]
-
-    def clear(self) -> list[Request]:
-        requests, self._requests = self._requests, []
-        return requests
-
+from secondpass.server.queue import Outcome, Portion, Queue, Request
+from secondpass.types import Advance, Row, Run
 
 log = logging.getLogger(__name__)
 
@@ -155,33 +32,40 @@ BATCH_SECONDS, LONGEST_BATCH_SECONDS = 0.2, 0.8
 MANY = 16
 MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 2048, 1 << 18
 FIRST_RATE = 20_000.0  # tokens per second, before a batch was measured
+MIN_MEASURED = 1024  # tokens of a batch that says how fast the engine is; a smaller one is mostly overhead
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 LAST_BATCH_S = 5.0
 CALM_S = 60.0  # after so long without a failure the back-off begins at the first again
+STOPPING = "the server is stopping"
 
 
-class Runner(Protocol):
-    """What a batcher needs of an engine."""
+class Reopenable(Protocol):
+    """An engine that can be opened anew after a failure."""
 
-    def run(self, rows: Sequence[Row], run: Run) -> NDArray[np.float32]:
-        """Scores (N, outputs) in the order of the rows."""
-        ...
+    @property
+    def facts(self) -> EngineFacts: ...
 
+    def check(self, run: Run) -> None: ...
 
-class QueueFull(SecondpassError):
-    """More waits than the queue takes; there should be room in retry_after_s."""
+    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]: ...
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+    def reopen(self) -> None: ...
 
 
-class EngineDown(SecondpassError):
-    """The engine is being opened anew, or the batcher is closed."""
+class Refused(SecondpassError):
+    """What was not accepted, or is not computed; trying again makes sense in retry_after_s."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QueueFull(Refused):
+    """More waits than the queue takes, or than can be computed before the request's deadline."""
+
+
+class EngineDown(Refused):
+    """The engine is being opened anew, or is closed."""
 
 
 class Expired(SecondpassError):
@@ -217,45 +101,60 @@ class Status:
     busy_s: float
 
 
-class Batcher:
-    """One engine behind a queue; `reopen` opens it anew after a failure.
+class BatchedEngine:
+    """An engine behind a queue. Safe to call from several threads, whose rows are computed together.
 
     max_requests and max_tokens bound what waits; a request larger than that is taken when nothing else waits.
     batch_tokens None follows the engine's speed, so that a batch takes BATCH_SECONDS or a little more. on_batch is
-    called in the batcher's thread after every batch, before its requests are done. Safe to use from several threads.
+    called in the batches' thread after each of them, before its requests are done.
     """
 
     def __init__(
         self,
-        engine: Runner,
-        reopen: Callable[[], Runner],
+        engine: Reopenable,
         *,
         max_requests: int = 512,
         max_tokens: int = 1_000_000,
         batch_tokens: int | None = None,
         on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
-        self._engine: Runner | None = engine
-        self._reopen = reopen
+        self._engine = engine
         self._max_requests, self._max_tokens = max_requests, max_tokens
         self._batch_tokens, self._on_batch = batch_tokens, on_batch
         self._queue = Queue()
-        self._rate = FIRST_RATE
+        self._rate, self._is_measured = FIRST_RATE, False
         self._state, self._restarts = State.ready, 0
+        self._reason = STOPPING  # why it is closed, once it is
         self._last_error: str | None = None
         self._failed, self._backoff_s = 0.0, FIRST_BACKOFF_S
+        self._probe: tuple[Row, Run] | None = None  # what the engine has scored before
         self._busy_since: float | None = None
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
+
+    @property
+    def facts(self) -> EngineFacts:
+        return self._engine.facts
+
+    def check(self, run: Run) -> None:
+        self._engine.check(run)
+
+    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
+        """As an engine's; waits for its turn as long as it takes."""
+        return self.for_call().run(rows, run, progress)
+
+    def for_call(self, *, deadline: float | None = None, priority: int = 0) -> BatchedCall:
+        """The engine as one call sees it. deadline is a time of time.monotonic(), lower priority is earlier."""
+        return BatchedCall(self, deadline=deadline, priority=priority)
 
     def submit(
         self, rows: Sequence[Row], run: Run | None = None, *, priority: int = 0, deadline: float | None = None
     ) -> Future[Outcome]:
         """The outcome of scoring the rows; cancel the future to take what still waits out of the queue.
 
-        deadline is a time of time.monotonic(). Raises QueueFull and EngineDown; the future raises those, Expired,
-        and EngineError or ValueError where the engine cannot score these rows.
+        Raises QueueFull and EngineDown; the future raises those, Expired, and EngineError or ValueError where the
+        engine cannot score these rows.
         """
         request = Request(rows=rows, run=run or Run(), priority=priority, deadline=deadline, arrived=time.monotonic())
         if not rows:
@@ -281,47 +180,64 @@ class Batcher:
                 busy_s=0.0 if since is None else time.monotonic() - since,
             )
 
-    def abandon(self, reason: str = "the server is stopping") -> None:
+    def abandon(self, reason: str = STOPPING) -> None:
         """Take no more, and fail what waits with EngineDown; does not wait for what is being computed."""
         with self._changed:
-            self._state = State.closed
+            self._close(reason)
             rest = self._queue.clear()
-            self._changed.notify_all()
         for request in rest:
-            request.fail(EngineDown(reason, 5.0))
+            request.fail(EngineDown(self._reason, LAST_BATCH_S))
 
-    def close(self, *, grace_s: float = 30.0) -> bool:
+    def close(self, *, grace_s: float = 30.0, reason: str = STOPPING) -> bool:
         """Take no more, compute what was taken for at most grace_s seconds, then fail the rest with EngineDown.
 
         False where the engine is still at a batch after that, and LAST_BATCH_S more: its thread goes on.
         """
         with self._changed:
-            self._state = State.closed
-            self._changed.notify_all()
+            self._close(reason)
         self._thread.join(grace_s)
-        with self._changed:
-            rest = self._queue.clear()
-        for request in rest:
-            request.fail(EngineDown("the server is stopping", 1.0))
+        self.abandon(reason)
         self._thread.join(LAST_BATCH_S)
         return not self._thread.is_alive()
 
+    def _close(self, reason: str) -> None:
+        if self._state is not State.closed:
+            self._state, self._reason = State.closed, reason
+        self._changed.notify_all()
+
     def _check_open(self) -> None:
-        if self._state is not State.ready:
-            why = "being restarted" if self._state is State.restarting else "stopping"
-            raise EngineDown(f"the engine is {why}", max(self._backoff_s, 1.0))
+        if self._state is State.restarting:
+            raise EngineDown("the engine is being restarted", max(self._backoff_s, 1.0))
+        if self._state is State.closed:
+            raise EngineDown(self._reason, LAST_BATCH_S)
 
     def _check_room(self, request: Request) -> None:
-        waiting, tokens = len(self._queue), self._queue.tokens
-        if waiting and (waiting >= self._max_requests or tokens + request.tokens > self._max_tokens):
+        if len(self._queue) and self._lacks_room(request):
             self._expire()
-            waiting, tokens = len(self._queue), self._queue.tokens
-        if waiting and (waiting >= self._max_requests or tokens + request.tokens > self._max_tokens):
-            raise QueueFull(
-                f"{waiting} requests with {tokens} tokens are waiting; the queue takes {self._max_requests} "
-                f"requests and {self._max_tokens} tokens",
-                max(tokens / self._rate, 1.0),
-            )
+        if not len(self._queue) or not self._lacks_room(request):
+            return
+        waiting, tokens = len(self._queue), self._queue.tokens
+        late = self._seconds_late(request)
+        over = (tokens + request.tokens - self._max_tokens) / self._rate
+        # There is room as soon as a batch is done, or as what is too much has been computed.
+        retry_s = min(max(over, late, 1.0), LONGEST_BACKOFF_S)
+        message = f"{waiting} requests with {tokens} tokens are waiting; the queue takes {self._max_requests} "
+        message += f"requests and {self._max_tokens} tokens"
+        if late > 0:
+            message = f"{waiting} requests with {tokens} tokens are waiting; this one would be done too late"
+        raise QueueFull(message, retry_s)
+
+    def _lacks_room(self, request: Request) -> bool:
+        waiting, tokens = len(self._queue), self._queue.tokens
+        is_full = waiting >= self._max_requests or tokens + request.tokens > self._max_tokens
+        return is_full or self._seconds_late(request) > 0
+
+    def _seconds_late(self, request: Request) -> float:
+        """How long after its deadline a request would be done, by the speed that was measured."""
+        if request.deadline is None or not self._is_measured:
+            return 0.0
+        tokens = self._queue.before(request, seconds_per_token=1 / self._rate) + request.tokens
+        return time.monotonic() + tokens / self._rate - request.deadline
 
     def _expire(self) -> None:
         for request in self._queue.drop(time.monotonic()):
@@ -329,12 +245,19 @@ class Batcher:
 
     def _work(self) -> None:
         while portions := self._next():
-            try:
-                self._compute(portions)
-            except Exception as error:  # whatever an engine may raise: it is not to be trusted any more
-                log.exception("the engine failed; it is opened anew")
-                self._restart(error, portions)
+            failure = self._failure(portions)
+            if failure is not None:
+                self._restart(failure, portions)
             self._busy_since = None
+
+    def _failure(self, portions: Sequence[Portion]) -> str | None:
+        """Compute them; in words what the engine failed of. The error itself would keep the engine in memory."""
+        try:
+            self._compute(portions)
+        except Exception as error:  # whatever an engine may raise: it is not to be trusted any more
+            log.exception("the engine failed; it is opened anew")
+            return f"{type(error).__name__}: {error}"
+        return None
 
     def _next(self) -> list[Portion]:
         """The rows of the next batch, as soon as there are some; none: the end."""
@@ -357,18 +280,21 @@ class Batcher:
 
     def _compute(self, portions: Sequence[Portion]) -> None:
         rows = [row for portion in portions for row in portion.rows()]
+        run = portions[0].request.run
         started = time.monotonic()
-        assert self._engine is not None
         try:
-            scores = self._engine.run(rows, portions[0].request.run)
+            scores = self._engine.run(rows, run)
         except (EngineError, ValueError) as error:
             self._blame(portions, error)
             return
         seconds = time.monotonic() - started
         self._learn(rows, len(portions), seconds)
-        begin = 0
+        if self._probe is None and not portions[0].request.is_whole:
+            self._probe = (min(rows, key=len), run)
+        begin, per_token = 0, seconds / max(sum(map(len, rows)), 1)
         for portion in portions:
             end = begin + len(portion.places)
+            portion.request.own_s += per_token * sum(map(len, rows[begin:end]))
             self._credit(portion, scores[begin:end], started, seconds)
             begin = end
 
@@ -381,11 +307,17 @@ class Batcher:
             request.finish()
 
     def _blame(self, portions: Sequence[Portion], error: Exception) -> None:
-        """Find the request that cannot be scored by running each alone, so that no other fails with it."""
+        """Find the request that cannot be scored by running each alone, so that no other fails with it.
+
+        Raises the error where the engine cannot score either what it has scored before: it is dead, then.
+        """
         if len(portions) > 1:
             for portion in portions:
                 self._compute([portion])
             return
+        if isinstance(error, EngineError) and self._probe is not None:
+            row, run = self._probe
+            self._engine.run([row], run)
         request = portions[0].request
         with self._changed:
             self._queue.discard(request)
@@ -393,28 +325,28 @@ class Batcher:
 
     def _learn(self, rows: Sequence[Row], num_requests: int, seconds: float) -> None:
         tokens = sum(map(len, rows))
-        self._rate += 0.2 * (tokens / max(seconds, 1e-6) - self._rate)
+        if tokens >= MIN_MEASURED:
+            rate = tokens / max(seconds, 1e-6)
+            self._rate = self._rate + 0.2 * (rate - self._rate) if self._is_measured else rate
+            self._is_measured = True
         if self._on_batch is not None:
             padded = len(rows) * max(map(len, rows))
             self._on_batch(
                 Batch(requests=num_requests, rows=len(rows), tokens=tokens, padded_tokens=padded, seconds=seconds)
             )
 
-    def _restart(self, error: Exception, portions: Sequence[Portion]) -> None:
+    def _restart(self, failure: str, portions: Sequence[Portion]) -> None:
         """Fail what was being computed and what waits, then open the engine anew, with longer and longer pauses."""
         now = time.monotonic()
-        self._backoff_s = (
-            FIRST_BACKOFF_S if now - self._failed > CALM_S else min(2 * self._backoff_s, LONGEST_BACKOFF_S)
-        )
+        is_calm = now - self._failed > CALM_S
+        self._backoff_s = FIRST_BACKOFF_S if is_calm else min(2 * self._backoff_s, LONGEST_BACKOFF_S)
         self._failed = now
         with self._changed:
-            is_closed = self._state is State.closed
-            self._state = State.closed if is_closed else State.restarting
-            self._last_error = f"{type(error).__name__}: {error}"
+            self._state = State.closed if self._state is State.closed else State.restarting
+            self._last_error = failure
             waiting = self._queue.clear()
         for request in [portion.request for portion in portions] + waiting:
             request.fail(EngineDown("the engine failed and is being restarted", max(self._backoff_s, 1.0)))
-        self._engine = None  # its memory is free before the next one is loaded
         while not self._opened():
             self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
 
@@ -424,13 +356,50 @@ class Batcher:
             if self._changed.wait_for(lambda: self._state is State.closed, self._backoff_s):
                 return True
         try:
-            engine = self._reopen()
+            self._engine.reopen()
         except Exception as error:  # memory or a device that is still not there, say: tried again
             log.exception("the engine could not be opened")
             self._last_error = f"{type(error).__name__}: {error}"
             return False
         with self._changed:
-            self._engine = engine
             self._restarts += 1
             self._state = State.closed if self._state is State.closed else State.ready
         return True
+
+
+class BatchedCall:
+    """A batched engine as one call sees it: with its deadline and priority, and what it has cost so far."""
+
+    def __init__(self, engine: BatchedEngine, *, deadline: float | None, priority: int) -> None:
+        self._engine, self._deadline, self._priority = engine, deadline, priority
+        self.queue_s = self.compute_s = 0.0
+        self._lock = threading.Lock()
+        self._future: Future[Outcome] | None = None
+        self._is_cancelled = False
+
+    @property
+    def facts(self) -> EngineFacts:
+        return self._engine.facts
+
+    def check(self, run: Run) -> None:
+        self._engine.check(run)
+
+    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
+        """As an engine's. Raises what `submit` and its future do, and CancelledError."""
+        with self._lock:
+            if self._is_cancelled:
+                raise CancelledError
+            self._future = self._engine.submit(rows, run, priority=self._priority, deadline=self._deadline)
+        outcome = self._future.result()
+        self.queue_s += outcome.queue_s
+        self.compute_s += outcome.compute_s
+        if progress is not None:
+            progress(len(rows), outcome.own_s)
+        return outcome.scores
+
+    def cancel(self) -> None:
+        """Take what waits out of the queue; nothing is computed for this call any more."""
+        with self._lock:
+            self._is_cancelled = True
+            if self._future is not None:
+                self._future.cancel()

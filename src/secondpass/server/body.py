@@ -6,11 +6,12 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import anyio
 
-from secondpass.wire.calls import Fault, Refusal
+from secondpass.wire.calls import Effort, Fault, Refusal
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 # Lists, objects, strings and commas of a body: a parser that makes millions of them holds all threads for seconds.
@@ -137,6 +138,30 @@ def deadline_of(headers: Mapping[str, str], timeout_s: float) -> float:
             raise Refusal(Fault.invalid, f"{name} is {headers[name][:40]!r}; give a number above 0", parameter=name)
         allowed = min(allowed, seconds)
     return time.monotonic() + allowed
+
+
+EFFORT_HEADERS = {
+    "x-budget-ms": ("budget_ms", float),
+    "x-cutoff-layer": ("cutoff_layer", int),
+    "x-early-exit": ("early_exit", float),
+}
+
+
+def effort_of(headers: Mapping[str, str], effort: Effort) -> Effort:
+    """The effort of a body with what headers say of it, for dialects that have no field. Raises Refusal."""
+    given: dict[str, Any] = {}
+    for header, (name, kind) in EFFORT_HEADERS.items():
+        if header not in headers:
+            continue
+        try:
+            value = kind(headers[header])
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            message = f"{header} is {headers[header][:40]!r}; give a number above 0"
+            raise Refusal(Fault.invalid, message, parameter=header)
+        given[name] = value
+    return replace(effort, **given) if given else effort
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Hosting: the models that a server has loaded, each behind its batcher, by the names that clients write."""
+"""Hosting: the models that a server has loaded, each behind its batches, by the names that clients write."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.embedder import Embedder
-from secondpass.reranker import Reranker
-from secondpass.server.batching import Batch, Batcher, Runner
+from secondpass.engine.engine import EngineFacts, ReopeningEngine
+from secondpass.scoring.open import ModelOptions, open_scoring
+from secondpass.scoring.scoring import Scoring
+from secondpass.server.batching import Batch, BatchedEngine, Reopenable
 from secondpass.server.settings import ModelSource, Settings, SettingsError
-from secondpass.types import Info, Row, Run
+from secondpass.types import Advance, Info, Row, Run
 from secondpass.wire.calls import Fault, ModelCard, Refusal
 
 OnBatch = Callable[[str, Batch], None]
@@ -25,62 +27,75 @@ ANY_MODEL = ("", "default", "default/not-specified", "auto")
 
 @dataclass(frozen=True)
 class Pooling:
-    """An embedder as a runner: a row's scores are its vector."""
+    """An embedder as an engine: a row's scores are its vector."""
 
     embedder: Embedder
 
-    def run(self, rows: Sequence[Row], run: Run) -> NDArray[np.float32]:
+    @property
+    def facts(self) -> EngineFacts:
+        return self.embedder.facts
+
+    def check(self, run: Run) -> None:
+        """There is one way to run it."""
+
+    def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
         return self.embedder.encode_rows(rows)
+
+    def reopen(self) -> None:
+        self.embedder.reopen()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hosted:
-    """One loaded model and its batcher."""
+    """One loaded model: its scoring, or its embedder, over its batches."""
 
     source: ModelSource
     card: ModelCard
-    model: Reranker | Embedder
-    batcher: Batcher
+    batches: BatchedEngine
+    model: Scoring | Embedder
 
 
-def open_reranker(source: ModelSource, settings: Settings) -> tuple[Reranker, Runner, Callable[[], Runner]]:
-    model = Reranker(
-        source.path,
-        revision=source.revision,
-        engine=source.engine,
-        device=source.device,
-        dtype=source.dtype,
-        max_length=source.max_length,
-        long_documents=source.long_documents,
-        instruction=source.instruction,
-        token_budget=source.token_budget,
-        calibration=settings.calibration_of(source),
-        local_files_only=settings.local_files_only,
-    )
-    model.score("warm up", WARM_TEXTS)
-    return model, model.engine, model.reopen_engine
-
-
-def open_embedder(source: ModelSource, settings: Settings) -> tuple[Embedder, Runner, Callable[[], Runner]]:
-    def opened() -> Embedder:
-        return Embedder(
-            source.path,
+def _open_reranker(source: ModelSource, settings: Settings) -> tuple[Scoring, Reopenable, Info]:
+    scoring = open_scoring(
+        ModelOptions(
+            model=source.path,
             revision=source.revision,
+            engine=source.engine,
             device=source.device,
             dtype=source.dtype,
             max_length=source.max_length,
+            long_documents=source.long_documents,
+            instruction=source.instruction,
             token_budget=source.token_budget,
+            cutoff_layer=source.cutoff_layer,
+            score_cache=source.score_cache,
+            calibration=settings.calibration_of(source),
             local_files_only=settings.local_files_only,
         )
+    )
+    scoring.score([("warm up", text) for text in WARM_TEXTS])
+    assert isinstance(scoring.engine, ReopeningEngine)
+    return scoring, scoring.engine, scoring.info()
 
-    model = opened()
-    model.encode(WARM_TEXTS)
-    return model, Pooling(model), lambda: Pooling(opened())
+
+def _open_embedder(source: ModelSource, settings: Settings) -> tuple[Embedder, Reopenable, Info]:
+    embedder = Embedder(
+        source.path,
+        revision=source.revision,
+        device=source.device,
+        dtype=source.dtype,
+        max_length=source.max_length,
+        token_budget=source.token_budget,
+        local_files_only=settings.local_files_only,
+    )
+    embedder.encode(WARM_TEXTS)
+    return embedder, Pooling(embedder), embedder.info()
 
 
-OPENERS: Mapping[str, Callable[[ModelSource, Settings], tuple[Reranker | Embedder, Runner, Callable[[], Runner]]]] = {
-    "reranker": open_reranker,
-    "embedder": open_embedder,
+Opened = tuple[Scoring | Embedder, Reopenable, Info]
+OPENERS: Mapping[str, Callable[[ModelSource, Settings], Opened]] = {
+    "reranker": _open_reranker,
+    "embedder": _open_embedder,
 }
 
 
@@ -88,19 +103,19 @@ def host(source: ModelSource, settings: Settings, on_batch: OnBatch) -> Hosted:
     """Load a model and warm it up. Raises SecondpassError, or ValueError for an option that it does not have."""
     if source.kind not in OPENERS:
         raise SettingsError(f"models.{source.name}.kind is {source.kind!r}; give {' or '.join(OPENERS)}")
-    model, runner, reopen = OPENERS[source.kind](source, settings)
-    batcher = Batcher(
-        runner,
-        reopen,
+    model, engine, info = OPENERS[source.kind](source, settings)
+    batches = BatchedEngine(
+        engine,
         max_requests=settings.max_queue_requests,
         max_tokens=settings.max_queue_tokens,
         batch_tokens=settings.batch_tokens,
         on_batch=lambda batch: on_batch(source.name, batch),
     )
-    return Hosted(source=source, card=_card(source, model.info()), model=model, batcher=batcher)
+    aliases = tuple(alias for alias, name in settings.aliases.items() if name == source.name)
+    return Hosted(source=source, card=_card(source, info, aliases), model=model, batches=batches)
 
 
-def _card(source: ModelSource, info: Info) -> ModelCard:
+def _card(source: ModelSource, info: Info, aliases: tuple[str, ...]) -> ModelCard:
     return ModelCard(
         name=source.name,
         revision=info.revision,
@@ -112,6 +127,7 @@ def _card(source: ModelSource, info: Info) -> ModelCard:
         is_reranker=source.kind == "reranker",
         is_embedder=source.kind == "embedder",
         created=int(time.time()),
+        aliases=aliases,
     )
 
 
@@ -132,7 +148,7 @@ class Registry:
             if source.name not in self._hosted:
                 self._hosted = {**self._hosted, source.name: hosted}
                 return hosted
-        hosted.batcher.close(grace_s=0)
+        hosted.batches.close(grace_s=0)
         raise _taken(source.name)
 
     def unload(self, name: str) -> None:
@@ -142,12 +158,12 @@ class Registry:
                 raise _unknown(name, self._hosted)
             hosted = self._hosted[name]
             self._hosted = {other: each for other, each in self._hosted.items() if other != name}
-        hosted.batcher.close(grace_s=self.settings.grace_s)
+        hosted.batches.close(grace_s=self.settings.grace_s, reason=f"the model {name!r} is not served any more")
 
     def close(self, grace_s: float) -> bool:
         """Compute what was accepted, for at most so long in all. False where an engine is still at something."""
         end = time.monotonic() + grace_s
-        return all([hosted.batcher.close(grace_s=max(end - time.monotonic(), 0)) for hosted in self.all()])
+        return all([hosted.batches.close(grace_s=max(end - time.monotonic(), 0)) for hosted in self.all()])
 
     def all(self) -> list[Hosted]:
         return list(self._hosted.values())
@@ -167,8 +183,8 @@ class Registry:
         if found is not None and found.source.kind == kind:
             return found
         if found is not None or not fitting:
-            what = found.source.name if found else "no model that is served"
-            raise Refusal(Fault.unsupported, f"{what} is no {kind}; see GET /v1/models", parameter="model")
+            what = f"the model {found.source.name!r} is no {kind}" if found else f"no {kind} is served"
+            raise Refusal(Fault.unsupported, f"{what}; see GET /v1/models", parameter="model")
         raise _unknown(name or "", hosted)
 
     def _check_free(self, name: str) -> None:

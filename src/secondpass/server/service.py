@@ -6,24 +6,25 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from secondpass import __version__
 from secondpass.embedder import Embedder
 from secondpass.errors import EngineError
-from secondpass.reranker import Reranker
-from secondpass.server.batching import Batch, EngineDown, Expired, Outcome, QueueFull, State
-from secondpass.server.reading import read
+from secondpass.scoring.scoring import Scoring
+from secondpass.server.batching import Batch, BatchedCall, Expired, QueueFull, Refused, State
+from secondpass.server.calls import CheckedEngine, Slot, Slots, item_of, items_of, rank_options, scoring_of
 from secondpass.server.registry import Hosted, Registry
 from secondpass.server.settings import ModelSource, Settings
 from secondpass.text.documents import clean_query
-from secondpass.text.reader import Pair
-from secondpass.types import Row, Run
+from secondpass.types import Run, Usage
 from secondpass.wire.calls import (
+    Budgets,
     Cost,
     EmbedCall,
     Fault,
+    Item,
     ModelCard,
     Ranked,
     Refusal,
@@ -66,7 +67,9 @@ class Service:
         self.settings = settings
         self.on_batch = on_batch
         self.registry = Registry(settings, self._observe)
-        self._pool = ThreadPoolExecutor(settings.tokenize_threads or 2, thread_name_prefix="tokenize")
+        self._slots = Slots(settings.tokenize_threads or 2)
+        # A call has a thread for as long as it waits for the engine: the library's own way of scoring, unchanged.
+        self._pool = ThreadPoolExecutor(settings.max_queue_requests + 2, thread_name_prefix="call")
         self._is_starting, self._is_started, self._is_stopping = False, False, False
         self._error: str | None = None
         self.is_idle = True  # False where an engine was still at a batch when the service was closed
@@ -93,7 +96,7 @@ class Service:
         """Refuse what is still waiting, as unavailable; what is being computed is answered."""
         self.stop()
         for hosted in self.registry.all():
-            hosted.batcher.abandon()
+            hosted.batches.abandon()
 
     def close(self) -> None:
         """Let go of the models; whoever was accepted has been answered, or was refused."""
@@ -103,41 +106,56 @@ class Service:
 
     async def rerank(self, call: RerankCall, context: CallContext) -> Ranked:
         """The documents, best first; equal scores keep their input order."""
-        self._check_documents(call.documents)
-        ranked = await self._score([(call.query, text) for text in call.documents], call, context)
-        best = sorted(ranked.items, key=lambda item: -item.logit)
-        return replace(ranked, items=tuple(best[: call.top_n] if call.top_n else best))
+        self._check_texts((call.query, *call.documents), len(call.documents))
+        hosted = self._hosted(call.model, "reranker")
+
+        def work(scoring: Scoring, begun: _Begun) -> Ranked:
+            ranking = scoring.rank(call.query, call.documents, rank_options(call))
+            items = tuple(map(item_of, ranking))
+            return begun.ranked(hosted, items, ranking.usage, _characters(call.query, *call.documents))
+
+        return await self._scored(hosted, call, context, work)
 
     async def score(self, call: ScoreCall, context: CallContext) -> Ranked:
         """Items in the order of the pairs."""
-        self._check_documents([text for pair in call.pairs for text in pair])
-        return await self._score(call.pairs, call, context)
+        self._check_texts([text for pair in call.pairs for text in pair], len(call.pairs))
+        hosted = self._hosted(call.model, "reranker")
+
+        def work(scoring: Scoring, begun: _Begun) -> Ranked:
+            pairs = [(clean_query(query), clean_query(text)) for query, text in call.pairs]
+            scored = scoring.score(pairs)
+            items = tuple(items_of(pairs, scored, scoring))
+            characters = sum(len(query) + len(text) for query, text in pairs)
+            return begun.ranked(hosted, items, scored.usage(0.0), characters)
+
+        return await self._scored(hosted, call, context, work)
 
     async def embed(self, call: EmbedCall, context: CallContext) -> Vectors:
         """One vector per text, in order."""
-        self._check_documents(call.texts)
+        self._check_texts(call.texts, len(call.texts))
         hosted = self._hosted(call.model, "embedder")
-        started = time.monotonic()
         embedder = hosted.model
         assert isinstance(embedder, Embedder)
-        texts = [clean_query(text) for text in call.texts]
-        kind = "query" if call.is_query else "document"
-        rows = await self._in_pool(lambda: embedder.rows(texts, kind=kind), context)
-        tokenized = time.monotonic()
-        outcome = await self._computed(hosted, rows, Run(), context, priority=0)
-        tokens = sum(map(len, rows))
-        return Vectors(
-            id=context.request_id,
-            model=hosted.source.name,
-            vectors=tuple(map(tuple, outcome.scores.tolist())),
-            cost=Cost(
-                tokens=tokens,
-                truncated=sum(any(row.cut) for row in rows),
-                rows=len(rows),
-                characters=sum(map(len, texts)),
-            ),
-            timing=_timing(started, tokenized, outcome),
-        )
+        view = hosted.batches.for_call(deadline=context.deadline)
+
+        def work(slot: Slot) -> Vectors:
+            texts = [clean_query(text) for text in call.texts]
+            begun = _Begun(context, view)
+            rows = embedder.rows(texts, kind="query" if call.is_query else "document")
+            tokenized = time.monotonic()
+            checked = CheckedEngine(view, Budgets(), self.settings.max_request_tokens, slot.leave)
+            vectors = checked.run(rows, Run())
+            cut = sum(any(row.cut) for row in rows)
+            cost = Cost(tokens=checked.tokens, truncated=cut, rows=len(rows), characters=_characters(*texts))
+            return Vectors(
+                id=context.request_id,
+                model=hosted.source.name,
+                vectors=tuple(map(tuple, vectors.tolist())),
+                cost=cost,
+                timing=begun.timing(tokenized - begun.started),
+            )
+
+        return await self._in_thread(work, view, context, _characters(*call.texts))
 
     async def load(self, source: ModelSource) -> ModelCard:
         """Load one more model."""
@@ -163,7 +181,7 @@ class Service:
 
     def loads(self) -> list[tuple[str, int, int, int]]:
         """(model, waiting requests, waiting tokens, restarts of the engine) of each model."""
-        found = [(hosted.source.name, hosted.batcher.status()) for hosted in self.registry.all()]
+        found = [(hosted.source.name, hosted.batches.status()) for hosted in self.registry.all()]
         return [(name, status.requests, status.tokens, status.restarts) for name, status in found]
 
     def health(self) -> Health:
@@ -172,7 +190,7 @@ class Service:
         is_alive = True
         is_ready = self._is_started and not self._is_stopping
         for hosted in self.registry.all():
-            status = hosted.batcher.status()
+            status = hosted.batches.status()
             is_stalled = status.busy_s > self.settings.stall_s
             is_alive &= not is_stalled
             is_ready &= status.state is State.ready and not is_stalled
@@ -185,25 +203,25 @@ class Service:
             }
         return Health(is_ready=is_ready, is_alive=is_alive, models=models, error=self._error)
 
-    async def _score(self, pairs: Sequence[Pair], call: RerankCall | ScoreCall, context: CallContext) -> Ranked:
-        """Items in the order of the pairs."""
-        hosted = self._hosted(call.model, "reranker")
-        started = time.monotonic()
-        reranker = hosted.model
-        assert isinstance(reranker, Reranker)
-        instruction, warnings = _instruction(call, reranker)
-        asked = await self._in_pool(lambda: read(reranker, pairs, call.budgets, instruction), context)
-        tokenized = time.monotonic()
-        rows = [reading.row for reading in asked.readings]
-        outcome = await self._computed(hosted, rows, reranker.parts.run, context, priority=call.priority)
-        return Ranked(
-            id=context.request_id,
-            model=hosted.source.name,
-            warnings=warnings,
-            items=tuple(asked.items(outcome.scores[:, 0].tolist(), reranker)),
-            cost=asked.cost(),
-            timing=_timing(started, tokenized, outcome),
-        )
+    async def _scored(
+        self,
+        hosted: Hosted,
+        call: RerankCall | ScoreCall,
+        context: CallContext,
+        work: Callable[[Scoring, _Begun], Ranked],
+    ) -> Ranked:
+        """What work makes of the model's scoring as the call wants it."""
+        loaded = hosted.model
+        assert isinstance(loaded, Scoring)
+        view = hosted.batches.for_call(deadline=context.deadline, priority=call.priority)
+
+        def worked(slot: Slot) -> Ranked:
+            scoring, warnings = scoring_of(loaded, call)
+            engine = CheckedEngine(view, call.budgets, self.settings.max_request_tokens, slot.leave)
+            return work(replace(scoring, engine=engine), _Begun(context, view, warnings))
+
+        texts = call.documents if isinstance(call, RerankCall) else [text for pair in call.pairs for text in pair]
+        return await self._in_thread(worked, view, context, _characters(*texts))
 
     def _hosted(self, model: str | None, kind: str) -> Hosted:
         if self._is_stopping:
@@ -212,43 +230,37 @@ class Service:
             raise Refusal(Fault.unavailable, "the server is loading its models", retry_after=2.0)
         return self.registry.find(model, kind)
 
-    def _check_documents(self, texts: Sequence[str]) -> None:
+    def _check_texts(self, texts: Sequence[str], num_documents: int) -> None:
         settings = self.settings
-        if len(texts) > settings.max_documents:
-            raise Refusal(
-                Fault.too_large,
-                f"{len(texts)} documents; this server takes {settings.max_documents} in one request",
-                parameter="documents",
-            )
+        if num_documents > settings.max_documents:
+            message = f"{num_documents} documents; this server takes {settings.max_documents} in one request"
+            raise Refusal(Fault.too_large, message, parameter="documents")
         longest = max(map(len, texts), default=0)
         if longest > settings.max_document_characters:
-            raise Refusal(
-                Fault.too_large,
-                f"a document has {longest} characters; this server takes {settings.max_document_characters}",
-                parameter="documents",
-            )
+            most = settings.max_document_characters
+            message = f"a document has {longest} characters; this server takes {most}"
+            raise Refusal(Fault.too_large, message, parameter="documents")
 
-    async def _in_pool(self, work: Callable[[], T], context: CallContext) -> T:
-        """The result of work on texts, in a thread, so that the loop goes on."""
-        loop = asyncio.get_running_loop()
-        return await _within(loop.run_in_executor(self._pool, work), context)
+    async def _in_thread(
+        self, work: Callable[[Slot], T], view: BatchedCall, context: CallContext, characters: int
+    ) -> T:
+        """The result of work, which reads texts in its turn and then waits for the engine, so that the loop goes on.
 
-    async def _computed(
-        self, hosted: Hosted, rows: Sequence[Row], run: Run, context: CallContext, *, priority: int
-    ) -> Outcome:
-        """The rows' scores. Raises Refusal where the queue is full, the engine down, or time is up."""
-        tokens = sum(map(len, rows))
-        if tokens > self.settings.max_request_tokens:
-            most = self.settings.max_request_tokens
-            raise Refusal(
-                Fault.too_large, f"{tokens} tokens; this server takes {most} in one request", parameter="documents"
-            )
+        Raises Refusal where the queue is full, the engine down, or time is up; nothing is computed after that.
+        """
+
+        def in_turn() -> T:
+            slot = self._slots.enter(characters, context.deadline)
+            try:
+                return work(slot)
+            finally:
+                slot.leave()
+
         try:
-            future = hosted.batcher.submit(rows, run, priority=priority, deadline=context.deadline)
-            return await _within(asyncio.wrap_future(future), context)
+            return await _within(asyncio.get_running_loop().run_in_executor(self._pool, in_turn), context)
         except QueueFull as error:
             raise Refusal(Fault.overloaded, str(error), retry_after=error.retry_after_s) from error
-        except EngineDown as error:
+        except Refused as error:
             raise Refusal(Fault.unavailable, str(error), retry_after=error.retry_after_s) from error
         except Expired as error:
             raise _late() from error
@@ -256,21 +268,12 @@ class Service:
             raise Refusal(Fault.internal, str(error)) from error
         except ValueError as error:
             raise Refusal(Fault.unsupported, str(error)) from error
+        finally:
+            view.cancel()
 
     def _observe(self, model: str, batch: Batch) -> None:
         if self.on_batch is not None:
             self.on_batch(model, batch)
-
-
-def _instruction(call: RerankCall | ScoreCall, reranker: Reranker) -> tuple[str | None, tuple[str, ...]]:
-    """The instruction, and a warning where it is left out of a call that bears it."""
-    if not call.instruction or isinstance(call, ScoreCall) or not call.is_lenient:
-        return call.instruction, ()
-    try:
-        reranker.parts.reader.recipe.instructed(call.instruction)
-    except ValueError as error:
-        return None, (f"the instruction was left out: {error}",)
-    return call.instruction, ()
 
 
 async def _within(awaitable: Awaitable[T], context: CallContext) -> T:
@@ -287,10 +290,38 @@ def _late() -> Refusal:
     return Refusal(Fault.deadline, "not done by the deadline; send less at once, or allow more time", retry_after=1.0)
 
 
-def _timing(started: float, tokenized: float, outcome: Outcome) -> Timing:
-    return Timing(
-        total=time.monotonic() - started,
-        tokenize=tokenized - started,
-        queue=outcome.queue_s,
-        compute=outcome.compute_s,
-    )
+def _characters(*texts: str) -> int:
+    return sum(map(len, texts))
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A call that has its turn, and what becomes of it."""
+
+    context: CallContext
+    view: BatchedCall
+    warnings: tuple[str, ...] = ()
+    started: float = field(default_factory=time.monotonic)
+
+    def timing(self, tokenize_s: float) -> Timing:
+        total = time.monotonic() - self.started
+        return Timing(total=total, tokenize=tokenize_s, queue=self.view.queue_s, compute=self.view.compute_s)
+
+    def ranked(self, hosted: Hosted, items: tuple[Item, ...], usage: Usage, characters: int) -> Ranked:
+        warnings = self.warnings
+        if usage.unscored:
+            warnings += (f"{usage.unscored} documents were not scored within the budget",)
+        return Ranked(
+            id=self.context.request_id,
+            model=hosted.source.name,
+            items=items,
+            cost=Cost(
+                tokens=usage.tokens,
+                truncated=usage.truncated,
+                rows=usage.rows,
+                characters=characters,
+                unscored=usage.unscored,
+            ),
+            timing=self.timing(usage.tokenize_seconds),
+            warnings=warnings,
+        )

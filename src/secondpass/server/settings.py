@@ -43,6 +43,8 @@ class ModelSource:
     long_documents: str = "truncate"
     instruction: str | None = None
     token_budget: int | None = None
+    cutoff_layer: int | None = None  # of a layer-wise model
+    score_cache: str | None = None  # a file that keeps scores
     calibration: str | None = None  # a file: what `secondpass calibrate` fitted
 
     def __post_init__(self) -> None:

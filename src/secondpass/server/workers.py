@@ -209,7 +209,7 @@ def _config(settings: Settings, app: Starlette) -> uvicorn.Config:
             send_timeout_s=settings.send_timeout_s,
             max_connections=settings.max_connections,
         ),
-        backlog=SPARE_FILES // 2,
+        backlog=SPARE_FILES // 4,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -25,6 +26,21 @@ class Budgets:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Effort:
+    """How much work a call may be; None: as the model was loaded. They are what `Reranker.rank` has by these names.
+
+    early_exit is the bound of scores, or bounds by layer.
+    """
+
+    budget_ms: float | None = None
+    first_scores: tuple[float, ...] | None = None
+    early_exit: float | Mapping[int, float] | None = None
+    cutoff_layer: int | None = None
+    compress_ratio: int | None = None
+    compress_layers: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RerankCall:
     """Rank documents for a query. model is what the client wrote, None for the server's first; top_n None: all.
 
@@ -36,6 +52,7 @@ class RerankCall:
     model: str | None = None
     top_n: int | None = None
     budgets: Budgets = Budgets()
+    effort: Effort = Effort()
     instruction: str | None = None
     priority: int = 0  # lower is earlier
     is_lenient: bool = False
@@ -48,6 +65,7 @@ class ScoreCall:
     pairs: tuple[tuple[str, str], ...]
     model: str | None = None
     budgets: Budgets = Budgets()
+    effort: Effort = Effort()
     instruction: str | None = None
     priority: int = 0
 
@@ -74,24 +92,30 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What one call read: tokens in all and of the queries, rows that were cut, rows (windows) read, characters."""
+    """What one call read: tokens, rows that were cut, rows (windows), characters; documents that were not scored."""
 
     tokens: int = 0
-    query_tokens: int = 0
     truncated: int = 0
     rows: int = 0
     characters: int = 0
+    unscored: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """One scored document: its place in the call, raw logit, probability, and whether some of it was cut."""
+    """One document: its index in the call, raw logit, probability, tokens read, and whether some of it was cut.
+
+    span is the range of characters of the window that won, where it was read in windows. What a budget left unscored
+    has is_scored False, the lowest logit and probability 0.
+    """
 
     index: int
     logit: float
     probability: float
     tokens: int = 0
     is_cut: bool = False
+    span: tuple[int, int] | None = None
+    is_scored: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -38,6 +38,7 @@ _TEXT_OR_OBJECT = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 Whole = Annotated[int, BeforeValidator(_integral)]
 Count = Annotated[Whole, Field(ge=0)]
 Positive = Annotated[Whole, Field(ge=1)]
+Above = Annotated[float, Field(gt=0)]
 Flag = Annotated[bool, BeforeValidator(truth)]
 # Checked one by one in documents.py, which says what is wrong with which
 Documents = Annotated[list[Any], WithJsonSchema({"type": "array", "items": _TEXT_OR_OBJECT, "minItems": 1})]

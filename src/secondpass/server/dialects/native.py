@@ -6,14 +6,17 @@ from typing import Any, Literal
 
 from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Route
 from secondpass.server.dialects.documents import read_documents
-from secondpass.server.dialects.fields import Count, Documents, Request, Response, read
+from secondpass.server.dialects.fields import Above, Count, Documents, Positive, Request, Response, read
 from secondpass.server.dialects.refusals import refuses
 from secondpass.wire.apis import APIS
-from secondpass.wire.calls import Budgets, Ranked, RerankCall, ServerCard
+from secondpass.wire.calls import Budgets, Effort, Ranked, RerankCall, ServerCard
 
 
 class NativeRequest(Request):
-    """documents are strings or objects with `text`. top_n 0 or null is all. "chunk" reads long ones in windows."""
+    """documents are strings or objects with `text`. top_n 0 or null is all. "chunk" reads long ones in windows.
+
+    The others are what `Reranker.rank` has by these names.
+    """
 
     query: str
     documents: Documents
@@ -21,24 +24,37 @@ class NativeRequest(Request):
     top_n: Count | None = None
     instruction: str | None = None
     long_documents: Literal["truncate", "chunk"] | None = None
+    budget_ms: Above | None = None
+    first_scores: list[float] | None = None
+    early_exit: float | None = None
+    cutoff_layer: Positive | None = None
+    compress_ratio: Positive | None = None
+    compress_layers: list[Positive] | None = None
 
 
 class NativeResult(Response):
-    """One ranked document: score is the raw logit; tokens of all that was read of it, with the query's."""
+    """One ranked document: score is the raw logit; tokens of what was read, with the query's.
+
+    span is the range of characters of the window that won, where long documents are read in windows. What a budget
+    left unscored comes last, with is_scored false.
+    """
 
     index: int
     score: float
     probability: float
     tokens: int
     truncated: bool
+    span: list[int] | None = None
+    is_scored: bool = True
 
 
 class NativeUsage(Response):
-    """Tokens and rows that were read, and how many documents were cut."""
+    """Tokens and rows that were read, how many rows were cut, and how many documents a budget left unscored."""
 
     tokens: int
     rows: int
     truncated: int
+    unscored: int
 
 
 class NativeTiming(Response):
@@ -91,6 +107,14 @@ def parse(body: Any, headers: Headers) -> RerankCall:
         top_n=asked.top_n or None,
         budgets=Budgets(in_windows=None if asked.long_documents is None else asked.long_documents == "chunk"),
         instruction=asked.instruction,
+        effort=Effort(
+            budget_ms=asked.budget_ms,
+            first_scores=None if asked.first_scores is None else tuple(asked.first_scores),
+            early_exit=asked.early_exit,
+            cutoff_layer=asked.cutoff_layer,
+            compress_ratio=asked.compress_ratio,
+            compress_layers=None if asked.compress_layers is None else tuple(asked.compress_layers),
+        ),
     )
 
 
@@ -106,10 +130,12 @@ def write(ranked: Ranked, call: RerankCall, body: Body) -> Reply:
                 probability=item.probability,
                 tokens=item.tokens,
                 truncated=item.is_cut,
+                span=None if item.span is None else list(item.span),
+                is_scored=item.is_scored,
             )
             for item in ranked.items
         ],
-        usage=NativeUsage(tokens=cost.tokens, rows=cost.rows, truncated=cost.truncated),
+        usage=NativeUsage(tokens=cost.tokens, rows=cost.rows, truncated=cost.truncated, unscored=cost.unscored),
         timing=NativeTiming(total=timing.total, tokenize=timing.tokenize, queue=timing.queue, compute=timing.compute),
     )
     return Reply(body=answer.model_dump())
