@@ -40,7 +40,7 @@ class Hiding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class PretrainCourse:
     """How it is trained; each field is named as the field of TrainingSettings."""
 
     epochs: Annotated[int, typer.Option(min=1, help="Times that every text is seen.")] = 1
@@ -69,7 +69,7 @@ def pretrain(
     *,
     folder: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder of the result.")],
     hiding: Hiding,
-    pace: Pace,
+    pace: PretrainCourse,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in OUTPUT was stopped.")] = False,
 ) -> None:
     """Pre-train an encoder on plain texts; the result is an ordinary encoder for `train`.
@@ -100,7 +100,7 @@ def pretrain(
         sys.stdout.write(f"{result.folder}\n")
 
 
-def _settings(hiding: Hiding, pace: Pace) -> TrainingSettings:
+def _settings(hiding: Hiding, pace: PretrainCourse) -> TrainingSettings:
     from dataclasses import asdict
 
     from secondpass.training.settings import PretrainingSettings, TrainingSettings

@@ -73,7 +73,7 @@ class Layers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vectors:
+class VectorFlags:
     """Of embedders and late interaction."""
 
     method: Annotated[
@@ -162,7 +162,7 @@ def train(
     folder: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder of the result.")],
     loss: LossFlags,
     layers: Layers,
-    vectors: Vectors,
+    vectors: VectorFlags,
     course: Course,
     sources: Sources,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in OUTPUT was stopped.")] = False,
@@ -201,7 +201,7 @@ def train(
     _tell(result, dev, settings, is_json=json)
 
 
-def _settings(loss: LossFlags, layers: Layers, vectors: Vectors, course: Course) -> TrainingSettings:
+def _settings(loss: LossFlags, layers: Layers, vectors: VectorFlags, course: Course) -> TrainingSettings:
     from secondpass.training.settings import LoraSettings, TrainingSettings, parse_losses
 
     with wrong_use():
@@ -239,7 +239,7 @@ def _layers(flags: Layers) -> LayerSettings | None:
     )
 
 
-def _embedder(flags: Vectors) -> EmbedderSettings | None:
+def _embedder(flags: VectorFlags) -> EmbedderSettings | None:
     from secondpass.training.settings import EmbedderSettings
 
     if flags.method not in ("reranker", "embedder", "colbert"):
@@ -255,7 +255,7 @@ def _embedder(flags: Vectors) -> EmbedderSettings | None:
     )
 
 
-def _colbert(flags: Vectors) -> LateInteractionSettings | None:
+def _colbert(flags: VectorFlags) -> LateInteractionSettings | None:
     from secondpass.training.settings import LateInteractionSettings
 
     if flags.method != "colbert":

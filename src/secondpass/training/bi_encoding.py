@@ -47,7 +47,7 @@ class TextRows:
         return TextRows(rows=self.rows + other.rows, counts=self.counts + other.counts, visible=visible)
 
 
-class Reading(Protocol):
+class TextReading(Protocol):
     """How a kind of model reads texts, what it makes of them, and how it is written down."""
 
     @property
@@ -75,7 +75,7 @@ class BiEncoding:
     reads_prompts = False
 
     def __init__(
-        self, trainable: Trainable[TextEncoder], reading: Reading, loss: VectorLoss, settings: TrainingSettings
+        self, trainable: Trainable[TextEncoder], reading: TextReading, loss: VectorLoss, settings: TrainingSettings
     ) -> None:
         self.trainable, self.reading, self.loss = trainable, reading, loss
         self._needs_teacher = settings.needs_teacher

@@ -156,7 +156,7 @@ class RunLog:
             self._bar.stop()
 
 
-class Pace:
+class StepPace:
     """Mean loss and speed since the last line."""
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ from secondpass.training.masks import HiddenText
 from secondpass.training.model import Trainable
 from secondpass.training.pretraining import Pretraining, open_pretraining
 from secondpass.training.processes import Processes, Stopping, open_processes
-from secondpass.training.reporting import CARD, Pace, RunLog, RunSummary, card, described_run
+from secondpass.training.reporting import CARD, RunLog, RunSummary, StepPace, card, described_run
 from secondpass.training.settings import FREE, TrainingSettings, factor
 from secondpass.types import Row
 
@@ -163,7 +163,7 @@ class Trainer:
 
     def _run(self, step: int, log: RunLog, stopping: Stopping) -> int:
         """Steps from `step` on; returns how many are done."""
-        pace = Pace()
+        pace = StepPace()
         while True:
             if self._is_due(step):
                 self._evaluate(step, log)

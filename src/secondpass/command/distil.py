@@ -1,0 +1,251 @@
+"""`secondpass distil`: a small reranker learns a large one's orders on one's own texts, and is exported."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secondpass.command import output
+from secondpass.command.flags import Json, Opening, wrong_use
+from secondpass.errors import MissingExtra, TrainingError
+
+if TYPE_CHECKING:
+    from secondpass.training.data import Data, Example
+    from secondpass.training.distilling import MadeQuery
+    from secondpass.training.settings import TrainingSettings
+    from secondpass.types import Scorer
+
+TIMED = 20  # held-out queries by which both are timed
+INT8 = "int8"  # the folder of the export in the result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """Queries, and what is kept of them."""
+
+    queries: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="Queries, one a line: a log, or an LLM's; repeat it. Else made of the texts."
+        ),
+    ] = None
+    max_queries: Annotated[int, typer.Option(min=2, help="Most queries, drawn by the seed.")] = 5000
+    depth: Annotated[int, typer.Option(min=2, help="BM25 candidates that the teacher judges.")] = 20
+    min_spread: Annotated[float, typer.Option(help="A teacher's scores of a query lie at least so far apart.")] = 1.0
+    held_out: Annotated[float, typer.Option(help="Share of queries that are not learnt from.")] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """How the student is trained; each field is named as the field of TrainingSettings."""
+
+    epochs: Annotated[int, typer.Option(min=1, help="Times that every query is seen.")] = 2
+    batch: Annotated[int, typer.Option(min=1, help="Queries per step.")] = 16
+    learning_rate: Annotated[float, typer.Option("--lr", help="Highest learning rate.")] = 5e-5
+    num_negatives: Annotated[int, typer.Option("--negatives", min=1, help="Beside the teacher's best.")] = 11
+    temperature: Annotated[float, typer.Option(help="Of both softmaxes.")] = 1.0
+    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a pair; else 512.")] = None
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where it is trained.")] = "auto"
+    dtype: Annotated[
+        str, typer.Option(metavar="auto|float32|bfloat16", help="Of the computation; weights are float32.")
+    ] = "auto"
+    seed: Annotated[int, typer.Option(help="Of order and draws.")] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One of the models on the held-out queries."""
+
+    ndcg: float
+    first_five: float
+    seconds_per_query: float
+    bytes: int
+
+
+def distil(
+    paths: Annotated[list[str], typer.Argument(metavar="TEXTS", help="Files and folders of plain texts.")],
+    *,
+    teacher: Annotated[str, typer.Option(metavar="MODEL", help="The large reranker.")],
+    student: Annotated[str, typer.Option(metavar="MODEL", help="The small one, or a plain encoder.")] = "default",
+    folder: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder of the result.")],
+    making: Making,
+    lessons: Lessons,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in OUTPUT was stopped.")] = False,
+    json: Json = False,
+) -> None:
+    """Teach a small reranker a large one's orders on your own texts, without labels, and export it to int8.
+
+    What the teacher has judged is kept: given again after Ctrl-C, the command goes on.
+    """
+    if find_spec("torch") is None:
+        raise MissingExtra("torch", "train")
+    from secondpass.training.checkpointing import check_output, claimed
+    from secondpass.training.distilling import parted
+    from secondpass.training.processes import open_processes
+
+    target = Path(folder).expanduser()
+    if open_processes(lessons.device).count > 1:
+        raise TrainingError("distil runs in one process; launch `secondpass train` in several on data with scores")
+    with claimed(target):
+        check_output(target, is_resumed=resume)
+        opening = Opening(device=lessons.device)
+        scorer = opening.reranker(teacher)
+        examples = _judged(paths, target, scorer, teacher, making, lessons)
+        with wrong_use():
+            learnt, kept = parted(examples, share=making.held_out, seed=lessons.seed)
+        _say([f"{len(learnt):,} queries to learn from, {len(kept):,} held out"])
+        before = _outcome(kept, opening.reranker(student), _size(student))
+        _train(student, learnt, target, lessons, resume)
+    found = {
+        "teacher": _outcome(kept, scorer, _size(teacher)),
+        "student before": before,
+        "student": _outcome(kept, opening.reranker(str(target)), _bytes(target)),
+    } | _exported(target, kept)
+    _tell(target, found, json)
+
+
+def _judged(
+    paths: Sequence[str], target: Path, scorer: Scorer, teacher: str, making: Making, lessons: Lessons
+) -> list[Example]:
+    """Candidates of all queries with the teacher's scores, those that can be learnt from."""
+    from secondpass.training.data import Data
+    from secondpass.training.distilling import QueryRule, candidates, judged, learnable
+    from secondpass.training.mining import continued
+
+    texts, queries = _queries(paths, making, lessons.seed)
+    examples = candidates(queries, texts, depth=making.depth)
+    _say([f"{len(texts):,} passages, {len(examples):,} queries with candidates"])
+    if not examples:
+        raise TrainingError("no query finds two passages; give more texts, or queries of your own")
+    _estimate(examples, scorer, lessons)
+    made = [example.source == "made" for example in examples]
+    key = f"{teacher} {Data(examples=examples).fingerprint}"
+
+    def make(start: int) -> Iterator[Example]:
+        return judged(examples, scorer, start=start)
+
+    with output.watched("asking the teacher") as progress:
+        scored = continued(target / "training" / "judged", key, len(examples), make, progress=progress)
+    found = learnable(scored, made, QueryRule(min_spread=making.min_spread))
+    _say([f"{len(examples) - len(found):,} queries left out: the teacher sees no difference, or another answer"])
+    return found
+
+
+def _queries(paths: Sequence[str], making: Making, seed: int) -> tuple[list[str], list[MadeQuery]]:
+    """Passages, and the queries that are given, or made of them."""
+    import numpy as np
+
+    from secondpass.data.files import lines
+    from secondpass.data.passages import ReadOptions, read_passages
+    from secondpass.text.documents import clean_query
+    from secondpass.training.distilling import MadeQuery, made_queries
+
+    inputs = read_passages(paths, (), ReadOptions())
+    _say([*inputs.problems, *inputs.left_out])
+    documents = [passage.document for passage in inputs.passages if passage.document.text.strip()]
+    texts = [clean_query(document.text) for document in documents]
+    if making.queries:
+        files = [Path(name).expanduser() for name in making.queries]
+        queries = [MadeQuery(clean_query(line.strip())) for file in files for _, line in lines(file)]
+    else:
+        queries = made_queries(texts, [str(document.fields.get("heading", "")) for document in documents])
+    if len(queries) > making.max_queries:
+        chosen = np.random.default_rng(seed).choice(len(queries), making.max_queries, replace=False)
+        queries = [queries[place] for place in sorted(chosen.tolist())]
+    return texts, queries
+
+
+def _estimate(examples: Sequence[Example], scorer: Scorer, lessons: Lessons) -> None:
+    """How long it will take, by a few queries of the teacher; the student's part is told when it starts."""
+    some = examples[:: max(len(examples) // 3, 1)][:3]
+    for example in (some[0], *some):  # the first prepares memory and kernels
+        if example is some[0]:
+            began = time.perf_counter()
+        scorer.score(example.query, [*example.positives, *example.negatives])
+    minutes = (time.perf_counter() - began) / len(some) * len(examples) / 60
+    _say([f"the teacher will take about {minutes:.1f} minutes; what is judged is kept"])
+
+
+def _train(student: str, examples: Sequence[Example], target: Path, lessons: Lessons, resume: bool) -> None:
+    from secondpass.training.data import Data
+    from secondpass.training.settings import TrainingSettings
+    from secondpass.training.trainer import Trainer
+
+    with wrong_use():
+        settings: TrainingSettings = TrainingSettings(losses={"kl": 1.0}, **asdict(lessons))
+        data: Data = Data(examples=examples, names=("queries made of own texts",))
+        trainer = Trainer(student, data, target, settings=settings)
+    _say(trainer.described())
+    result = trainer.train(resume=resume)
+    if not result.is_finished:
+        arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+        again = shlex.join(["secondpass", *arguments, "--resume"])
+        _say([f"stopped after step {result.step} of {result.num_steps}; all is saved. To go on: {again}"])
+        raise KeyboardInterrupt
+
+
+def _outcome(examples: Sequence[Example], scorer: Scorer, size: int) -> Standing:
+    """On all held-out queries, and timed on some of them."""
+    from secondpass.training.distilling import agreement
+
+    found = agreement(examples, scorer)
+    some = examples[:TIMED]
+    began = time.perf_counter()
+    for example in some:
+        scorer.score(example.query, [*example.positives, *example.negatives])
+    return Standing(**asdict(found), seconds_per_query=(time.perf_counter() - began) / len(some), bytes=size)
+
+
+def _exported(target: Path, examples: Sequence[Example]) -> dict[str, Standing]:
+    """The int8 graph and how it does; nothing where nncf is not installed, which makes it."""
+    if find_spec("nncf") is None:
+        _say(['not exported: nncf is not installed; pip install "secondpass[export]", then secondpass export'])
+        return {}
+    from secondpass.checkpoint.checkpoint import open_checkpoint
+    from secondpass.checkpoint.export.export import export
+    from secondpass.reranker import Reranker
+
+    folder = export(open_checkpoint(target), target / INT8, dtype="int8", overwrite=True)
+    scorer = Reranker(folder, engine="openvino")
+    return {"student, int8": _outcome(examples, scorer, _bytes(folder))}
+
+
+def _size(model: str) -> int:
+    from secondpass.checkpoint.checkpoint import open_checkpoint
+
+    return _bytes(open_checkpoint(model).folder)
+
+
+def _bytes(folder: Path) -> int:
+    """Of weights and graphs, without what a run or an export left beside them."""
+    found = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("openvino*/*"), *folder.glob("*.xml")]
+    return sum(file.stat().st_size for file in found if file.is_file())
+
+
+def _tell(target: Path, found: dict[str, Standing], is_json: bool) -> None:
+    if is_json:
+        output.as_json({"folder": str(target), **{name: asdict(one) for name, one in found.items()}})
+        return
+    _say(["on the held-out queries, against the teacher's order:"])
+    for name, one in found.items():
+        _say(
+            [
+                f"{name}: nDCG@10 {one.ndcg:.4f}, first five shared {one.first_five:.0%}, "
+                f"{one.seconds_per_query * 1000:,.1f} ms a query, {one.bytes / 1e6:,.1f} MB"
+            ]
+        )
+    sys.stdout.write(f"{target}\n")
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        sys.stderr.write(line + "\n")
+    sys.stderr.flush()
