@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from secondpass.calibration import Calibration
 from secondpass.cognitive import Cognitive
-from secondpass.engine.engine import Engine, ReopeningEngine
 from secondpass.scoring.open import ModelOptions, changed, open_scoring
-from secondpass.scoring.scoring import Scoring
 from secondpass.scoring.weighing import weighed_ranking
 from secondpass.text.documents import as_document, as_documents, clean_query, text_of
 from secondpass.threads import in_thread
@@ -198,23 +196,6 @@ class Reranker:
     def info(self) -> Info:
         """What this reranker runs on, and why."""
         return self._scoring.info()
-
-    @property
-    def parts(self) -> Scoring:
-        """What writes rows, for callers that join the rows of several calls."""
-        return self._scoring
-
-    @property
-    def engine(self) -> Engine:
-        """What scores rows."""
-        return self._scoring.engine
-
-    def reopen_engine(self) -> Engine:
-        """Load the engine anew, after it failed. The old one's memory is free first, so calls meanwhile fail."""
-        engine = self._scoring.engine
-        assert isinstance(engine, ReopeningEngine)
-        engine.reopen()
-        return engine
 
     def probability(self, score: float) -> float:
         """A raw logit as a probability in 0..1, by the given calibration, else by the family's activation."""

@@ -162,16 +162,22 @@ def test_the_old_one_is_gone_before_the_new_one_is_opened() -> None:
     assert held.current is seen[-1]()
 
 
+def reopenable(reranker: Reranker) -> ReopeningEngine:
+    engine = reranker._scoring.engine
+    assert isinstance(engine, ReopeningEngine)
+    return engine
+
+
 def test_a_reranker_goes_on_after_a_reopening_that_failed(tmp_path: Path) -> None:
     reranker = Reranker(tiny_bert(tmp_path), device="cpu", dtype="float32")
     wanted = reranker.score("which river", ["a river", "a bridge"])
     weights = tmp_path / "model.safetensors"
     weights.rename(tmp_path / "away")
     with pytest.raises(Exception, match=r"model\.safetensors"):
-        reranker.reopen_engine()
+        reopenable(reranker).reopen()
     with pytest.raises(EngineError):
         reranker.score("which river", ["a river"])
     assert reranker.info().engine == "torch"
     (tmp_path / "away").rename(weights)
-    reranker.reopen_engine()
+    reopenable(reranker).reopen()
     assert reranker.score("which river", ["a river", "a bridge"]) == wanted

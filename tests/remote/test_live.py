@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from secondpass import RemoteReranker, Reranker
 from secondpass.errors import RemoteError
+from secondpass.remote.reranker import in_batches
 from secondpass.server.settings import ModelSource
 from secondpass.wire.apis import APIS as FORMS
+from tests.checkpoints import tiny_bert
 from tests.server.live import serving
 
 QUERY = "How do I keep bread fresh?"
@@ -95,3 +98,22 @@ def test_what_was_cut_is_counted(server: str, local: Reranker) -> None:
         usage = remote.rank(QUERY, texts).usage
     there = local.rank(QUERY, texts).usage
     assert (usage.tokens, usage.truncated) == (there.tokens, there.truncated) and usage.truncated == 1
+
+
+def test_long_documents_go_in_bodies_that_the_server_takes(tmp_path: Path) -> None:
+    """Ten megabytes in all: more than one request may have."""
+    documents = [(f"{place} the river and the old bridge. " * 300)[:10_000] for place in range(1000)]
+    with serving(tiny_bert(tmp_path / "model")) as url:
+        with RemoteReranker(url, timeout_s=300, deadline_s=600, retries=0) as remote:
+            found = remote.rank("the bridge", documents)
+    assert sorted(hit.index for hit in found) == list(range(1000))
+    batches = in_batches(documents, 1000)
+    assert max(sum(map(len, batch)) for batch in batches) <= 4 << 20
+    assert [text for batch in batches for text in batch] == documents
+
+
+def test_a_body_that_the_server_does_not_take_is_an_error_that_says_so() -> None:
+    with serving("default", max_body_bytes=100_000) as url:
+        with pytest.raises(RemoteError, match=r"413|may take less: lower max_batch") as refused:
+            RemoteReranker(url, retries=1).score("q", ["a" * 3_000_000])
+    assert "cannot be reached" not in str(refused.value)

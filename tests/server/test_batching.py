@@ -95,7 +95,7 @@ def test_concurrent_requests_get_the_scores_that_they_get_alone(tmp_path: Path, 
         [(f"where is {words[place % 12]}", " ".join(words[: 1 + (place * 7 + i) % 12])) for i in range(1 + place % 5)]
         for place in range(24)
     ]
-    parts = reranker.parts
+    parts = reranker._scoring
     batches: list[Batch] = []
     batcher = made(reranker._scoring.engine.current, batch_tokens=64, on_batch=batches.append)
 

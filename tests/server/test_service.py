@@ -122,7 +122,7 @@ def test_documents_are_cut_as_asked(serve: Serve, reranker: Reranker) -> None:
     first, last = " ".join(words[:20]), " ".join(words[-20:])
     assert logit(max_document_tokens=20) == pytest.approx(reranker.score(QUERY, [first])[0], abs=1e-5)
     assert logit(max_document_tokens=20, keep_end=True) == pytest.approx(reranker.score(QUERY, [last])[0], abs=1e-5)
-    room = 128 - len(reranker.parts.reader.read([(QUERY, "")], reranker.parts.limits)[0].row)
+    room = 128 - len(reranker._scoring.reader.read([(QUERY, "")], reranker._scoring.limits)[0].row)
     tail = " ".join(words[-room:])
     assert logit(keep_end=True) == pytest.approx(reranker.score(QUERY, [tail])[0], abs=1e-5)
     cut_query = " ".join(QUERY.split()[:2])

@@ -28,11 +28,11 @@ def reranker() -> Reranker:
 
 @pytest.fixture(scope="module")
 def reader(reranker: Reranker) -> Reader:
-    return reranker.parts.reader
+    return reranker._scoring.reader
 
 
 def limits(reranker: Reranker) -> Limits:
-    return reranker.parts.limits
+    return reranker._scoring.limits
 
 
 @pytest.mark.parametrize("name", TEXTS)

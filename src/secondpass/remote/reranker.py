@@ -21,6 +21,7 @@ from secondpass.wire.apis import APIS, Answer, Api, endpoint, read, request
 logger = logging.getLogger("secondpass")
 KEY_VARIABLE = "SECONDPASS_API_KEY"
 SHORTEST_SECRET = 6  # characters; shorter values of headers are not looked for in errors
+MAX_BATCH_BYTES = 4 << 20  # of the texts of one request: half of what this project's server takes
 MAX_CONCURRENT = 4  # batches of one call under way at a time
 
 
@@ -169,8 +170,7 @@ class RemoteReranker:
         """One answer for all documents, whatever the number of requests."""
         until = time.monotonic() + self._transport.patience.deadline_s
         gate = asyncio.Semaphore(MAX_CONCURRENT)
-        size = self._api.max_batch
-        batches = [asked.texts[start : start + size] for start in range(0, len(asked.texts), size)]
+        batches = in_batches(asked.texts, self._api.max_batch)
         tasks = [asyncio.ensure_future(self._batch(asked.query, texts, gate, until)) for texts in batches]
         try:
             answers = await asyncio.gather(*tasks)
@@ -204,6 +204,20 @@ def _api(dialect: str, scores: str | None, max_batch: int | None) -> Api:
     if scores is not None and api.probability is None:
         api = replace(api, gives="logit" if scores == "logit" else "probability", raw={})
     return api if max_batch is None else replace(api, max_batch=max_batch)
+
+
+def in_batches(texts: Sequence[str], max_batch: int) -> list[list[str]]:
+    """The texts in requests of at most max_batch and MAX_BATCH_BYTES; a longer text goes alone."""
+    batches: list[list[str]] = []
+    size = MAX_BATCH_BYTES
+    for text in texts:
+        more = len(text.encode("utf-8", "surrogatepass")) + 4  # quotes, a comma, a little of what is escaped
+        if not batches or len(batches[-1]) >= max_batch or size + more > MAX_BATCH_BYTES:
+            batches.append([])
+            size = 0
+        batches[-1].append(text)
+        size += more
+    return batches
 
 
 def _key(key: str | None) -> str | None:

@@ -31,6 +31,7 @@ LONGEST_BACKOFF_S = 8.0
 LONGEST_CLOSE_S = 5.0
 DEADLINE_HEADER = "x-deadline-ms"
 MAX_ANSWER_BYTES = 64 << 20
+LARGE_BODY = 1 << 20  # bytes that a server may refuse before it has read them
 _TITLE = re.compile(r"<title[^>]*>([^<]{1,200})", re.IGNORECASE)
 
 
@@ -178,7 +179,7 @@ class Transport:
         except asyncio.TimeoutError:
             raise _TryAgain(self._failure(f"no answer within {seconds:.3g} s")) from None
         except httpx.TransportError as error:
-            failure = self._failure(f"cannot be reached: {str(error) or type(error).__name__}")
+            failure = self._failure(_unreached(error, len(content)))
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise failure from None
             raise _TryAgain(failure) from None
@@ -245,6 +246,17 @@ class Transport:
                 self._background = _Background(self._headers, self._ca_file)
                 self._finalizer = weakref.finalize(self, self._background.stop)
             return self._background
+
+
+def _unreached(error: httpx.TransportError, size: int) -> str:
+    """In words why there was no answer. A server may refuse a large body and close before its answer can be read."""
+    import httpx
+
+    what = str(error) or type(error).__name__
+    if size > LARGE_BODY and isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
+        sent = f"the connection broke while {size >> 20} MiB were sent ({what})"
+        return f"{sent}; the server may take less: lower max_batch"
+    return f"cannot be reached: {what}"
 
 
 def shown(address: str) -> str:
