@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "collections": ("index:collections", "List the indexes."),
     "remove": ("index:remove", "Forget files, folders or a whole index."),
     "search": ("search:search", "Find what answers a question in an index, and where it stands."),
+    "feedback": ("feedback:feedback", "Record what was of use in a search, and learn from it."),
     "mcp": ("mcp:mcp", "Serve search and memory to agents (MCP)."),
     "models": ("models:models", "List the known models and what is in the cache."),
     "pull": ("models:pull", "Fetch a model, and print its commit and folder."),

@@ -107,3 +107,16 @@ def test_bars_have_eighths() -> None:
     assert bar(0.55) == "█████▌    "
     assert bar(float("nan")) == " " * 10
     assert explained({"a": 1, "b": 0.25}) == "a=1 b=0.250"
+
+
+def test_feedback_is_recorded_by_rank_and_learnt_from_when_there_is_enough(
+    notes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called(capsys, "add", ".", "--embedder", "none")
+    code, _, err = called(capsys, "feedback", "how long do beans cook", "--used", "1", "--name", "default")
+    assert (code, err) == (0, "used: beans.md:1\n")
+    _, out, _ = called(capsys, "search", "how long do beans cook", "--json", "--cognitive", "-n", "1")
+    assert json.loads(out)["results"][0]["parts"]["frequency"] > 0
+    assert "has 1 judged searches; 200 are needed" in called(capsys, "feedback", "--fit")[2]
+    assert "--used is 9, but" in called(capsys, "feedback", "beans", "--used", "9")[2]
+    assert "give a question and what was of use" in called(capsys, "feedback")[2]

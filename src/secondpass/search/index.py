@@ -17,7 +17,7 @@ from secondpass.cognitive import Cognitive, seconds_of
 from secondpass.errors import CheckpointError, MissingExtra, SecondpassError, StoreError
 from secondpass.retrieval.vectors import Encoder
 from secondpass.search.indexing import Indexing, Report
-from secondpass.search.pipeline import Pipeline, Question, Reader, winning_sentence
+from secondpass.search.pipeline import Pipeline, Question, Reader, figures_of, winning_sentence
 from secondpass.search.stores.sqlite import SqliteStore
 from secondpass.search.stores.store import KINDS, Event, Filter, Stored
 from secondpass.types import Hit, Progress, Ranking
@@ -154,7 +154,7 @@ class Index:
                 depth=depth,
                 candidates=candidates,
                 only=only,
-                cognitive=Cognitive.of(cognitive),
+                cognitive=self._settings(cognitive),
                 diversity=diversity,
                 fusion=fusion,
                 is_reranked=rerank and self.is_reranked,
@@ -173,16 +173,21 @@ class Index:
     def feedback(self, ranking: Ranking, hit: Hit, kind: str, *, now: float | None = None) -> None:
         """Record that a hit was "opened", "kept", "used" or "rejected". What was merely shown is not recorded.
 
-        The ranking's figures are kept too where it was explained or weighed, for `secondpass feedback --fit`.
+        The ranking's figures are kept too, for `secondpass feedback --fit`.
         """
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}; give {', '.join(map(repr, KINDS))}")
         moment = time.time() if now is None else now
         self.store.record([Event(digest=self.get(hit.index).chunk.digest, time=moment, kind=kind)])
-        shown = [{"id": each.index, **(each.parts or {})} for each in ranking if each.rank <= hit.rank]
+        shown = figures_of(self.store, ranking, moment)
         self.store.add_judgement(
             {"query": ranking.query, "time": moment, "hit": hit.index, "kind": kind, "shown": shown}
         )
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """The weights that `cognitive=True` has from now on."""
+        Cognitive.of(weights)
+        self.store.set_meta({"weights": json.dumps(dict(weights))})
 
     def winning_sentence(self, query: str, hit: Hit) -> tuple[int, int]:
         """The range of characters of the hit's text that answers best."""
@@ -197,6 +202,13 @@ class Index:
 
     def close(self) -> None:
         self.store.close()
+
+    def _settings(self, cognitive: Cognitive | Mapping[str, Any] | bool | None) -> Cognitive | None:
+        """What is asked for, over the weights that were learnt for this index."""
+        if cognitive is None or cognitive is False or isinstance(cognitive, Cognitive):
+            return Cognitive.of(cognitive)
+        learnt = json.loads(self.store.meta("weights") or "{}")
+        return Cognitive.of({**learnt, **({} if cognitive is True else cognitive)})
 
     @property
     def is_reranked(self) -> bool:

@@ -173,6 +173,16 @@ def signals_in(stored: Stored) -> Signals:
     )
 
 
+def figures_of(store: Store, ranking: Ranking, now: float) -> list[dict[str, float | int | str]]:
+    """Of each scored hit the id, its relevance and every cognitive term, as they are at a moment."""
+    stored = {each.id: each for each in store.fetch([hit.index for hit in ranking if hit.is_scored])}
+    hits = [hit for hit in ranking if hit.index in stored]
+    signals = [signals_in(stored[hit.index]) for hit in hits]
+    logits = [float((hit.parts or {}).get("relevance", _logit(hit.probability))) for hit in hits]
+    weighed = weigh(Cognitive(), logits, signals, query=ranking.query, now=now)
+    return [{"id": hit.index, **each.parts} for hit, each in zip(hits, weighed, strict=True)]
+
+
 _SIGNALS = ("confidence", "supports", "contradictions", "importance", "subject")
 
 
