@@ -83,6 +83,7 @@ class Packed:
     tokens that it shares: positions count these, lengths and passages do not. Where `limit` is set, tokens and
     starts change while the shapes stay (`engine.graphs`): no row is longer than `limit`, and lengths and passages
     are empty, since no figure on the host may depend on them.
+    weights (T,), where set, are how much a token counts in a mean of neighbours.
     """
 
     ids: Tensor
@@ -95,6 +96,7 @@ class Packed:
     mask: Tensor | None = None
     sides: Tensor | None = None
     visible: tuple[int, ...] | None = None
+    weights: Tensor | None = None
     shared: Shared | None = None
     limit: int | None = None
 

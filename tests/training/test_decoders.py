@@ -7,19 +7,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from secondpass import Reranker
+from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.engine.torch import TorchEngine
 from secondpass.training import Data, Example, Trainer
 from secondpass.training.collators import Group
 from secondpass.training.cross_encoding import CrossEncoding, open_cross_encoding
 from secondpass.training.lora import adapter_tensors, add_lora, updates
 from secondpass.training.model import Trainable, open_trainable
 from secondpass.training.settings import CompressionSettings, LayerSettings, LoraSettings, TrainingSettings
-from secondpass.types import Run
+from secondpass.types import Row, Run
 from tests.goldens import SHARED
 from tests.training.golden import TrainingGolden, check_gradients, check_walk, close, golden_runs, groups_of
 
@@ -127,6 +130,25 @@ def test_compressed_layers_learn_as_the_reference(
     config = json.loads((folder / "config.json").read_text())
     if run["settings"]["attention"] == "eager":
         (folder / "config.json").write_text(json.dumps(config | {"attn_implementation": "eager"}))
+    losses, layers = METHODS[run["settings"]["train_method"]]
+    compression = CompressionSettings(
+        layers=tuple(run["settings"]["compress_layers"]), ratios=(run["settings"]["compress_ratio"],), is_fixed=True
+    )
+    settings = TrainingSettings(losses=losses, layers=layers, compression=compression)
+    objective = CrossEncoding(open_trainable(folder, device=CPU), settings)
+    check(golden, run, objective, has_teacher=True)
+
+
+@pytest.mark.parametrize(("golden", "run"), golden_runs("compress-mistral"))
+def test_means_weighted_by_attention_learn_as_the_reference(
+    tmp_path: Path, golden: TrainingGolden, run: dict[str, Any]
+) -> None:
+    if run["settings"].get("alone") is False:
+        pytest.skip("rows padded together: the reference's weights then come from padding, which is not here")
+    folder = tmp_path / "model"
+    shutil.copytree(golden.checkpoint, folder)
+    for file in golden_checkpoint("gemma2-lightweight").glob("*token*"):
+        shutil.copy(file, folder)  # it has none, and none of its tokens is read
     losses, layers = METHODS[run["settings"]["train_method"]]
     compression = CompressionSettings(
         layers=tuple(run["settings"]["compress_layers"]), ratios=(run["settings"]["compress_ratio"],), is_fixed=True
@@ -266,3 +288,19 @@ def test_a_compressed_model_scores_alike_at_every_cutoff_and_ratio(tmp_path: Pat
         found = reranker.score(query, passages, cutoff_layer=layer, compress_ratio=ratio, compress_layers=(3,))
         assert found == pytest.approx(expected, abs=1e-3)
     assert reranker.score(query, passages) == pytest.approx(objective.score(query, passages), abs=1e-3)
+
+
+def test_weights_are_the_same_where_rows_share_their_beginning() -> None:
+    golden = TrainingGolden("compress-mistral")
+    if not golden.folder.is_dir():
+        pytest.skip("no reference figures here")
+    engine = TorchEngine(open_checkpoint(golden.checkpoint), device="cpu", dtype="float32")
+    prefix = list(range(20, 50))
+    rows = [
+        Row(ids=[*prefix, *range(60 + n, 90 + 3 * n), 7, 8], passage=(len(prefix), len(prefix) + 30 + 2 * n))
+        for n in range(4)
+    ]
+    run = Run(cutoff_layers=(3, 10), compress_ratio=2, compress_layers=(3, 5))
+    shared = engine.run(rows, run)
+    engine.shares = False
+    assert np.allclose(shared, engine.run(rows, run), atol=1e-4)

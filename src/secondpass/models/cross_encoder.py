@@ -137,6 +137,8 @@ class CrossEncoder(nn.Module):
         cutoffs = _cutoffs(run, self.head.layers)
         resolved = Run(cutoff_layers=cutoffs, early_exit=_early_exit(run, cutoffs, self.head.layers))
         if self.recipe.head == "layers_by_place":
+            if run.early_exit is not None and self.recipe.family == "mistral-matroyshka":
+                raise ValueError("early_exit: rows of this model cannot leave it, their weights are of a whole run")
             return replace(resolved, **self._compression(run))
         if run.compress_ratio is not None or run.compress_layers is not None:
             raise ValueError(f"compress_ratio and compress_layers: {self.recipe.family} does not compress")

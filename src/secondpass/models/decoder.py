@@ -7,6 +7,7 @@ computation can end at a layer that has a head of its own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -31,8 +32,8 @@ from secondpass.types import Run
 def compress(x: Tensor, batch: Packed, ratio: int) -> tuple[Tensor, Packed]:
     """The states (T', C) and their batch, in which every passage of p tokens has ceil(p / ratio).
 
-    Each is the mean of `ratio` neighbours, the last one of those that are left. The other tokens stay as they are,
-    and positions are counted anew.
+    Each is the mean of `ratio` neighbours, weighted by batch.weights where they are there, the last one of those that
+    are left. The other tokens stay as they are, and positions are counted anew.
     """
     passages = [(start, start - (start - stop) // ratio) for start, stop in batch.passages]
     gone = [(old[1] - old[0]) - (new[1] - new[0]) for old, new in zip(batch.passages, passages, strict=True)]
@@ -44,9 +45,42 @@ def compress(x: Tensor, batch: Packed, ratio: int) -> tuple[Tensor, Packed]:
     after = place - sent(torch.tensor(gone), x.device)[batch.rows]
     place = torch.where(place < starts, place, torch.where(place < stops, merged, after))
     target = smaller.starts[batch.rows] + place
-    sums = torch.zeros(len(smaller.rows), x.shape[1], device=x.device).index_add_(0, target, x.float())
-    counts = torch.zeros(len(smaller.rows), device=x.device).index_add_(0, target, torch.ones_like(x[:, 0].float()))
-    return (sums / counts[:, None]).to(x.dtype), smaller
+    weights = torch.ones_like(x[:, 0].float())
+    if batch.weights is not None:
+        in_passage = _in_passage(batch)
+        weights = torch.where(in_passage, batch.weights.clamp(min=torch.finfo(torch.float32).tiny), weights)
+    weighted = x.float() * weights[:, None]
+    sums = torch.zeros(len(smaller.rows), x.shape[1], device=x.device).index_add_(0, target, weighted)
+    totals = torch.zeros(len(smaller.rows), device=x.device).index_add_(0, target, weights)
+    return (sums / totals[:, None]).to(x.dtype), smaller
+
+
+def _in_passage(batch: Packed) -> Tensor:
+    starts, stops = sent(torch.tensor(batch.passages), batch.ids.device)[batch.rows].unbind(-1)
+    place = torch.arange(len(batch.rows), device=batch.ids.device) - batch.starts[batch.rows]
+    return (place >= starts) & (place < stops)
+
+
+def last_attention(q: Tensor, k: Tensor, batch: Packed, scale: float) -> Tensor:
+    """How much each row's last token attends to each of the batch's tokens (T,), summed over heads.
+
+    The Matroyshka re-ranker's weights (Liu et al. 2025); its code takes the last position of a padded batch, so that
+    they depend on the padding of the row.
+    """
+    keyed = batch if batch.shared is None else batch.shared
+    rows, positions = keyed.rows, keyed.positions
+    last = q[batch.last()].float()  # (N, H, D)
+    keys = k.float().repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    logits = (last[rows] * keys).sum(-1) * scale  # (S, H)
+    spread = rows[:, None].expand_as(logits)
+    highest = logits.new_full((len(last), logits.shape[1]), float("-inf")).scatter_reduce(0, spread, logits, "amax")
+    powers = (logits - highest.detach()[rows]).exp()
+    totals = powers.new_zeros(highest.shape).index_add(0, rows, powers)
+    shares = (powers / totals[rows]).sum(1)
+    if batch.shared is None:
+        return shares
+    before = torch.tensor([stop - start for start, stop in batch.shared.spans], device=q.device)
+    return shares[positions >= before[rows]]
 
 
 __all__ = ["IGNORED", "RENAMES", "Decoder"]
@@ -187,6 +221,8 @@ class Decoder(nn.Module):
                 k, v = (torch.cat(pair)[batch.shared.index] for pair in zip(kept[index], (k, v), strict=True))
             is_last = keep == "last" and index + 1 == end
             x = layer(x, q, (k, v), batch, batch.last() if is_last else None)
+            if self.config.weighs_by_attention and index + 1 in (run.compress_layers or ()):
+                batch = replace(batch, weights=last_attention(q, k, batch, self.config.attention_scale))
         return (x[batch.last()] if keep == "last" and begin == end else x), batch
 
     def kept_states(self, batch: Packed, num_layers: int | None = None) -> list[KeysValues]:

@@ -80,6 +80,7 @@ class DecoderConfig:
     has_out_bias: bool = False
     has_head_norms: bool = False  # a norm over each head of q and k
     has_four_norms: bool = False  # also after attention and after the MLP
+    weighs_by_attention: bool = False  # passage tokens are merged by how much the last token attends to them
     layers: tuple[int, ...] = ()  # those with a head of their own: the states that enter block 8, 9, ...
 
     @property
@@ -134,6 +135,11 @@ def mistral(config: Mapping[str, Any]) -> DecoderConfig:
     settings = llama(config)
     window = config.get("sliding_window") or settings.max_length
     return replace(settings, max_length=min(settings.max_length, window))
+
+
+def cost_wise_mistral(config: Mapping[str, Any]) -> DecoderConfig:
+    """The Matroyshka re-ranker (Liu et al. 2025)."""
+    return replace(mistral(config), weighs_by_attention=True)
 
 
 def qwen2(config: Mapping[str, Any]) -> DecoderConfig:

@@ -178,6 +178,7 @@ FAMILIES: dict[str, Family] = {
     "gemma": _decoder("gemma", _YES),
     "gemma2": _decoder("gemma2", replace(_YES, family="gemma2"), by_layer=_LIGHT),
     "cost_wise_gemma": _decoder("cost_wise_gemma", by_layer=_LIGHT),
+    "cost_wise_mistral": _decoder("cost_wise_mistral", by_layer=replace(_LIGHT, family="mistral-matroyshka")),
     "minicpm": _decoder("minicpm", by_layer=replace(_YES, family="minicpm-layerwise", head="layers", answers=())),
     "qwen2": _decoder("qwen2", _MXBAI, midpoints={896: 4.5}),  # the width of mxbai-rerank-base-v2
     "qwen3": _decoder("qwen3", _QWEN3),

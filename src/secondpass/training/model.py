@@ -236,6 +236,12 @@ def _open_decoder(
 # model_type of a raw language model -> what its config.json says once it has heads at its layers
 _LAYERED: Mapping[str, Mapping[str, Any]] = {
     "minicpm": {"architectures": ["LayerWiseMiniCPMForCausalLM"], "head_type": "simple", "head_multi": True},
+    "mistral": {
+        "architectures": ["CostWiseMistralForCausalLM"],
+        "model_type": "cost_wise_mistral",
+        "layer_sep": 1,
+        "layer_wise": True,
+    },
     "gemma2": {
         "architectures": ["CostWiseGemmaForCausalLM"],
         "model_type": "cost_wise_gemma",
