@@ -76,6 +76,9 @@ def evaluate(
     flags: SetFlags,
     written: Written,
     latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Measure time per query.")] = True,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="The local pipeline after each of its stages instead.")
+    ] = False,
     opening: Opening,
 ) -> None:
     """Measure whether a reranker helps: with and without it, on your data, and at what cost.
@@ -84,6 +87,12 @@ def evaluate(
     """
     from secondpass.evaluation.report import Report
 
+    if pipeline:
+        from secondpass.command.pipeline import evaluate_pipeline
+
+        sets = Sets(sources=data, flags=flags, opening=opening)
+        evaluate_pipeline(sets, models or ["default"], depth, measures=measures.split(","), is_json=written.json)
+        return
     _check_files(written)
     plan = _planned(Sets(sources=data, flags=flags, opening=opening), depth, measures, is_timed=latency)
     evaluations: list[Evaluation] = []
