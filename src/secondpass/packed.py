@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 Keep = Literal["all", "first", "last"]
 
 
+# Lengths between a power of two and its double, and the least distance of two.
+STEPS, MIN_STEP = 8, 16
+
+
+def rung(length: int) -> int:
+    """The length that so many tokens are padded to where shapes have to be few: at most an eighth or 15 more."""
+    step = max((1 << (length - 1).bit_length()) // (2 * STEPS), MIN_STEP)
+    return -(-length // step) * step
+
+
 def plan(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:
     """Micro-batches of indices into `lengths`, longest first, each of at most `token_budget` tokens.
 

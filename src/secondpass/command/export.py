@@ -145,7 +145,7 @@ def _inputs(checkpoint: Checkpoint, pairs: Sequence[Pair]) -> list[Inputs]:
     reader = Reader(recipe=recipe, tokenizer=tokenizer, longest=longest, max_query_length=None, has_windows=False)
     chosen = pairs[:: -(-len(pairs) // MAX_CALIBRATION)]
     readings = reader.read(chosen, reader.limits(longest, recipe.truncation))
-    return [padded([reading.row], ALL_INPUTS, pad_id=0) for reading in readings]
+    return [padded([reading.row], ALL_INPUTS, pad_id=0, longest=longest) for reading in readings]
 
 
 def _report(checkpoint: Checkpoint, folder: Path, check: Sequence[Pair], writing: Writing) -> ParityReport:

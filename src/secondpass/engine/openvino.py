@@ -1,7 +1,7 @@
 """The openvino engine: exported encoder graphs (OpenVINO IR or ONNX) on the CPU, without torch.
 
-One graph with dynamic shapes is compiled once. Rows are sorted by length and padded together only where that is
-cheaper than one more call; several batches are on their way at a time.
+One graph with dynamic shapes is compiled once. Rows are sorted by length and padded to one of few shapes; several
+batches are on their way at a time.
 """
 
 from __future__ import annotations
@@ -21,41 +21,54 @@ from secondpass.checkpoint.graph import check_graph, import_openvino
 from secondpass.engine.cpu.threads import cpu_quota, num_cores
 from secondpass.engine.engine import TURN_TOKENS, EngineFacts, Turns
 from secondpass.errors import CheckpointError, EngineError
+from secondpass.packed import rung
 from secondpass.types import Advance, Row, Run
 
 # What one more call of a graph costs, in tokens: 1 ms, the time of 16 tokens of a MiniLM (2 cores, AVX512-BF16).
 CALL_TOKENS = 16
+# OpenVINO keeps what it made for each shape that it has seen, 1 to 2 MB, and for up to 5,000 of them. So there are
+# few shapes: these numbers of rows, and the lengths of `rung`.
+ROWS = (64, 16, 4, 1)
 
 
 def plan_padded(lengths: Sequence[int], *, token_budget: int, num_parts: int = 1) -> list[list[int]]:
-    """Batches of indices into `lengths`, longest first; rows in one are padded to the first.
+    """Batches of indices into `lengths`, longest first, each of one of ROWS many rows.
 
-    A batch has at most `token_budget` tokens, padding included (or one row), and is closed where its padding would
-    cost more than another call. Where there are enough rows, there are at least `num_parts` batches.
+    A batch has at most `token_budget` tokens, padding included (or one row), and its rows are no shorter than is
+    cheaper than more calls. Where there are enough rows, there are at least `num_parts` batches.
     """
     if token_budget < 1:
         raise ValueError(f"token_budget is {token_budget}, it must be at least 1")
-    budget = min(token_budget, -(-sum(lengths) // num_parts))
+    budget = min(token_budget, -(-sum(map(rung, lengths)) // num_parts))
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
-    longest = padding = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        padding += longest - lengths[index]
-        if not batches or padding > CALL_TOKENS or longest * (len(batches[-1]) + 1) > budget:
-            batches.append([])
-            longest, padding = lengths[index], 0
-        batches[-1].append(index)
+    while order:
+        length = rung(lengths[order[0]])
+        # as much as is padded more than by itself is what the calls cost that are saved
+        count = next(
+            n
+            for n in ROWS
+            if n == 1
+            or (
+                n <= len(order)
+                and n * length <= budget
+                and sum(length - rung(lengths[i]) for i in order[:n]) <= (n - 1) * CALL_TOKENS
+            )
+        )
+        batches.append(order[:count])
+        order = order[count:]
     return batches
 
 
-def padded(rows: Sequence[Row], names: Collection[str], pad_id: int) -> dict[str, NDArray[np.int64]]:
-    """Of input_ids, attention_mask and token_type_ids those in `names`, each (N, L)."""
-    length = max(len(row) for row in rows)
+def padded(rows: Sequence[Row], names: Collection[str], pad_id: int, longest: int) -> dict[str, NDArray[np.int64]]:
+    """Of input_ids, attention_mask and token_type_ids those in `names`, each (N, L); L is at most `longest`."""
+    length = min(rung(max(len(row) for row in rows)), longest)
     ids = np.full((len(rows), length), pad_id, np.int64)
     mask, types = np.zeros_like(ids), np.zeros_like(ids)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = row.ids
-        mask[place, : len(row)] = 1
-        types[place, row.passage[0] : len(row)] = 1
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row.ids
+        mask[index, : len(row)] = 1
+        types[index, row.passage[0] : len(row)] = 1
     every = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     return {name: values for name, values in every.items() if name in names}
 
@@ -163,16 +176,16 @@ def _matrices(graph: Any) -> Iterator[Any]:
 
 
 def _constants(node: Any) -> list[Any] | None:
-    """The outputs of the constants that a node is computed from by STEPS; None where there is anything else in it."""
+    """The outputs of the constants that a node is computed from by FOLDED; None where there is more in it."""
     if node.get_type_name() == "Constant":
         return [node.output(0)]
-    if node.get_type_name() not in STEPS:
+    if node.get_type_name() not in FOLDED:
         return None
     parts = [_constants(port.get_source_output().get_node()) for port in node.inputs()]
     return None if None in parts else [constant for part in parts for constant in part or []]
 
 
-STEPS = ("Convert", "Multiply", "Subtract", "Reshape")
+FOLDED = ("Convert", "Multiply", "Subtract", "Reshape")
 
 
 def _unpack(graph: Any) -> None:
@@ -192,16 +205,16 @@ TOKEN_BUDGET = 1024
 class Requests:
     """Rows through a compiled graph with inputs (N, L); as many batches are on their way as it has streams."""
 
-    def __init__(self, compiled: Compiled, pad_id: int) -> None:
+    def __init__(self, compiled: Compiled, pad_id: int, max_length: int) -> None:
         self._inputs = {port.any_name for port in compiled.model.inputs}
         self._requests = [compiled.model.create_infer_request() for _ in range(compiled.num_streams)]
-        self._pad_id = pad_id
+        self._pad_id, self._max_length = pad_id, max_length
         self._turns = Turns()  # one caller at a time: each uses all cores already
 
     def run(
         self, rows: Sequence[Row], token_budget: int, progress: Advance | None = None
     ) -> Iterator[tuple[Sequence[int], NDArray[np.float32]]]:
-        """Indices of rows with their outputs (N, ...), padded to the longest of them, in any order."""
+        """Indices of rows with their outputs (N, ...), padded to one of few lengths, in any order."""
         lengths = [len(row) for row in rows]
         batches = deque(plan_padded(lengths, token_budget=token_budget, num_parts=len(self._requests)))
         while batches:
@@ -227,7 +240,8 @@ class Requests:
                     idle.append(busy.popleft()[0])
                 batch = batches.popleft()
                 request = idle.pop()
-                request.start_async(padded([rows[index] for index in batch], self._inputs, self._pad_id))
+                given = [rows[index] for index in batch]
+                request.start_async(padded(given, self._inputs, self._pad_id, self._max_length))
                 busy.append((request, batch))
                 room -= sum(len(rows[index]) for index in batch)
             while busy:
@@ -255,13 +269,14 @@ class OpenVinoEngine:
         if graph is None:
             raise CheckpointError(f"{checkpoint.folder}: no openvino_model.xml or model.onnx for the openvino engine")
         compiled = compile_graph(graph, dtype)
-        self._requests = Requests(compiled, int(checkpoint.config.get("pad_token_id") or 0))
+        max_length = _max_length(checkpoint.config)
+        self._requests = Requests(compiled, int(checkpoint.config.get("pad_token_id") or 0), max_length)
         self.facts = EngineFacts(
             name="openvino",
             device="cpu",
             dtype=compiled.dtype,
             reason=compiled.reason,
-            max_length=_max_length(checkpoint.config),
+            max_length=max_length,
             token_budget=TOKEN_BUDGET if token_budget is None else token_budget,
         )
 

@@ -37,7 +37,8 @@ class OpenVinoEncoder:
         if graph is None or heads.pooling != "mean" or heads.token_width is not None or heads.files:
             raise CheckpointError(f"{checkpoint.folder}: the openvino engine says means of token states alone")
         compiled = compile_graph(graph, DTYPE if dtype == "auto" else dtype, STATES)
-        self._requests = Requests(compiled, int(checkpoint.config.get("pad_token_id") or 0))
+        max_length = int(checkpoint.config["max_position_embeddings"])
+        self._requests = Requests(compiled, int(checkpoint.config.get("pad_token_id") or 0), max_length)
         self.width = int(checkpoint.config["hidden_size"])
         self.fingerprint = hashlib.sha256(graph.with_suffix(".bin").read_bytes()).hexdigest()
         self.facts = EngineFacts(
@@ -45,7 +46,7 @@ class OpenVinoEncoder:
             device=device.replace("auto", "cpu"),
             dtype=compiled.dtype,
             reason=compiled.reason,
-            max_length=int(checkpoint.config["max_position_embeddings"]),
+            max_length=max_length,
             token_budget=TOKEN_BUDGET if token_budget is None else token_budget,
         )
 
