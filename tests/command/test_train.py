@@ -211,19 +211,6 @@ def test_mine_takes_examples_and_an_embedder(model: Path, tmp_path: Path, capsys
     assert (code, "give bm25" in said) == (2, True)
 
 
-def test_mine_opens_its_models_as_other_commands_do(
-    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    base = ("mine", data, "--output", tmp_path / "a.jsonl", "--judge", model)
-    for options in (("--dtype", "int3"), ("--device", "tpu"), ("--max-length", "9999")):
-        code, _, err = called(capsys, *base, *options)
-        assert code == 2 and options[1] in err
-    code, _, err = called(capsys, "mine", data, "--output", tmp_path / "none" / "a.jsonl")
-    assert code == 2 and "there is no folder" in err
-    code, _, err = called(capsys, *base, "--offline", "--judge", "some/reranker")
-    assert code == 1 and "some/reranker" in err
-
-
 def test_the_output_is_checked_before_the_data(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""`secondpass mine`: hard negatives for queries and their positives; and data that training mines or has taught."""
+"""`secondpass mine`: hard negatives for queries and their positives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ import typer
 
 from secondpass.command.flags import EMBEDDER, JudgedSplit, Opening, Search, wrong_use
 from secondpass.command.output import watched
-from secondpass.errors import DataError, TrainingError, WrongUse
+from secondpass.errors import DataError, WrongUse
 
 if TYPE_CHECKING:
     from secondpass.embedder import Embedder
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from secondpass.training.mining import Collection, MiningSettings
     from secondpass.training.mining import Search as Searcher
     from secondpass.types import Progress
-
-NOTE = "data.json"  # beside prepared data: what it was made from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,69 +154,6 @@ def forget(partial: Path) -> None:
     """Remove what `mined` kept for an interrupted run."""
     for file in partial.parent.glob(f"{partial.name}-*"):
         file.unlink()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """Data for training that has to be mined or taught before it can be learnt from."""
-
-    folders: Sequence[Path]
-    files: Sequence[Path]
-    teacher: str | None
-    miner: Miner
-    choice: Choice
-    is_skipping: bool
-    opening: Opening  # of the teacher and of what mines
-
-    def write_once(self, file: Path) -> None:
-        """Write it, unless it is there and was made from the same. Raises TrainingError for a run with other data."""
-        from secondpass.checkpoint.atomic import write_text
-
-        note = file.with_name(NOTE)
-        if file.exists() and note.exists():
-            if loads(note.read_text("utf-8")) == self._origin():
-                return
-            if (file.parent / "run.json").exists():
-                raise TrainingError(f"{file.parent.parent} holds a run with other data; give another folder")
-        self._write(file)
-        write_text(note, dumps(self._origin(), indent=2, ensure_ascii=False) + "\n")
-
-    def _origin(self) -> dict[str, object]:
-        """What the result depends on."""
-        return {
-            "data": [str(path.resolve()) for path in (*self.folders, *self.files)],
-            "teacher": self.teacher,
-            "mining": asdict(self.miner) | asdict(self.choice.settings()),
-            "is_skipping": self.is_skipping,
-        }
-
-    def _write(self, file: Path) -> None:
-        from secondpass.training.data import read_data, save_data
-
-        examples = list(read_data(self.files, is_skipping=self.is_skipping).examples) if self.files else []
-        unfinished = file.with_name("unfinished")
-        if self.folders:
-            sets = collections([str(folder) for folder in self.folders], self.miner.split)
-            settings = self.choice.settings()
-            examples += mined(sets, unfinished, miner=self.miner, settings=settings, opening=self.opening)
-        if self.teacher is not None:
-            examples = self._taught(examples, self.teacher, unfinished)
-        save_data(examples, file)
-        forget(unfinished)
-
-    def _taught(self, examples: Sequence[Example], teacher: str, unfinished: Path) -> list[Example]:
-        from secondpass.training.data import Data
-        from secondpass.training.mining import continued, taught
-
-        scorer = self.opening.scorer(teacher)
-        key = f"{teacher} {Data(examples=examples).fingerprint}"
-        file = unfinished.with_name(f"{unfinished.name}-taught")
-
-        def make(start: int) -> Iterator[Example]:
-            return taught(examples, scorer, start=start)
-
-        with watched("asking the teacher") as progress:
-            return continued(file, key, len(examples), make, progress=progress)
 
 
 def _open_embedder(search: str, opening: Opening) -> Embedder | None:

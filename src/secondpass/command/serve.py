@@ -48,6 +48,10 @@ class ServerFlags:
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Listen beyond this machine without a key.")] = (
         None
     )
+    index: Annotated[str | None, typer.Option(metavar="NAME", help="Serve an index too, at /v1/index.")] = None
+    index_folder: Annotated[str | None, typer.Option(envvar="SECONDPASS_INDEXES", help="Where indexes are kept.")] = (
+        None
+    )
     allow_model_changes: Annotated[
         bool | None, typer.Option("--allow-model-changes", help="Load and unload over /admin/models.")
     ] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -15,10 +15,10 @@ import typer
 
 from secondpass.command import mine, output
 from secondpass.command.flags import Json, JudgedSplit, Opening, Search, wrong_use
-from secondpass.errors import DataError, MissingExtra, WrongUse
+from secondpass.errors import DataError, MissingExtra, TrainingError, WrongUse
 
 if TYPE_CHECKING:
-    from secondpass.training.data import Data
+    from secondpass.training.data import Data, Example
     from secondpass.training.dev import DevSet
     from secondpass.training.processes import Processes
     from secondpass.training.settings import (
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from secondpass.training.trainer import TrainingResult
 
-PREPARED = "data.jsonl.gz"  # mined or taught, so that a run that goes on need not do it again
+PREPARED, NOTE = "data.jsonl.gz", "data.json"  # mined or taught, so that a run that goes on need not do it again
 _DEV_SPLITS = ("dev", "validation", None)
 MIN_MINED = 15  # negatives of a query, of which a step draws
 
@@ -52,7 +52,7 @@ class LossFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerFlags:
+class Layers:
     """Of decoders with a head at each layer."""
 
     start_layer: Annotated[
@@ -161,7 +161,7 @@ def train(
     *,
     folder: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder of the result.")],
     loss: LossFlags,
-    layers: LayerFlags,
+    layers: Layers,
     vectors: VectorFlags,
     course: Course,
     sources: Sources,
@@ -201,7 +201,7 @@ def train(
     _tell(result, dev, settings, is_json=json)
 
 
-def _settings(loss: LossFlags, layers: LayerFlags, vectors: VectorFlags, course: Course) -> TrainingSettings:
+def _settings(loss: LossFlags, layers: Layers, vectors: VectorFlags, course: Course) -> TrainingSettings:
     from secondpass.training.settings import LoraSettings, TrainingSettings, parse_losses
 
     with wrong_use():
@@ -227,7 +227,7 @@ def _settings(loss: LossFlags, layers: LayerFlags, vectors: VectorFlags, course:
         )
 
 
-def _layers(flags: LayerFlags) -> LayerSettings | None:
+def _layers(flags: Layers) -> LayerSettings | None:
     from secondpass.training.settings import LayerSettings
 
     if flags.taught not in ("all", "last"):
@@ -266,7 +266,7 @@ def _colbert(flags: VectorFlags) -> LateInteractionSettings | None:
     )
 
 
-def _compression(flags: LayerFlags) -> CompressionSettings | None:
+def _compression(flags: Layers) -> CompressionSettings | None:
     from secondpass.training.settings import CompressionSettings
 
     if flags.compress_layers is None:
@@ -298,18 +298,88 @@ def _data(
         return read_data(files, is_skipping=sources.skip_bad)
     file = folder / "training" / PREPARED
     if processes.is_first:
-        preparation = mine.Preparation(
-            folders=folders,
-            files=files,
-            teacher=sources.teacher,
-            miner=mine.Miner(search=sources.search, split=sources.split),
-            choice=mine.Choice(negatives=max(MIN_MINED, settings.num_negatives)),
-            is_skipping=sources.skip_bad,
-            opening=Opening(device=settings.device),
-        )
-        preparation.write_once(file)
+        _prepare_once(_Preparation(folders=folders, files=files, settings=settings, sources=sources), file)
     processes.wait()
     return replace(read_data([file]), names=tuple(paths))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Preparation:
+    """Data that has to be mined or taught before it can be learnt from."""
+
+    folders: Sequence[Path]
+    files: Sequence[Path]
+    settings: TrainingSettings
+    sources: Sources
+
+    @property
+    def miner(self) -> mine.Miner:
+        return mine.Miner(search=self.sources.search, split=self.sources.split)
+
+    @property
+    def choice(self) -> mine.Choice:
+        return mine.Choice(negatives=max(MIN_MINED, self.settings.num_negatives))
+
+    @property
+    def opening(self) -> Opening:
+        """Of the teacher and of what mines."""
+        return Opening(device=self.settings.device)
+
+    def as_json(self) -> dict[str, object]:
+        """What the result depends on."""
+        return {
+            "data": [str(path.resolve()) for path in (*self.folders, *self.files)],
+            "teacher": self.sources.teacher,
+            "mining": asdict(self.miner) | asdict(self.choice.settings()),
+            "is_skipping": self.sources.skip_bad,
+        }
+
+
+def _prepare_once(preparation: _Preparation, file: Path) -> None:
+    """Prepare the data, unless it is there and was prepared from the same. Raises TrainingError where it was not."""
+    import json
+
+    from secondpass.checkpoint.atomic import write_text
+
+    note, how = file.with_name(NOTE), preparation.as_json()
+    if file.exists() and note.exists():
+        if json.loads(note.read_text("utf-8")) == how:
+            return
+        if (file.parent / "run.json").exists():
+            raise TrainingError(f"{file.parent.parent} holds a run with other data; give another folder")
+    _prepare(preparation, file)
+    write_text(note, json.dumps(how, indent=2, ensure_ascii=False) + "\n")
+
+
+def _prepare(preparation: _Preparation, file: Path) -> None:
+    from secondpass.training.data import read_data, save_data
+
+    sources, opening = preparation.sources, preparation.opening
+    examples = list(read_data(preparation.files, is_skipping=sources.skip_bad).examples) if preparation.files else []
+    unfinished = file.with_name("unfinished")
+    if preparation.folders:
+        collections = mine.collections([str(folder) for folder in preparation.folders], sources.split)
+        settings = preparation.choice.settings()
+        examples += mine.mined(collections, unfinished, miner=preparation.miner, settings=settings, opening=opening)
+    if sources.teacher is not None:
+        examples = _taught(examples, sources.teacher, unfinished, opening)
+    save_data(examples, file)
+    mine.forget(unfinished)
+
+
+def _taught(examples: Sequence[Example], teacher: str, unfinished: Path, opening: Opening) -> list[Example]:
+    from secondpass.training.data import Data
+    from secondpass.training.mining import continued, taught
+
+    scorer = opening.scorer(teacher)
+    key = f"{teacher} {Data(examples=examples).fingerprint}"
+    file = unfinished.with_name(f"{unfinished.name}-taught")
+
+    def make(start: int) -> Iterator[Example]:
+        return taught(examples, scorer, start=start)
+
+    with output.watched("asking the teacher") as progress:
+        return continued(file, key, len(examples), make, progress=progress)
 
 
 def _dev_set(sources: Sources) -> DevSet | None:

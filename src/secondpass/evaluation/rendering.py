@@ -44,9 +44,10 @@ h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
 th { color: var(--faint); font-weight: 600 } tr.average td { font-weight: 600 }
-h1 + ul { border-left: 4px solid #8a94a0; list-style: none; padding: 0.2rem 0.9rem } li { margin: 0.3rem 0 }
+.verdict { border-left: 4px solid #8a94a0; padding: 0.2rem 0.9rem; margin: 0.6rem 0 }
+.verdict.helps { border-color: #15803d } .verdict.hurts { border-color: #b91c1c }
 td.helps { color: #15803d } td.hurts { color: #b91c1c }
-img { max-width: 100%; height: auto }
+img { max-width: 100%; height: auto } .example { margin: 0.8rem 0 } .example p { margin: 0.2rem 0 0.2rem 1rem }
 .faint { color: var(--faint) }
 """
 
@@ -174,34 +175,54 @@ def _width(text: str) -> int:
 
 
 def html(report: Report, count: int = 3) -> str:
-    """The Markdown as a page, with plots and what each model ran on. Raises MissingExtra without matplotlib."""
-    verdicts, _, tables = markdown(report, count).partition("\n## ")
-    images = [("Quality against cost", quality_and_cost(report, rows(report)))]
-    images += [(f"Queries, {model}", gains(report, model)) for model in report.models]
-    plots = [f"<h2>{escape(title)}</h2>{_image(title, svg)}" for title, svg in images]
-    body = [_as_html(verdicts), *plots, _as_html(f"## {tables}"), *_models(report)]
-    return "\n".join([_HEAD, *body, "</body></html>\n"])
+    """The page. Raises MissingExtra without matplotlib."""
+    every = rows(report)
+    parts = ["<h1>Does the reranker help?</h1>"]
+    parts += [
+        f'<p class="verdict {_class(row.change.verdict)}">{escape(verdict(report, row))}</p>'
+        for row in summary(report, every)
+    ]
+    parts += ["<h2>Quality against cost</h2>", _image(quality_and_cost(report, every), "Quality and cost")]
+    parts += [f"<h2>{escape(str(report.measures[0]))}</h2>", _table_html(*change_table(every))]
+    for model in report.models:
+        parts += [
+            f"<h2>Queries, {escape(model)}</h2>",
+            _image(gains(report, model), f"Change by query, {model}"),
+        ]
+    if len(report.models) > 1:
+        parts += ["<h2>Models against each other</h2>", _table_html(*between_table(report))]
+    if len(report.measures) > 1:
+        parts += [f"<h2>Other measures, reranking {report.depths[-1]}</h2>", _table_html(*measure_table(report))]
+    parts += ["<h2>Speed</h2>", _table_html(*speed_table(report))] if speeds(report) else []
+    parts += _models(report)
+    for model, some in examples(report, count).items():
+        parts += [f"<h2>Hurt most by {escape(model)}</h2>", *map(_example_html, some)] if some else []
+    if said := notes(report):
+        parts += ["<h2>Notes</h2><ul>", *(f"<li>{escape(note)}</li>" for note in said), "</ul>"]
+    return _HEAD + "\n".join(parts) + "\n</body></html>\n"
 
 
 _HEAD = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>Does the reranker help?</title><style>{_STYLE}</style></head><body>"""
+<title>Does the reranker help?</title><style>{_STYLE}</style></head><body>
+"""
 
 
-def _as_html(text: str) -> str:
-    """Markdown of ours, in which names and texts have neither links, images, HTML nor entities."""
-    from markdown_it import MarkdownIt
-
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    parser.disable(["link", "image", "autolink", "html_inline", "html_block", "entity"])
-    page: str = parser.render(text.replace("_", "\\_"))
-    page = page.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
-    page = page.replace(f"<tr>\n<td>{AVERAGE}</td>", f'<tr class="average">\n<td>{AVERAGE}</td>')
-    return re.sub("<td>(helps|hurts)</td>", r'<td class="\1">\1</td>', page)
+def _class(verdict: str) -> str:
+    return verdict if verdict in ("helps", "hurts") else "unknown"
 
 
-def _image(title: str, svg: bytes) -> str:
+def _table_html(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    rows = []
+    for row in body:
+        cells = "".join(f'<td class="{_class(cell)}">{escape(cell)}</td>' for cell in row)
+        rows.append(f'<tr class="{"average" if row[0] == AVERAGE else "set"}">{cells}</tr>')
+    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _image(svg: bytes, title: str) -> str:
     """As an image, so that nothing inside the SVG could run."""
     return f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{b64encode(svg).decode()}">'
 
@@ -209,9 +230,19 @@ def _image(title: str, svg: bytes) -> str:
 def _models(report: Report) -> list[str]:
     shown = []
     for model, info in (report.infos or {}).items():
-        facts = ", ".join(f"{name} {value}" for name, value in info.items() if value not in (None, ""))
-        shown.append(f'<p class="faint">{escape(f"{model}: {facts}")}</p>')
+        said = ", ".join(f"{name} {value}" for name, value in info.items() if value not in (None, ""))
+        shown.append(f'<p class="faint">{escape(f"{model}: {said}")}</p>')
     return shown
+
+
+def _example_html(one: HurtQuery) -> str:
+    lines = [
+        f"{one.dataset}: {one.before:.3f} → {one.after:.3f}",
+        f"relevant, was {one.rank_before}, is {one.rank_after}: {shortened(one.relevant)}",
+        f"now first: {shortened(one.first_now)}",
+    ]
+    said = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f'<div class="example"><strong>{escape(shortened(one.query))}</strong>{said}</div>'
 
 
 def require_plots() -> None:

@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 from secondpass.server.admin import admin_routes
 from secondpass.server.api import HttpApi
 from secondpass.server.batching import Batch
+from secondpass.server.index import index_routes
 from secondpass.server.metrics import CONTENT_TYPE, Metrics
 from secondpass.server.openapi import describe, reference
 from secondpass.server.page import HEADERS, asset
@@ -48,6 +49,7 @@ def create_app(service: Service, settings: Settings | None = None, keys: tuple[s
     routes = _own_routes(service, metrics)
     if settings.page:
         routes += [*_page_routes(), *_reference_routes(description)]
+    routes += index_routes(settings)
     if settings.allow_model_changes:
         routes += admin_routes(service, settings)
     guard = Guard(settings, keys)

@@ -68,6 +68,8 @@ class Settings:
     strict_models: bool = False  # refuse unknown names even where one model is served
     allow_model_changes: bool = False  # load and unload over /admin/models
     local_files_only: bool = False
+    index: str | None = None  # the name of an index to serve at /v1/index
+    index_folder: str | None = None  # where indexes are kept; None: the user's data folder
 
     api_key_file: str | None = None  # one key a line; SECONDPASS_API_KEYS has them by commas
     admin_key_file: str | None = None  # keys for /admin; None: any key
