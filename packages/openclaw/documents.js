@@ -23,7 +23,7 @@ export function documentCorpus(config) {
         const found = await asked("search", { query, top_n: maxResults }, config);
         return (found?.results ?? []).map((hit) => ({
           corpus: "secondpass",
-          path: hit.file,
+          path: `${hit.file}#${hit.id}`, // get is asked for by path
           title: hit.heading,
           kind: "document",
           score: hit.probability ?? 0,
@@ -38,7 +38,8 @@ export function documentCorpus(config) {
     },
     async get({ lookup }) {
       try {
-        const found = await asked("get", { id: Number(lookup) }, config);
+        const id = Number(/(\d+)$/.exec(lookup)?.[1]);
+        const found = await asked("get", { id }, config);
         if (found === null) return null;
         const { file, heading, text, line, last_line: last } = found;
         return { corpus: "secondpass", path: file, title: heading, content: text, fromLine: line, lineCount: last - line + 1 };

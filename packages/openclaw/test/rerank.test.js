@@ -104,9 +104,9 @@ test("documents are a corpus of their own", async () => {
   answer = (response, body) => response.end(JSON.stringify(body.query ? { results: [hit] } : hit));
   const corpus = documentCorpus(config);
   const [found] = await corpus.search({ query: "q", maxResults: 2 });
-  assert.deepEqual([found.path, found.score, found.id, found.startLine], ["/n/a.md", 0.8, "7", 3]);
+  assert.deepEqual([found.path, found.score, found.id, found.startLine], ["/n/a.md#7", 0.8, "7", 3]);
   assert.deepEqual(seen[0].body, { query: "q", top_n: 2 });
-  assert.equal((await corpus.get({ lookup: "7" })).lineCount, 3);
+  assert.equal((await corpus.get({ lookup: "/n/a.md#7" })).lineCount, 3);
   answer = (response) => response.writeHead(500).end();
   assert.deepEqual(await corpus.search({ query: "q" }), []);
   assert.equal(await corpus.get({ lookup: "7" }), null);
