@@ -45,6 +45,7 @@ class RemoteReranker:
     connections, with growing pauses, never shorter than Retry-After says).
     max_batch: documents in one request; None: the dialect's usual limit. Batches are joined in input order.
     scores: "logit" or "probability", where a server's numbers are not what its dialect usually means.
+    long_documents: "truncate" or "chunk", for this project's server; None: as its model was loaded.
     ca_file: certificates to trust in place of the usual ones; TLS is always verified.
     fail_open: when the server fails, `rank` keeps the input order, `Ranking.failure` says why, and no hit is scored
     (NaN, is_scored False). `score` raises all the same, since a list of numbers could not say that it is none.
@@ -71,8 +72,11 @@ class RemoteReranker:
         scores: str | None = None,
         ca_file: str | Path | None = None,
         fail_open: bool = False,
+        long_documents: str | None = None,
     ) -> None:
         self._api = _api(dialect, scores, max_batch)
+        if long_documents is not None:
+            self._api = _with_long_documents(self._api, long_documents)
         self._dialect, self._model, self._fails_open = dialect, model, fail_open
         key = _key(os.environ.get(KEY_VARIABLE) if api_key is None else api_key)
         sent = _headers(key, {**self._api.headers, **(headers or {})})
@@ -204,6 +208,14 @@ def _api(dialect: str, scores: str | None, max_batch: int | None) -> Api:
     if scores is not None and api.probability is None:
         api = replace(api, gives="logit" if scores == "logit" else "probability", raw={})
     return api if max_batch is None else replace(api, max_batch=max_batch)
+
+
+def _with_long_documents(api: Api, long_documents: str) -> Api:
+    if api.name != "secondpass":
+        raise ValueError(f"long_documents is a field of the dialect 'secondpass', not of {api.name!r}")
+    if long_documents not in ("truncate", "chunk"):
+        raise ValueError(f"long_documents is {long_documents!r}; give 'truncate' or 'chunk'")
+    return replace(api, constants={**api.constants, "long_documents": long_documents})
 
 
 def in_batches(texts: Sequence[str], max_batch: int) -> list[list[str]]:

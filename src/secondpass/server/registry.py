@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +112,9 @@ def host(source: ModelSource, settings: Settings, on_batch: OnBatch) -> Hosted:
         on_batch=lambda batch: on_batch(source.name, batch),
     )
     aliases = tuple(alias for alias, name in settings.aliases.items() if name == source.name)
-    return Hosted(source=source, card=_card(source, info, aliases), model=model, batches=batches)
+    is_calibrated = isinstance(model, Scoring) and model.calibration is not None
+    card = replace(_card(source, info, aliases), is_calibrated=is_calibrated)
+    return Hosted(source=source, card=card, model=model, batches=batches)
 
 
 def _card(source: ModelSource, info: Info, aliases: tuple[str, ...]) -> ModelCard:

@@ -156,6 +156,7 @@ class ModelCard:
     is_embedder: bool = False
     created: int = 0  # seconds since the epoch when it was loaded
     aliases: tuple[str, ...] = ()
+    is_calibrated: bool = False  # its probabilities were fitted to data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -113,10 +113,22 @@ def test_all_of_it_works_without_a_mouse(visit: Open) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
     order = []
-    for _ in range(8):
+    for _ in range(11):
         page.keyboard.press("Tab")
         order.append(page.evaluate("document.activeElement.id || document.activeElement.value || 'summary'"))
-    assert order == ["query", "lines", "passages", "open", "clear", "summary", "run", "example"]
+    assert order == [
+        "query",
+        "lines",
+        "passages",
+        "open",
+        "clear",
+        "top",
+        "threshold",
+        "windows",
+        "summary",
+        "run",
+        "example",
+    ]
     page.get_by_label("Query").focus()
     page.keyboard.type(QUERY)
     page.keyboard.press("Tab")

@@ -72,7 +72,7 @@ def test_markup_in_texts_stays_text(visit: Open) -> None:
 def test_examples_rank_at_once(visit: Open) -> None:
     page = visit()
     page.get_by_role("button", name="Try an example").click()
-    assert len(ranked(page)) == 8
+    assert len(ranked(page)) == 6
     names = page.locator("#example option").all_text_contents()[1:]
     for name in names:
         with page.expect_response("**/api/rank"):
@@ -231,7 +231,7 @@ def test_below_a_prefix(visit: Open) -> None:
         page = visit(f"{url}/tools/rank/")
         ask(page)
         assert len(ranked(page)) == len(TEXTS)
-        assert f"'{url}/tools/rank/v2/rerank'" in page.locator("#code").inner_text()
+        assert f"'{url}/tools/rank/api/rank'" in page.locator("#code").inner_text()
 
 
 def test_what_was_cut_is_marked(visit: Open) -> None:
@@ -273,3 +273,64 @@ def test_the_code_on_the_page_runs(visit: Open, server: str, tab: str) -> None:
         assert [line.split("  ", 2)[2] for line in shown.split("\n") if line] == sent
     else:
         assert [int(line.split()[1]) for line in shown.splitlines()] == order
+
+
+LONG = "The committee met on Tuesday to discuss the budget of the city library. " * 60 + "The river is very long."
+
+
+@pytest.mark.parametrize("in_windows", [False, True])
+@pytest.mark.parametrize("tab", ["curl", "Python"])
+def test_the_code_gives_the_scores_of_the_page(visit: Open, tab: str, in_windows: bool) -> None:
+    """Of a document whose answer is at its end, where reading in windows makes all the difference."""
+    page = visit(permissions=["clipboard-read", "clipboard-write"])
+    if in_windows:
+        page.get_by_label("Read long passages in windows").check()
+    ask(page, QUERY, "\n".join([LONG, "bread is baked", "a river"]))
+    ranked(page)
+    scores = page.eval_on_selector_all(
+        "#after .card",
+        "l => l.map(c => c.querySelector('.logit').textContent.replace('score ', '').replace('−', '-'))",
+    )
+    page.get_by_role("tab", name=tab).click()
+    page.get_by_role("button", name="Copy").click()
+    code = page.evaluate("navigator.clipboard.readText()")
+    command = ["bash", "-c", code] if tab == "curl" else [sys.executable, "-c", code]
+    shown = subprocess.run(command, capture_output=True, check=True, encoding="utf-8", timeout=120).stdout
+    if tab == "curl":
+        found = [f"{result['score']:+.2f}" for result in json.loads(shown)["results"]]
+    else:
+        found = [line.split("  ")[1] for line in shown.splitlines() if line]
+    assert found == scores
+
+
+def test_the_window_that_won_is_marked(visit: Open) -> None:
+    page = visit()
+    page.get_by_label("Read long passages in windows").check()
+    ask(page, QUERY, f"{LONG}\nbread is baked")
+    ranked(page)
+    assert "The river is very long." in page.locator("#after mark").inner_text()
+    assert page.locator(".cut").count() == 0
+
+
+def test_the_best_few_and_those_that_reach_a_threshold(visit: Open) -> None:
+    page = visit()
+    page.get_by_label("Show the best").fill("3")
+    ask(page)
+    assert len(ranked(page)) == 3
+    page.locator("#threshold").fill("50")
+    below = page.locator("#after .card.below").count()
+    assert f"{3 - below} of 3" in page.locator("#moved").inner_text()
+    assert "reach 50.0 %" in page.locator("#moved").inner_text()
+    page.locator("#threshold").fill("0")
+    assert page.locator("#after .card.below").count() == 0
+
+
+def test_two_models_are_compared(visit: Open) -> None:
+    with serving(models=MODELS) as url:
+        page = visit(url)
+        page.get_by_label("Compare with").select_option("second")
+        ask(page)
+        ranked(page)
+        assert page.locator("#after .other").count() == len(TEXTS)
+        assert "second: place 1" in page.locator("#after .other").first.inner_text()
+        assert "are among the first of second" in page.locator("#meaning").inner_text()

@@ -88,6 +88,7 @@ class NativeModel(Response):
     max_length: int
     is_reranker: bool
     is_embedder: bool
+    is_calibrated: bool
 
 
 class NativeModels(Response):
@@ -153,6 +154,7 @@ def write_models(card: ServerCard, call: None, body: Body) -> Reply:
             max_length=model.max_length,
             is_reranker=model.is_reranker,
             is_embedder=model.is_embedder,
+            is_calibrated=model.is_calibrated,
         )
         for model in card.models
     ]

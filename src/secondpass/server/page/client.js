@@ -33,8 +33,8 @@ export async function models(key) {
 }
 
 /** Ranks; gives the answer and the milliseconds that it took from here. */
-export async function rank({ query, documents, model }, key, signal) {
-  const body = JSON.stringify({ ...(model && { model }), query, documents });
+export async function rank(call, key, signal) {
+  const body = JSON.stringify(bodyOf(call));
   const started = performance.now();
   const answer = await ask("api/rank", {
     method: "POST",
@@ -43,6 +43,17 @@ export async function rank({ query, documents, model }, key, signal) {
     signal,
   });
   return { answer, milliseconds: performance.now() - started };
+}
+
+/** The body of a call, the same here and in the code that the page shows. */
+export function bodyOf({ query, documents, model, topN, inWindows }) {
+  return {
+    ...(model && { model }),
+    query,
+    documents,
+    ...(topN && { top_n: topN }),
+    long_documents: inWindows ? "chunk" : "truncate",
+  };
 }
 
 function headers(key) {

@@ -2,17 +2,26 @@
 
 export const EXAMPLES = [
   {
-    name: "Stale bread",
-    query: "How do I keep bread from going stale?",
+    name: "Money back",
+    query: "How do I get my money back for a broken item?",
     passages: [
-      "Fresh bread is sold at the corner bakery every morning from six, except on Sundays.",
-      "A bread knife has a serrated edge, so that it cuts the crust without pressing the crumb.",
-      "The price of bread rose by nine percent last year.",
-      "Flour, water, salt and time are all that a good loaf needs.",
-      "Slice the loaf and freeze it on the first day; toasted from the freezer, each slice tastes fresh.",
-      "Cut flowers stay fresh for a week when the water is changed every other day.",
-      "Store a loaf in a linen bag or a bread box; in the refrigerator bread goes stale faster.",
-      "Stale bread makes good croutons and bread pudding.",
+      "Our shop is open from nine to six, except on Sundays.",
+      "Money can be withdrawn at the counter until noon.",
+      "Items on sale are marked with a red label.",
+      "Broken glass belongs into the container for residual waste.",
+      "If an item arrives damaged, send us a photo within 30 days and we refund the full price.",
+      "Delivery takes two to four working days.",
+    ],
+  },
+  {
+    name: "The blue sky",
+    query: "Why is the sky blue during the day?",
+    passages: [
+      "Blue paint was expensive in the Middle Ages, as it was made of lapis lazuli.",
+      "The sky over Utah was clear when the aircraft landed.",
+      "The committee met during the day to discuss the budget.",
+      "Air molecules scatter short blue waves of sunlight more than long red ones, so the daytime sky looks blue.",
+      "At dusk the sky turns red and then dark.",
     ],
   },
   {

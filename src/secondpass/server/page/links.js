@@ -1,5 +1,6 @@
 // The lines between the columns: from where a passage was to where it is.
 
+const MOST = 10;
 const SVG = "http://www.w3.org/2000/svg";
 
 /** Draws a curve from each card of the first column to its card of the second. */
@@ -8,7 +9,8 @@ export function drawLinks(board) {
   const frame = board.getBoundingClientRect();
   const given = new Map([...board.querySelectorAll(".before .card")].map((card) => [card.dataset.index, card]));
   const lines = [];
-  for (const card of board.querySelectorAll(".after .card")) {
+  // Lines of the others would end below what can be seen.
+  for (const card of [...board.querySelectorAll(".after .card")].slice(0, MOST)) {
     const origin = given.get(card.dataset.index);
     if (origin) lines.push(link(frame, origin.getBoundingClientRect(), card.getBoundingClientRect(), card));
   }

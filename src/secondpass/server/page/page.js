@@ -5,7 +5,7 @@ import { SNIPPETS } from "./code.js";
 import { EXAMPLES } from "./examples.js";
 import { drawLinks } from "./links.js";
 import { guess, passagesOf } from "./parse.js";
-import { pick, show, spoken } from "./view.js";
+import { pick, show, spoken, threshold } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const KEY = "secondpass-key";
@@ -13,6 +13,7 @@ const MAX_FILE_BYTES = 20 * 1024 * 1024;
 const number = new Intl.NumberFormat("en");
 let running = null; // the AbortController of the call under way
 let last = null; // what was asked last
+let calibrated = new Set(); // names of models whose probabilities were fitted to data
 
 // --- what is typed
 
@@ -67,7 +68,17 @@ function asked() {
   if (!documents.length) {
     throw Object.assign(new Problem("There are no passages", "Paste some, or drop a file."), { field: $("passages") });
   }
-  return { query, documents, model: $("model").hidden ? undefined : $("model").value };
+  const topN = $("top").value === "" ? undefined : Math.trunc(Number($("top").value));
+  if (topN !== undefined && !(topN >= 1)) {
+    throw Object.assign(new Problem("That is no number of passages", "Give 1 or more, or leave it empty for all."), { field: $("top") });
+  }
+  return {
+    query,
+    documents,
+    model: $("model").hidden ? undefined : $("model").value,
+    topN,
+    inWindows: $("windows").checked,
+  };
 }
 
 async function run() {
@@ -83,7 +94,9 @@ async function run() {
   busy(new AbortController());
   try {
     const { answer, milliseconds } = await rank(call, $("key").value.trim(), running.signal);
-    present({ ...call, answer, milliseconds });
+    const other = $("other").value;
+    const compared = other && (await rank({ ...call, model: other, topN: undefined }, $("key").value.trim(), running.signal)).answer;
+    present({ ...call, answer, milliseconds, compared, isCalibrated: calibrated.has(answer.model) });
   } catch (error) {
     if (error.name === "AbortError") $("status").textContent = "Stopped.";
     else complain(error instanceof Problem ? error : new Problem("The page failed", error.message));
@@ -108,9 +121,16 @@ function present(result) {
   last = result;
   $("idle").hidden = true;
   show(result);
+  mark();
   showCode();
   $("status").textContent = spoken(result);
   if (matchMedia("(max-width: 1060px)").matches) $("results").scrollIntoView({ block: "start" });
+}
+
+function mark() {
+  const percent = Number($("threshold").value);
+  $("threshold-value").textContent = percent ? `${percent} %` : "none";
+  if (last) threshold(last, percent / 100);
 }
 
 function complain({ title, detail, needsKey, mayPass }) {
@@ -176,7 +196,11 @@ async function askModels() {
     const picker = $("model");
     picker.replaceChildren(...found.map(({ name }) => new Option(name, name)));
     $("model-label").hidden = picker.hidden = found.length < 2;
-    $("model-name").textContent = found.length === 1 ? found[0].name : "";
+    const about = ({ name, engine, dtype, max_length }) => `${name} · ${engine}, ${dtype}, reads ${max_length} tokens`;
+    $("model-name").textContent = found.length === 1 ? about(found[0]) : "";
+    $("other").replaceChildren(new Option("nothing", ""), ...found.map(({ name }) => new Option(name, name)));
+    $("other-label").hidden = found.length < 2;
+    calibrated = new Set(found.filter((model) => model.is_calibrated).map(({ name }) => name));
     $("problem").hidden = true;
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
@@ -227,6 +251,7 @@ function listenToForm() {
     if (last) showCode();
   });
   $("keep").addEventListener("change", keepKey);
+  $("threshold").addEventListener("input", mark);
 }
 
 function listenToFiles() {

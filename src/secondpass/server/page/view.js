@@ -12,10 +12,12 @@ export function show(result, { all = false } = {}) {
   const ranked = answer.results;
   const byIndex = new Map(ranked.map((hit, place) => [hit.index, { ...hit, place }]));
   const limit = all ? documents.length : FIRST;
+  const others = placesOf(result.compared);
   facts(result);
+  $("meaning").textContent = meaning(result);
   $("moved").textContent = movement(ranked);
   $("before").replaceChildren(...documents.slice(0, limit).map((text, index) => givenCard(text, index, byIndex.get(index))));
-  $("after").replaceChildren(...ranked.slice(0, limit).map((hit, place) => rankedCard(documents[hit.index], hit, place)));
+  $("after").replaceChildren(...ranked.slice(0, limit).map((hit, place) => rankedCard(documents[hit.index], hit, place, others)));
   const more = $("all");
   more.hidden = documents.length <= limit;
   more.textContent = `Show all ${number.format(documents.length)}`;
@@ -23,6 +25,33 @@ export function show(result, { all = false } = {}) {
   $("answer").hidden = false;
   offerWhole();
   drawLinks($("board"));
+}
+
+/** Marks the passages below a probability, and says how many reach it. */
+export function threshold({ answer }, probability) {
+  const reached = new Set(answer.results.filter((hit) => hit.probability >= probability).map((hit) => String(hit.index)));
+  for (const card of document.querySelectorAll(".after .card")) {
+    card.classList.toggle("below", probability > 0 && !reached.has(card.dataset.index));
+  }
+  const said = probability > 0 ? ` ${reached.size} of ${number.format(answer.results.length)} reach ${percent(probability)}.` : "";
+  $("moved").textContent = movement(answer.results) + said;
+}
+
+function placesOf(compared) {
+  if (!compared) return null;
+  const places = compared.results.map((hit, place) => [hit.index, { place, probability: hit.probability }]);
+  return { name: compared.model, byIndex: new Map(places) };
+}
+
+function meaning({ answer, compared, isCalibrated }) {
+  const said = isCalibrated
+    ? "Percentages are probabilities that were fitted to labelled data."
+    : "Percentages are the model’s own scores between 0 and 100, not fitted to your data: compare them with each other.";
+  if (!compared) return `Ranked by ${answer.model}. ${said}`;
+  const best = (results) => new Set(results.slice(0, 5).map((hit) => hit.index));
+  const [mine, theirs] = [best(answer.results), best(compared.results)];
+  const shared = [...mine].filter((index) => theirs.has(index)).length;
+  return `Ranked by ${answer.model}; ${shared} of its first ${mine.size} are among the first of ${compared.model}. ${said}`;
 }
 
 /** One sentence for people who listen. */
@@ -66,11 +95,13 @@ function givenCard(text, index, hit) {
   return card;
 }
 
-function rankedCard(text, hit, place) {
+function rankedCard(text, hit, place, others) {
   const by = hit.index - place;
   const marks = element("div", { class: "marks" }, [moveBadge(by, hit.index)]);
   if (hit.tokens) marks.append(element("span", {}, count(hit.tokens, "token")));
-  if (hit.truncated) marks.append(element("span", { class: "cut" }, "cut: its end was not read"));
+  const other = others?.byIndex.get(hit.index);
+  if (other) marks.append(element("span", { class: "other" }, `${others.name}: place ${other.place + 1}, ${percent(other.probability)}`));
+  if (hit.truncated) marks.append(element("span", { class: "cut", title: "windows read all of it" }, "cut: its end was not read"));
   const figures = element("div", { class: "figures" }, [
     element("span", { class: "percent" }, percent(hit.probability)),
     rail(hit.probability),
@@ -78,10 +109,21 @@ function rankedCard(text, hit, place) {
   ]);
   return element("li", { class: "card", "data-index": hit.index }, [
     element("span", { class: "place" }, String(place + 1)),
-    element("div", { class: "body" }, [element("p", { class: "text", dir: "auto" }, text)]),
+    element("div", { class: "body" }, [element("p", { class: "text", dir: "auto" }, withSpan(text, hit.span))]),
     marks,
     figures,
   ]);
+}
+
+/** The text with the window that won marked, where that is not all of it. Spans count characters, not UTF-16 units. */
+function withSpan(text, span) {
+  if (!span) return text;
+  const characters = Array.from(text);
+  const [start, end] = span;
+  if (start === 0 && end >= characters.length) return text;
+  const part = (from, to) => characters.slice(from, to).join("");
+  const lead = start > 120 ? `… ${part(start - 100, start)}` : part(0, start);
+  return [document.createTextNode(lead), element("mark", { title: "the window that was scored" }, part(start, end)), document.createTextNode(part(end))];
 }
 
 function moveBadge(by, index) {
