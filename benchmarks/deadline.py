@@ -102,8 +102,7 @@ def main() -> None:
     rankers: dict[str, Reranker | Cascade] = {options.model: Reranker(options.model)}
     if options.large is not None:
         rankers |= {
-            f"cascade, keep {keep}": Reranker.cascade(options.model, options.large, keep=keep)
-            for keep in options.keep
+            f"cascade, keep {keep}": Cascade(options.model, options.large, keep=keep) for keep in options.keep
         }
         rankers[options.large] = Reranker(options.large)
     first = sum(ndcg(query, list(range(len(query.candidates)))) for query in queries) / len(queries)

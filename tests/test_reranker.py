@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,13 +38,13 @@ def reranker(folder: Path) -> Iterator[Reranker]:
 def test_rank_is_sorted_by_score(reranker: Reranker) -> None:
     ranking = reranker.rank(QUERY, TEXTS)
     scores = reranker.score(QUERY, TEXTS)
-    assert [hit.index for hit in ranking] == sorted(range(5), key=lambda i: -scores[i])
-    assert [hit.score for hit in ranking] == sorted(scores, reverse=True)
-    assert [hit.rank for hit in ranking] == [0, 1, 2, 3, 4]
+    assert [hit.index for hit in ranking] == [*sorted((0, 1, 3, 4), key=lambda i: -scores[i]), 2]  # the blank last
+    assert [hit.score for hit in ranking[:4]] == sorted((scores[i] for i in (0, 1, 3, 4)), reverse=True)
+    assert [hit.rank for hit in ranking] == [1, 2, 3, 4, 5]
 
 
 def test_probability_is_the_sigmoid_of_the_score(reranker: Reranker) -> None:
-    for hit in reranker.rank(QUERY, TEXTS):
+    for hit in reranker.rank(QUERY, TEXTS)[:4]:
         assert hit.probability == pytest.approx(1 / (1 + math.exp(-hit.score)))
 
 
@@ -51,7 +52,7 @@ def test_equal_documents_keep_their_order_and_are_scored_once(reranker: Reranker
     ranking = reranker.rank(QUERY, TEXTS)
     twins = [hit.index for hit in ranking if hit.document.text == TEXTS[0]]
     assert twins == [0, 3]
-    assert ranking.usage.rows == 4
+    assert ranking.usage.rows == 3
 
 
 def test_no_documents_give_an_empty_ranking(reranker: Reranker) -> None:
@@ -134,6 +135,75 @@ def test_a_mapping_without_text_is_refused(reranker: Reranker) -> None:
         reranker.rank(QUERY, [{"body": "x"}])
 
 
+def test_an_empty_document_may_have_fields(reranker: Reranker) -> None:
+    documents = [Document("", {"id": 1}), "a bridge", {"text": " ", "id": 2}]
+    ranking = reranker.rank(QUERY, documents)
+    assert [(hit.index, hit.is_scored) for hit in ranking] == [(1, True), (0, False), (2, False)]
+    assert ranking.usage.unscored == 2
+    assert ranking[1].document is documents[0]
+    assert math.isfinite(reranker.score(QUERY, documents)[0])
+
+
+def test_the_blank_are_last_without_the_model(reranker: Reranker) -> None:
+    for texts in (["", "a"], ["\n", "a", "\u3000"]):
+        assert reranker.rank(QUERY, texts)[0].text == "a"
+        assert reranker.rank(QUERY, texts, budget_ms=60_000)[0].text == "a"
+    assert [hit.is_scored for hit in reranker.rank(QUERY, ["", " "])] == [False, False]
+    assert reranker.rank(QUERY, ["", " "]).usage.rows == 0
+
+
+def test_spans_with_rank_fields_count_in_what_was_read(folder: Path) -> None:
+    reranker = Reranker(folder, dtype="float32", device="cpu", max_length=24, long_documents="chunk")
+    document = {"title": "the river " * 20, "text": "a bridge " * 40}
+    hit = reranker.rank(QUERY, [document], rank_fields=["title", "text"])[0]
+    assert hit.span is not None
+    assert hit.text == f"title: {document['title']}\ntext: {document['text']}"
+    assert hit.score == pytest.approx(reranker.score(QUERY, [hit.text[slice(*hit.span)]])[0], abs=1e-5)
+    assert hit.document.text == document["text"]
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda r: r.rank(QUERY, None), TypeError, "documents is None; give a list"),
+        (lambda r: r.rank(QUERY, ["a"], top_n="2"), TypeError, "top_n is a str; give a whole number"),
+        (lambda r: r.rank(QUERY, ["a"], top_k=2), TypeError, "has no 'top_k'; here it is top_n"),
+        (lambda r: r.rank(QUERY, [{"t": "a"}], rank_fields="t"), TypeError, r"rank_fields is a str; give .*\['t'\]"),
+        (lambda r: r.rank(QUERY, ["a"], first_scores=[1.0]), ValueError, "without a budget all documents are scored"),
+        (lambda r: r.score_pairs([None]), TypeError, r"pairs\[0\] is None, not a \(query, document\) pair"),
+        (lambda r: r.score_pairs((QUERY, "a")), TypeError, r"pairs\[0\] is a str, not .* give a list of pairs"),
+        (lambda r: r.rank_many(QUERY, ["a"]), TypeError, "rank_many takes a list of queries"),
+        (lambda r: r.rank_many([QUERY], []), ValueError, "1 queries and 0 lists"),
+        (lambda r: Reranker(123), TypeError, "model is a int; give 'default'"),  # type: ignore[arg-type]
+        (lambda r: Reranker(use_fp16=True), TypeError, "here it is dtype="),  # type: ignore[call-arg]
+    ],
+)
+def test_wrong_uses_are_refused_in_words(reranker: Reranker, call: Any, kind: type, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        call(reranker)
+
+
+def test_many_queries_rank_as_one_by_one(reranker: Reranker) -> None:
+    queries = [QUERY, "a bridge", QUERY, "light"]
+    documents = [TEXTS, TEXTS[:2], TEXTS[3:], []]
+    found = reranker.rank_many(queries, documents, top_n=2)
+    for ranking, query, own in zip(found, queries, documents, strict=True):
+        alone = reranker.rank(query, own, top_n=2)
+        assert ranking.query == query
+        assert [hit.index for hit in ranking] == [hit.index for hit in alone]
+        assert [hit.score for hit in ranking] == pytest.approx([hit.score for hit in alone], abs=1e-5)
+
+
+def test_a_ranking_as_plain_values(reranker: Reranker) -> None:
+    ranking = reranker.rank(QUERY, [{"text": "the river", "id": 7}, ""], explain=True)
+    again = json.loads(json.dumps(ranking.to_dict()))
+    assert [hit["rank"] for hit in again["hits"]] == [1, 2]
+    assert again["hits"][0]["fields"]["id"] == 7
+    assert again["hits"][0]["parts"]["tokens"] > 5
+    assert again["hits"][1]["score"] is None
+    assert again["usage"]["rows"] == 1
+
+
 def test_lone_surrogates_and_null_bytes_are_read(reranker: Reranker) -> None:
     assert all(map(math.isfinite, reranker.score("a\ud800b", ["\udfff", "\x00", "x\x00y", "\u202e"])))
 
@@ -154,6 +224,11 @@ def test_an_unknown_option_is_a_type_error(folder: Path) -> None:
         ({"max_length": 0}, "max_length is 0"),
         ({"max_length": 10**6}, "max_length is 1000000"),
         ({"cutoff_layer": 3}, "cutoff_layer"),
+        ({"max_length": 3}, "max_length is 3; what stands around the texts leaves no room"),
+        ({"max_query_length": 0}, "max_query_length is 0"),
+        ({"max_query_length": -2}, "max_query_length is -2"),
+        ({"token_budget": 0}, "token_budget is 0"),
+        ({"special_tokens": "forge"}, "special_tokens is 'forge'"),
     ],
 )
 def test_a_bad_option_is_refused_in_words(folder: Path, options: dict[str, Any], message: str) -> None:
@@ -223,7 +298,7 @@ def test_windows_read_all_of_a_long_document(folder: Path) -> None:
 def test_progress_counts_every_row(reranker: Reranker) -> None:
     seen: list[tuple[int, int]] = []
     reranker.rank(QUERY, TEXTS, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (4, 4)
+    assert seen[-1] == (3, 3)  # two are equal, one is blank
 
 
 def test_info_says_what_it_runs_on(reranker: Reranker, folder: Path) -> None:
@@ -237,6 +312,7 @@ def test_info_says_what_it_runs_on(reranker: Reranker, folder: Path) -> None:
 def test_any_texts_make_a_sound_ranking(reranker: Reranker, texts: list[str], top_n: int) -> None:
     ranking = reranker.rank(QUERY, texts, top_n=top_n)
     assert len(ranking) == min(top_n, len(texts))
-    scores = np.array([hit.score for hit in ranking])
+    scores = np.array([hit.score for hit in ranking if hit.is_scored])
     assert (np.diff(scores) <= 0).all()
+    assert [hit.is_scored for hit in ranking] == sorted((bool(hit.text.strip()) for hit in ranking), reverse=True)
     assert len({hit.index for hit in ranking}) == len(ranking)

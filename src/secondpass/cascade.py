@@ -6,34 +6,40 @@ Most of what a large reranker gains is among the first few; Wang, Lin and Metzle
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
+from secondpass.cognitive import Cognitive
+from secondpass.public import for_each_query, hinted, in_thread, opened_again
 from secondpass.reranker import Reranker
+from secondpass.scoring.ranking import RankOptions
 from secondpass.text.documents import as_documents
-from secondpass.threads import in_thread
-from secondpass.types import Document, DocumentLike, Hit, Info, Ranking, Usage
+from secondpass.types import Document, DocumentLike, EarlyExit, Hit, Info, Progress, Ranking, Usage
 
 # Of a budget, the part that the small model may use; what it leaves is the large one's.
 SMALL_SHARE = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
 class Cascade:
     """Ranks with `small`, then the first `keep` of them with `large`. A Scorer; safe to use from several threads.
 
+    Both are rerankers, or names of models, which are then opened with their usual options.
     Of a hit, `parts["stage"]` says whose score it has: 1 is the small model's, 2 the large one's. All of stage 2
     stand before those of stage 1, since the scores of two models cannot be compared.
     """
 
-    small: Reranker
-    large: Reranker
-    keep: int = 20
+    @hinted
+    def __init__(self, small: Reranker | str | Path, large: Reranker | str | Path, *, keep: int = 20) -> None:
+        if keep < 1:
+            raise ValueError(f"keep is {keep}; the large model needs 1 or more documents to read")
+        self.small = small if isinstance(small, Reranker) else Reranker(small)
+        self.large = large if isinstance(large, Reranker) else Reranker(large)
+        self.keep = keep
 
-    def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise ValueError(f"keep is {self.keep}; the large model needs 1 or more documents to read")
-
+    @hinted
     def rank(
         self,
         query: str,
@@ -44,32 +50,48 @@ class Cascade:
         explain: bool = False,
         budget_ms: float | None = None,
         first_scores: Sequence[float] | None = None,
+        early_exit: EarlyExit | float | Mapping[int, float] | None = None,
+        cognitive: Cognitive | Mapping[str, Any] | bool | None = None,
+        progress: Progress | None = None,
     ) -> Ranking:
-        """The documents, best first, as of `Reranker.rank`; budget_ms is for both models together."""
+        """The documents, best first, as of `Reranker.rank`; budget_ms is for both models together.
+
+        cognitive orders what the large model has read. early_exit is refused: give the large model alone.
+        """
         started = time.perf_counter()
-        if top_n is not None and top_n < 1:
-            raise ValueError(f"top_n is {top_n}; give 1 or more, or None for all")
-        candidates = as_documents(documents)
-        budget = None if budget_ms is None else budget_ms * SMALL_SHARE
-        tail = self.small.rank(
-            query,
-            candidates,
+        options = RankOptions(
+            top_n=top_n,
             rank_fields=rank_fields,
             explain=explain,
-            budget_ms=budget,
+            budget_ms=budget_ms,
             first_scores=first_scores,
+            early_exit=early_exit,
+            cognitive=cognitive,
+            progress=progress,
         )
+        options.refuse("a cascade", early_exit="reads with two models")
+        candidates = as_documents(documents, rank_fields)
+        first = replace(
+            options,
+            top_n=None,
+            budget_ms=None if budget_ms is None else budget_ms * SMALL_SHARE,
+            cognitive=None,
+            progress=_sum_of_both(progress, 0, min(self.keep, len(candidates))),
+        )
+        tail = self.small.rank_with(query, candidates, first)
         kept = [hit.index for hit in tail[: self.keep]]
         left = None if budget_ms is None else budget_ms - 1000 * (time.perf_counter() - started)
         if left is not None and left <= 0:
             kept, left = [], None
-        heads = [candidates[index] for index in kept]
-        head = self.large.rank(query, heads, rank_fields=rank_fields, explain=explain, budget_ms=left)
+        done = _sum_of_both(progress, tail.usage.rows, 0)
+        second = replace(options, top_n=None, budget_ms=left, first_scores=None, progress=done)
+        head = self.large.rank_with(query, [candidates[index] for index in kept], second)
         hits = _joined(tail, head, kept, candidates)
         usage = _sum(tail.usage, head.usage, hits, time.perf_counter() - started)
         return Ranking(tail.query, tuple(hits[:top_n]), usage)
 
     arank = in_thread(rank)
+    rank_many = for_each_query(rank)
 
     def score(self, query: str, documents: Sequence[DocumentLike]) -> list[float]:
         """One scale that sorts as `rank` does, in input order.
@@ -93,6 +115,29 @@ class Cascade:
         """What the two models run on."""
         return {"small": self.small.info(), "large": self.large.info()}
 
+    def close(self) -> None:
+        """Give the memory of both models back."""
+        self.small.close()
+        self.large.close()
+
+    def __enter__(self) -> Cascade:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return opened_again, (type(self), {"small": self.small, "large": self.large, "keep": self.keep})
+
+
+def _sum_of_both(progress: Progress | None, before: int, after: int) -> Progress | None:
+    """progress for one of the models, with the rows of the other."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(before + done, before + total + after)
+
 
 def _stage(hit: Hit) -> float | int | str:
     return 0 if hit.parts is None else hit.parts["stage"]
@@ -108,7 +153,7 @@ def _joined(
     staged = [(2, hit) for hit in first] + [(1 if hit.is_scored else 0, hit) for hit in rest]
     return [
         replace(hit, rank=rank, document=documents[hit.index], parts={**(hit.parts or {}), "stage": stage})
-        for rank, (stage, hit) in enumerate(staged)
+        for rank, (stage, hit) in enumerate(staged, start=1)
     ]
 
 

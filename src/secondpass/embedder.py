@@ -7,22 +7,28 @@ One dense vector per text; for BGE-M3 also sparse weights by token id, and a vec
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.checkpoint.sentence_transformers import SentenceSettings, read_settings
-from secondpass.colbert.colbert import maxsim, unit
+from secondpass.cognitive import Cognitive
+from secondpass.colbert.maxsim import maxsim, unit
 from secondpass.engine.engine import EngineFacts, Heads, Vectors
 from secondpass.engine.open import open_encoder
-from secondpass.text.documents import as_documents, clean_query, text_of
+from secondpass.public import for_each_query, hinted, in_thread, opened_again
+from secondpass.scoring.ranking import RankOptions, log_odds, ranked, unscored_hit
+from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
 from secondpass.text.prompts import known_prompts, single_rows
-from secondpass.types import DocumentLike, Info, Row
+from secondpass.types import DocumentLike, EarlyExit, Info, Progress, Ranking, Row, Usage
 
 __all__ = ["Embedder", "lexical_score"]
 
@@ -99,9 +105,11 @@ class Embedder:
     mode: what `score` says, one of MODES; None is all that the checkpoint has. weights: of dense, sparse and
     colbert in a combined mode. has_lowered_case: texts in lower case before special tokens are looked for, as
     sentence-transformers before version 5 did where do_lower_case is set.
+    special_tokens: "text", so that "[SEP]" in a text is just letters, or "parse", as the references do.
     Safe to use from several threads. Raises CheckpointError, DownloadError, UnknownModel or MissingExtra.
     """
 
+    @hinted
     def __init__(
         self,
         model: str | Path = "default",
@@ -120,14 +128,16 @@ class Embedder:
         has_lowered_case: bool = False,
         token_budget: int | None = None,
         local_files_only: bool = False,
+        special_tokens: str = "text",
     ) -> None:
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         _check_options(pooling, mode, prompts or {}, weights)
         self._checkpoint = open_checkpoint(model, revision=revision, local_files_only=local_files_only)
         settings = read_settings(self._checkpoint.folder)
         files = {name: self._checkpoint.folder / file for name, file in _HEAD_FILES.items()}
         files = {name: file for name, file in files.items() if file.is_file()}
         heads = Heads(pooling=pooling or settings.pooling, files=files)
-        self._tokenizer = self._checkpoint.tokenizer
+        self._tokenizer = self._checkpoint.tokenizer.reading(special_tokens)
         self._encoder = open_encoder(self._checkpoint, heads, device=device, dtype=dtype, token_budget=token_budget)
         self._model_type = str(self._checkpoint.config.get("model_type"))
         known = known_prompts(self._checkpoint.name, self._model_type)
@@ -167,6 +177,68 @@ class Embedder:
         found = self._embed(texts, kind, ("colbert",))
         return np.split(found.tokens, np.cumsum(found.lengths)[:-1]) if len(found.lengths) else []
 
+    @hinted
+    def rank(
+        self,
+        query: str,
+        documents: Iterable[DocumentLike],
+        *,
+        top_n: int | None = None,
+        rank_fields: Sequence[str] | None = None,
+        explain: bool = False,
+        budget_ms: float | None = None,
+        first_scores: Sequence[float] | None = None,
+        early_exit: EarlyExit | float | Mapping[int, float] | None = None,
+        cognitive: Cognitive | Mapping[str, Any] | bool | None = None,
+        progress: Progress | None = None,
+    ) -> Ranking:
+        """The documents by similarity, best first; equal scores keep their input order.
+
+        A hit's probability is its similarity moved from -1..1 to 0..1: it compares, but is not calibrated. progress
+        is called once, with all. explain, budget_ms, first_scores and early_exit are refused.
+        """
+        started = time.perf_counter()
+        options = RankOptions(
+            top_n=top_n,
+            rank_fields=rank_fields,
+            explain=explain,
+            budget_ms=budget_ms,
+            first_scores=first_scores,
+            early_exit=early_exit,
+            cognitive=cognitive,
+            progress=progress,
+        )
+        why = "compares whole vectors"
+        options.refuse("an embedder", explain=why, budget_ms=why, early_exit=why)
+        candidates = as_documents(documents, rank_fields)
+        texts = [text_of(document, rank_fields, index) for index, document in enumerate(candidates)]
+        scores = self.score(query, texts)
+        if progress is not None:
+            progress(len(scores), len(scores))
+        hits = []
+        for i in sorted(range(len(texts)), key=lambda i: (is_blank(texts[i]), -scores[i])):
+            read_text = None if rank_fields is None else texts[i]
+            hit = unscored_hit(i, candidates[i], read_text)
+            if not is_blank(texts[i]):
+                hit = replace(hit, score=scores[i], probability=self.probability(scores[i]), is_scored=True)
+            hits.append(hit)
+        usage = Usage(
+            rows=len(scores),
+            tokens=0,
+            truncated=0,
+            seconds=time.perf_counter() - started,
+            unscored=sum(not hit.is_scored for hit in hits),
+        )
+        cleaned = clean_query(query)
+        return Ranking(cleaned, ranked(cleaned, hits, options, log_odds), usage)
+
+    arank = in_thread(rank)
+    rank_many = for_each_query(rank)
+
+    def probability(self, score: float) -> float:
+        """A similarity moved from -1..1 to 0..1; not calibrated."""
+        return min(max((score + 1) / 2, 0.0), 1.0)
+
     def score(self, query: str, documents: Iterable[DocumentLike], *, mode: str | None = None) -> list[float]:
         """Similarities in input order: cosines, or what `mode` says where BGE-M3 has more; None is as constructed."""
         mode = self._mode if mode is None else mode
@@ -184,6 +256,21 @@ class Embedder:
     def facts(self) -> EngineFacts:
         """What runs it."""
         return self._encoder.facts
+
+    def close(self) -> None:
+        """Give the memory of the model back; calls after that raise EngineError."""
+        self._encoder.close()
+
+    def __enter__(self) -> Embedder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return opened_again, (type(self), self._arguments)
 
     def reopen(self) -> None:
         """Load the model anew, after it failed; may be tried again. The memory of the old one is free before."""

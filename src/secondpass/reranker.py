@@ -7,20 +7,19 @@ logits become a Ranking (scoring/).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
 from secondpass.calibration import Calibration
 from secondpass.cognitive import Cognitive
+from secondpass.engine.engine import ReopeningEngine
+from secondpass.public import check_lists, hinted, in_thread, opened_again
 from secondpass.scoring.open import ModelOptions, changed, open_scoring
-from secondpass.scoring.weighing import weighed_ranking
-from secondpass.text.documents import as_document, as_documents, clean_query, text_of
-from secondpass.threads import in_thread
-from secondpass.types import DocumentLike, EarlyExit, Info, Progress, Ranking, RankOptions
-
-if TYPE_CHECKING:
-    from secondpass.cascade import Cascade
+from secondpass.scoring.ranking import RankOptions
+from secondpass.text.documents import as_documents, check_pair
+from secondpass.types import DocumentLike, EarlyExit, Info, Progress, Ranking
 
 
 class Reranker:
@@ -32,9 +31,12 @@ class Reranker:
     long_documents: "truncate" (exactly the reference's rule) or "chunk" (overlapping windows, the best one wins).
     score_cache: a file in which scores are kept, so that a second run over the same pairs computes only what is new.
     calibration: a Calibration, or the file of one: `probability` is then its fitted map; scores stay raw logits.
+    special_tokens: "text", so that "[SEP]" in a document is just letters, or "parse", as the references do.
+    Pickles open the model anew. `close`, or `with`, gives its memory back.
     Safe to use from several threads. Raises CheckpointError, DownloadError, UnknownModel or MissingExtra.
     """
 
+    @hinted
     def __init__(
         self,
         model: str | Path = "default",
@@ -55,8 +57,9 @@ class Reranker:
         compress_layers: Sequence[int] | None = None,
         score_cache: str | Path | None = None,
         calibration: Calibration | str | Path | None = None,
+        special_tokens: str = "text",
     ) -> None:
-        options = ModelOptions(
+        self._options = ModelOptions(
             model=model,
             revision=revision,
             engine=engine,
@@ -74,16 +77,11 @@ class Reranker:
             compress_layers=compress_layers,
             score_cache=score_cache,
             calibration=calibration,
+            special_tokens=special_tokens,
         )
-        self._scoring = open_scoring(options)
+        self._scoring = open_scoring(self._options)
 
-    @classmethod
-    def cascade(cls, small: str | Path, large: str | Path, *, keep: int = 20, **options: Any) -> Cascade:
-        """A small model for all candidates, a large one for the first `keep`; options are Reranker's, for both."""
-        from secondpass.cascade import Cascade
-
-        return Cascade(small=cls(small, **options), large=cls(large, **options), keep=keep)
-
+    @hinted
     def rank(
         self,
         query: str,
@@ -123,21 +121,39 @@ class Reranker:
             budget_ms=budget_ms,
             first_scores=first_scores,
             early_exit=early_exit,
+            cognitive=cognitive,
             progress=progress,
         )
-        settings = Cognitive.of(cognitive)
-        if settings is None:
-            return self._scoring.rank(query, documents, options)
-        if early_exit is not None:
-            raise ValueError("early_exit settles the first by relevance alone, cognitive may change them; give one")
-        ranking = self._scoring.rank(query, documents, replace(options, top_n=None))
-        return weighed_ranking(ranking, settings, top_n, self._scoring.logit)
+        return self.rank_with(query, documents, options)
+
+    arank = in_thread(rank)
+
+    def rank_with(self, query: str, documents: Iterable[DocumentLike], options: RankOptions) -> Ranking:
+        """`rank`, with its keywords as one value."""
+        return self._scoring.rank(query, documents, options)
+
+    @hinted
+    def rank_many(
+        self,
+        queries: Sequence[str],
+        documents: Sequence[Iterable[DocumentLike]],
+        *,
+        top_n: int | None = None,
+        rank_fields: Sequence[str] | None = None,
+        explain: bool = False,
+        cognitive: Cognitive | Mapping[str, Any] | bool | None = None,
+        progress: Progress | None = None,
+    ) -> list[Ranking]:
+        """A ranking for each query and its list of documents, all scored together; options as of `rank`."""
+        check_lists(queries, documents)
+        options = RankOptions(
+            top_n=top_n, rank_fields=rank_fields, explain=explain, cognitive=cognitive, progress=progress
+        )
+        return self._scoring.rank_many(queries, documents, options)
 
     def warm_up(self) -> None:
         """Run batches of several sizes, so that the next call is not the first and `budget_ms` knows the pace."""
         self._scoring.warm_up()
-
-    arank = in_thread(rank)
 
     def score(
         self,
@@ -178,7 +194,7 @@ class Reranker:
             scoring.limits.truncation if truncation is None else truncation,
         )
         run = changed(scoring.run, cutoff_layer, compress_ratio, compress_layers)
-        keys = [_check_pair(pair, index) for index, pair in enumerate(pairs)]
+        keys = [check_pair(pair, index) for index, pair in enumerate(pairs)]
         return scoring.score(keys, limits=limits, run=run, progress=progress).of(keys)
 
     def score_layers(
@@ -189,7 +205,7 @@ class Reranker:
         For a layer-wise model; gemma2-lightweight reads the lowest layer with its first head, as its reference does.
         """
         cutoffs = tuple(sorted(set(layers)))
-        keys = [_check_pair((query, document), index) for index, document in enumerate(as_documents(documents))]
+        keys = [check_pair((query, document), index) for index, document in enumerate(as_documents(documents))]
         scored = self._scoring.score(keys, run=replace(self._scoring.run, cutoff_layers=cutoffs))
         return {layer: scored.of(keys, output) for output, layer in enumerate(cutoffs)}
 
@@ -201,9 +217,20 @@ class Reranker:
         """A raw logit as a probability in 0..1, by the given calibration, else by the family's activation."""
         return self._scoring.probability(score)
 
+    def close(self) -> None:
+        """Give the memory of the model back; calls after that raise EngineError."""
+        engine = self._scoring.engine
+        assert isinstance(engine, ReopeningEngine)
+        engine.close()
 
-def _check_pair(pair: tuple[str, DocumentLike], index: int) -> tuple[str, str]:
-    if isinstance(pair, str) or len(pair) != 2:
-        raise TypeError(f"pairs[{index}] is not a (query, document) pair")
-    query, document = pair
-    return clean_query(query), text_of(as_document(document, index), None, index)
+    def __enter__(self) -> Reranker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = {field.name: getattr(self._options, field.name) for field in fields(self._options)}
+        return opened_again, (type(self), arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol, TypeAlias, overload
 
 Progress: TypeAlias = Callable[[int, int], None]  # of long work: how many are done, of how many
@@ -70,40 +70,6 @@ class EarlyExit:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RankOptions:
-    """How a call ranks: the keywords of `rank`, checked. Raises ValueError for a value that is none."""
-
-    top_n: int | None = None
-    rank_fields: Sequence[str] | None = None
-    explain: bool = False
-    budget_ms: float | None = None
-    first_scores: Sequence[float] | None = None
-    early_exit: EarlyExit | float | Mapping[int, float] | None = None
-    progress: Progress | None = None
-
-    def __post_init__(self) -> None:
-        if self.top_n is not None and self.top_n < 1:
-            raise ValueError(f"top_n is {self.top_n}; give 1 or more, or None for all")
-        if self.budget_ms is not None and not self.budget_ms > 0:
-            raise ValueError(
-                f"budget_ms is {self.budget_ms}; give the milliseconds that ranking may take, more than 0"
-            )
-        if self.early_exit is not None and self.budget_ms is not None:
-            raise ValueError("early_exit compares all documents, budget_ms may not score them all; give one of them")
-
-    def first_order(self, num_documents: int) -> list[int]:
-        """Indices of the documents by the first stage's scores, best first; in their order without scores."""
-        scores = self.first_scores
-        if scores is None:
-            return list(range(num_documents))
-        if len(scores) != num_documents:
-            raise ValueError(
-                f"first_scores has {len(scores)} scores for {num_documents} documents; give one for each"
-            )
-        return sorted(range(num_documents), key=lambda i: -scores[i])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """How a model with several outputs or a token compression is run; the default is the model's own.
 
@@ -133,10 +99,11 @@ class Usage:
 class Hit:
     """One document in a ranking.
 
-    score is the raw logit, probability its activation in 0..1. index is the place in the input, rank the place
-    in the ranking, from 0. span is the (start, end) range of characters that won, when the document was read in
+    score is the raw logit, probability its activation in 0..1. index is the position in the input, rank that in the
+    ranking, from 1. span is the (start, end) range of characters of `text` that won, when the document was read in
     windows. parts explains the figures, when asked for. A document that a deadline or a failed server left
-    unscored has is_scored False, and NaN as score and probability.
+    unscored, or that has nothing to read, has is_scored False, and NaN as score and probability.
+    read_text is what was read of the document where that is not its text: the named fields, one in a line.
     """
 
     index: int
@@ -147,6 +114,26 @@ class Hit:
     span: tuple[int, int] | None = None
     parts: Mapping[str, float | int | str] | None = None
     is_scored: bool = True
+    read_text: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What was read of the document."""
+        return self.document.text if self.read_text is None else self.read_text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them: None where there is no number."""
+        return {
+            "index": self.index,
+            "rank": self.rank,
+            "score": self.score if self.is_scored else None,
+            "probability": self.probability if self.is_scored else None,
+            "is_scored": self.is_scored,
+            "text": self.text,
+            "fields": dict(self.document.fields),
+            "span": None if self.span is None else list(self.span),
+            "parts": None if self.parts is None else dict(self.parts),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +164,15 @@ class Ranking(Sequence[Hit]):
     @property
     def texts(self) -> list[str]:
         return [hit.document.text for hit in self.hits]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        return {
+            "query": self.query,
+            "hits": [hit.to_dict() for hit in self.hits],
+            "usage": asdict(self.usage),
+            "failure": self.failure,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ ENGLISH = "The river is cold in winter, and the bridge over it is old."
 
 def ranking(*texts: str, span: tuple[int, int] | None = None) -> Ranking:
     hits = [
-        Hit(index=index, document=Document(text), score=1.0, probability=0.7, rank=index, span=span)
+        Hit(index=index, document=Document(text), score=1.0, probability=0.7, rank=index + 1, span=span)
         for index, text in enumerate(texts)
     ]
     return Ranking("which river", tuple(hits), Usage(rows=1, tokens=9, truncated=0, seconds=0.1))

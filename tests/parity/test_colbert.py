@@ -25,7 +25,7 @@ runs = pytest.mark.parametrize(("golden", "run"), golden_runs("colbertv2"))
 def colbert(golden: Golden, name: str, dtype: str = "float32") -> ColBERT:
     run = next(run for run in golden.runs if run["name"] == name)
     options = {OPTIONS[key]: value for key, value in run["options"].items()}
-    return ColBERT(golden.folder, dtype=dtype, device="cpu", **options)
+    return ColBERT(golden.folder, dtype=dtype, device="cpu", special_tokens="parse", **options)
 
 
 @runs
@@ -35,7 +35,7 @@ def test_token_ids_equal_the_reference(golden: Golden, run: dict[str, Any]) -> N
     assert [row.ids for row in rows] == inputs["query_ids"]
     if not model._attends_to_masks:
         assert visible == [sum(mask) for mask in inputs["query_attention_mask"]]
-    vectors, document_rows = model._read([passage for _, passage in golden.pairs])
+    vectors, document_rows, _ = model._read([passage for _, passage in golden.pairs])
     assert [row.ids for row in document_rows] == inputs["doc_ids"]
     assert vectors.lengths.tolist() == [sum(kept) for kept in inputs["doc_kept"]]
 

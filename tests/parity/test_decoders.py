@@ -73,7 +73,7 @@ def engine(folder: Path, dtype: str = "float32") -> TorchEngine:
 
 @cache
 def tokenizer(golden: Golden) -> Tokenizer:
-    return Tokenizer.from_folder(golden.folder)
+    return Tokenizer.from_folder(golden.folder).reading("parse")
 
 
 def recipe(golden: Golden, run: dict[str, Any]) -> Recipe:

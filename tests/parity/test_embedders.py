@@ -28,7 +28,13 @@ m3_runs = pytest.mark.parametrize(("golden", "run"), golden_runs("bge-m3"))
 @cache
 def embedder(golden: Golden, max_length: int, **options: Any) -> Embedder:
     return Embedder(
-        golden.folder, dtype="float32", device="cpu", max_length=max_length, prompts=BGE.get(golden.name), **options
+        golden.folder,
+        special_tokens="parse",
+        dtype="float32",
+        device="cpu",
+        max_length=max_length,
+        prompts=BGE.get(golden.name),
+        **options,
     )
 
 
@@ -110,7 +116,12 @@ def test_bfloat16_stays_near(golden: Golden, run: dict[str, Any]) -> None:
         return
     max_length = run["options"]["max_length"]
     model = Embedder(
-        golden.folder, dtype="bfloat16", device="cpu", max_length=max_length, prompts=BGE.get(golden.name)
+        golden.folder,
+        special_tokens="parse",
+        dtype="bfloat16",
+        device="cpu",
+        max_length=max_length,
+        prompts=BGE.get(golden.name),
     )
     query, passage = (model.encode(texts(golden, side), kind=kind) for side, kind in SEPARATE.items())
     assert cosines(query, passage) == pytest.approx(run["single"], abs=0.03)

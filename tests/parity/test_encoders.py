@@ -41,7 +41,9 @@ longest_runs = pytest.mark.parametrize(("golden", "run"), [golden_runs(name)[-1]
 
 @cache
 def reranker(golden: Golden, dtype: str, max_query_length: int | None) -> Reranker:
-    return Reranker(golden.folder, dtype=dtype, device="cpu", max_query_length=max_query_length)
+    return Reranker(
+        golden.folder, dtype=dtype, device="cpu", max_query_length=max_query_length, special_tokens="parse"
+    )
 
 
 def options(run: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def options(run: dict[str, Any]) -> dict[str, Any]:
 
 @runs
 def test_token_ids_equal_the_reference(golden: Golden, run: dict[str, Any]) -> None:
-    tokenizer = Tokenizer.from_folder(golden.folder)
+    tokenizer = Tokenizer.from_folder(golden.folder).reading("parse")
     recipe = recipe_for(open_checkpoint(golden.folder).config)
     limits = Limits(**options(run), max_query_length=run["options"].get("query_max_length"))
     rows = [recipe.rows(tokenizer, query, [passage], limits)[0] for query, passage in golden.pairs]

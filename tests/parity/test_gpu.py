@@ -28,7 +28,7 @@ DECODERS = ("gemma-llm-reranker", "qwen3-llm-reranker")
 
 
 def scores(golden: Golden, dtype: str, device: str = "cuda") -> list[float]:
-    return Reranker(golden.folder, dtype=dtype, device=device).score_pairs(golden.pairs)
+    return Reranker(golden.folder, special_tokens="parse", dtype=dtype, device=device).score_pairs(golden.pairs)
 
 
 def distance(left: Sequence[float], right: Sequence[float]) -> float:
@@ -60,14 +60,16 @@ def test_half_precision_is_as_near_as_on_the_cpu(golden: Golden, dtype: str) -> 
 
 @pytest.mark.parametrize("golden", goldens())
 def test_packed_equals_alone(golden: Golden) -> None:
-    reranker = Reranker(golden.folder, dtype="float32", device="cuda")
+    reranker = Reranker(golden.folder, special_tokens="parse", dtype="float32", device="cuda")
     alone = [reranker.score_pairs([pair])[0] for pair in golden.pairs]
     assert distance(reranker.score_pairs(golden.pairs), alone) < 1e-3
 
 
 @pytest.mark.parametrize("golden", goldens())
 def test_a_forward_does_not_wait_for_the_device(golden: Golden) -> None:
-    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda")._scoring.engine.current
+    engine: Any = Reranker(
+        golden.folder, special_tokens="parse", dtype="bfloat16", device="cuda"
+    )._scoring.engine.current
     batch = pack([Row([5] * length, (2, length)) for length in (30, 9, 9, 4)]).to(torch.device("cuda"))
     run = engine.model.resolved(Run())
     with torch.inference_mode():
@@ -111,7 +113,9 @@ def test_gradients_equal_those_of_rows_one_by_one(window: int | None) -> None:
 
 def recording(golden: Golden) -> Any:
     """An engine that records graphs."""
-    engine: Any = Reranker(golden.folder, dtype="bfloat16", device="cuda")._scoring.engine.current
+    engine: Any = Reranker(
+        golden.folder, special_tokens="parse", dtype="bfloat16", device="cuda"
+    )._scoring.engine.current
     kernel = pick_kernel(engine._device, engine._dtype, engine.model.backbone.config.head_width)
     engine._graphs = open_graphs(engine.model, kernel, engine._device, engine._budget)
     return engine
@@ -194,7 +198,7 @@ def test_memory_that_is_short_costs_time_alone() -> None:
     golden = next(case.values[0] for case in goldens())
     if not isinstance(golden, Golden):
         pytest.skip("no reference figures here")
-    reranker = Reranker(golden.folder, dtype="float32", device="cuda", token_budget=10**9)
+    reranker = Reranker(golden.folder, special_tokens="parse", dtype="float32", device="cuda", token_budget=10**9)
     texts = ["a long text " * 100] * 1 + [f"text {n} " * 60 for n in range(4000)]
     torch.cuda.set_per_process_memory_fraction(0.005)
     try:

@@ -23,7 +23,7 @@ def test_rank_has_documents_scores_and_usage() -> None:
     with loopback(in_turn(Reply(cohere([0.2, 0.9, 0.5]) | {"usage": {"total_tokens": 12}}))) as server:
         ranking = client(server, model="m").rank("q", documents, top_n=2)
         assert server.seen[0].body == {"model": "m", "query": "q", "documents": TEXTS}
-    assert [(hit.index, hit.rank, hit.probability) for hit in ranking] == [(1, 0, 0.9), (2, 1, 0.5)]
+    assert [(hit.index, hit.rank, hit.probability) for hit in ranking] == [(1, 1, 0.9), (2, 2, 0.5)]
     assert [hit.score for hit in ranking] == pytest.approx([math.log(9), 0.0])
     assert ranking[0].document["source"] == 7
     assert (ranking.usage.rows, ranking.usage.tokens, ranking.failure) == (3, 12, None)
@@ -187,7 +187,7 @@ def test_fail_open_keeps_the_order_and_says_so(reply: Reply, caplog: pytest.LogC
         ranking = remote.rank("q", TEXTS, top_n=2)
         with pytest.raises(RemoteError):
             remote.score("q", TEXTS)
-    assert [(hit.index, hit.rank) for hit in ranking] == [(0, 0), (1, 1)]
+    assert [(hit.index, hit.rank) for hit in ranking] == [(0, 1), (1, 2)]
     assert all(math.isnan(hit.score) and math.isnan(hit.probability) for hit in ranking)
     assert ranking.failure is not None and ranking.failure in caplog.text and server.url in ranking.failure
     assert (ranking.usage.rows, ranking.usage.unscored) == (0, 3)

@@ -90,7 +90,7 @@ def test_what_fits_is_scored_in_the_first_stages_order(folder: Path, monkeypatch
     assert sorted(hit.index for hit in scored) == list(range(len(scored)))
     assert [hit.index for hit in rest] == list(range(len(scored), 40))
     assert ranking.usage.unscored == len(rest)
-    assert [hit.rank for hit in ranking] == list(range(40))
+    assert [hit.rank for hit in ranking] == list(range(1, 41))
     assert all(math.isnan(hit.score) and math.isnan(hit.probability) for hit in rest)
 
 
@@ -260,7 +260,7 @@ def test_a_budget_that_is_no_time_is_refused(folder: Path, budget: float) -> Non
 
 def test_first_scores_of_another_length_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="first_scores has 2 scores for 40 documents"):
-        Reranker(folder, dtype="float32", device="cpu").rank(QUERY, TEXTS, first_scores=[1.0, 2.0])
+        Reranker(folder, dtype="float32", device="cpu").rank(QUERY, TEXTS, first_scores=[1.0, 2.0], budget_ms=50)
 
 
 def test_a_pace_is_a_fixed_part_and_one_for_the_work() -> None:

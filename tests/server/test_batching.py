@@ -18,11 +18,12 @@ from secondpass.embedder import Embedder
 from secondpass.engine.engine import Engine, EngineFacts, ReopeningEngine
 from secondpass.errors import EngineError
 from secondpass.scoring.open import ModelOptions, open_scoring
+from secondpass.scoring.ranking import RankOptions
 from secondpass.scoring.scoring import Scoring
 from secondpass.server import batching
 from secondpass.server.batching import Batch, BatchedEngine, EngineDown, Expired, QueueFull, State
 from secondpass.server.registry import Pooling
-from secondpass.types import Advance, EarlyExit, RankOptions, Row, Run
+from secondpass.types import Advance, EarlyExit, Row, Run
 from tests.checkpoints import tiny_bert
 from tests.test_embedder import tiny_embedder
 

@@ -37,7 +37,7 @@ def fresh(*, doubled: bool = False) -> tokenizers.Tokenizer:
 
 @cache
 def tokenizer_of(doubled: bool = False) -> Tokenizer:
-    return Tokenizer(fresh(doubled=doubled))
+    return Tokenizer(fresh(doubled=doubled), parses_special=True)
 
 
 @cache
@@ -174,6 +174,19 @@ def test_special_tokens_spelled_in_a_text_become_their_ids() -> None:
     assert row.ids == fresh().encode("river [SEP] water", "bridge [CLS]").ids
     assert row.ids.count(SEP) == 3
     assert row.passage == (5, 7)
+
+
+def test_special_tokens_spelled_in_a_text_are_just_letters() -> None:
+    tokenizer = Tokenizer(fresh())
+    row = PAIR.rows(tokenizer, "river [SEP] water", ["bridge [CLS]"], Limits(max_length=40))[0]
+    assert row.ids.count(SEP) == 2
+    assert row.ids.count(CLS) == 1
+    assert row.ids[1 : row.passage[0] - 1] == tokenizer.encode("river [SEP] water")
+    assert tokenizer.encode_prompt("river [SEP] water") == [
+        *tokenizer.encode("river"),
+        SEP,
+        *tokenizer.encode("water"),
+    ]
 
 
 @pytest.mark.parametrize("text", ["  river\t water\n", "\u00a0river\u3000water\u2028", " \n "])

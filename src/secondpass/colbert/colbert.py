@@ -8,71 +8,33 @@ from __future__ import annotations
 
 import string
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.cognitive import Cognitive
+from secondpass.colbert.maxsim import maxsim, unit
 from secondpass.colbert.store import Origin, TokenVectors
 from secondpass.engine.engine import Heads, Vectors
 from secondpass.engine.open import open_encoder
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.json_file import read_json
-from secondpass.text.documents import as_documents, clean_query, text_of
+from secondpass.public import for_each_query, hinted, in_thread, opened_again
+from secondpass.scoring.ranking import RankOptions, log_odds, ranked, unscored_hit
+from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
 from secondpass.text.prompts import single_rows
 from secondpass.text.tokenizer import Tokenizer
-from secondpass.types import Document, DocumentLike, Hit, Info, Ranking, Row, Usage
+from secondpass.types import DocumentLike, EarlyExit, Hit, Info, Progress, Ranking, Row, Usage
 
-__all__ = ["ColBERT", "TokenVectors", "maxsim"]
+__all__ = ["ColBERT", "TokenVectors"]
 
-# Document tokens in one matrix product: the similarities of a block (8 MB for 32 query vectors) stay in the cache,
-# and a mapped or half-precision file is widened a block at a time.
-BLOCK_TOKENS = 1 << 16
 # [CLS], marker and [SEP]
 MIN_LENGTH = 3
-
-
-def maxsim(query: Vectors, vectors: NDArray[Any], lengths: NDArray[np.int64]) -> Vectors:
-    """Late-interaction scores (N,): each query token's best document token, summed.
-
-    query (L, D) and vectors (T, D) are unit vectors, `lengths` (N,) cuts T. An empty document scores -inf. One
-    matrix product over the tokens of all documents, in blocks, then the maximum over each document's part.
-    Raises ValueError when lengths does not sum to T. Khattab and Zaharia 2020, equation 3.
-    """
-    if int(lengths.sum()) != len(vectors):
-        raise ValueError(f"lengths sum to {int(lengths.sum())}, there are {len(vectors)} vectors")
-    stops = np.cumsum(lengths)
-    starts = stops - lengths
-    scores = np.full(len(lengths), -np.inf, np.float32)
-    for first, last in _blocks(stops):
-        filled = np.arange(first, last)[lengths[first:last] > 0]
-        if not len(filled):
-            continue
-        tokens = vectors[starts[first] : stops[last - 1]].astype(np.float32, copy=False)
-        similarities = query @ tokens.T  # (L, T): a maximum over neighbours in memory, twice as fast as (T, L)
-        scores[filled] = np.maximum.reduceat(similarities, starts[filled] - starts[first], axis=1).sum(axis=0)
-    return scores
-
-
-def _blocks(stops: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Half-open ranges of documents, each of at most BLOCK_TOKENS tokens or of one document."""
-    first = 0
-    while first < len(stops):
-        before = int(stops[first - 1]) if first else 0
-        last = max(int(np.searchsorted(stops, before + BLOCK_TOKENS, side="right")), first + 1)
-        yield first, last
-        first = last
-
-
-def unit(vectors: Vectors) -> Vectors:
-    """The vectors at length 1; a zero vector stays as it is."""
-    lengths: Vectors = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    scaled: Vectors = vectors / np.maximum(lengths, np.float32(1e-12))
-    return scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +69,12 @@ class ColBERT:
 
     model: a folder in Hugging Face layout with artifact.metadata, or a hub name such as "colbert-ir/colbertv2.0".
     max_length and max_query_length count tokens with markers; a query always has max_query_length vectors. Every
-    option that is None is as the checkpoint says. Safe to use from several threads. Raises CheckpointError,
+    option that is None is as the checkpoint says. special_tokens: "text", so that "[SEP]" in a text is just letters,
+    or "parse", as the references do. Safe to use from several threads. Raises CheckpointError,
     DownloadError, UnknownModel or MissingExtra.
     """
 
+    @hinted
     def __init__(
         self,
         model: str | Path,
@@ -124,10 +88,12 @@ class ColBERT:
         skips_punctuation: bool | None = None,
         token_budget: int | None = None,
         local_files_only: bool = False,
+        special_tokens: str = "text",
     ) -> None:
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         self._checkpoint = open_checkpoint(model, revision=revision, local_files_only=local_files_only)
         settings = ColbertSettings.from_metadata(_read_metadata(self._checkpoint.folder))
-        self._tokenizer = self._checkpoint.tokenizer
+        self._tokenizer = self._checkpoint.tokenizer.reading(special_tokens)
         heads = Heads(token_width=settings.token_width)
         self._encoder = open_encoder(self._checkpoint, heads, device=device, dtype=dtype, token_budget=token_budget)
         self._max_length = self._limit("max_length", max_length, settings.max_length)
@@ -164,29 +130,59 @@ class ColBERT:
         """Sums of cosines in input order, each from -max_query_length to max_query_length."""
         return self._score(clean_query(query), self._read(documents)[0])
 
+    @hinted
     def rank(
-        self, query: str, documents: Iterable[DocumentLike] | TokenVectors, *, top_n: int | None = None
+        self,
+        query: str,
+        documents: Iterable[DocumentLike] | TokenVectors,
+        *,
+        top_n: int | None = None,
+        rank_fields: Sequence[str] | None = None,
+        explain: bool = False,
+        budget_ms: float | None = None,
+        first_scores: Sequence[float] | None = None,
+        early_exit: EarlyExit | float | Mapping[int, float] | None = None,
+        cognitive: Cognitive | Mapping[str, Any] | bool | None = None,
+        progress: Progress | None = None,
     ) -> Ranking:
         """The documents, best first; equal scores keep their input order.
 
-        Stored vectors cost one forward of the query and a matrix product. A hit's probability is the mean cosine
-        of the query's tokens, moved to 0..1: it compares, but is not calibrated.
+        Stored vectors cost one forward of the query and a matrix product; they were read without rank_fields. A hit's
+        probability is the mean cosine of the query's tokens, moved to 0..1: it compares, but is not calibrated.
+        progress is called once, with all. budget_ms, first_scores and early_exit are refused.
         """
         started = time.perf_counter()
-        if top_n is not None and top_n < 1:
-            raise ValueError(f"top_n is {top_n}; give 1 or more, or None for all")
+        options = RankOptions(
+            top_n=top_n,
+            rank_fields=rank_fields,
+            explain=explain,
+            budget_ms=budget_ms,
+            first_scores=first_scores,
+            early_exit=early_exit,
+            cognitive=cognitive,
+            progress=progress,
+        )
+        options.refuse("ColBERT", budget_ms="compares all documents at once", early_exit="has one output")
+        if isinstance(documents, TokenVectors):
+            options.refuse("ColBERT", rank_fields="has read these documents before")
         cleaned = clean_query(query)
-        vectors, rows = self._read(documents)
+        vectors, rows, texts = self._read(documents, rank_fields)
         scores = self._score(cleaned, vectors)
-        order = sorted(range(len(scores)), key=lambda i: -scores[i])[:top_n]
+        if progress is not None:
+            progress(len(scores), len(scores))
+        order = sorted(range(len(scores)), key=lambda i: (is_blank(texts[i]), -scores[i]))
+        hits = [self._hit(i, vectors, scores[i], texts[i], rows, options) for i in order]
         usage = Usage(
             rows=len(scores),
             tokens=self._max_query_length * bool(scores) + sum(map(len, rows)),
             truncated=sum(any(row.cut) for row in rows),
             seconds=time.perf_counter() - started,
+            unscored=sum(not hit.is_scored for hit in hits),
         )
-        hits = (self._hit(i, rank, vectors.documents[i], scores[i]) for rank, i in enumerate(order))
-        return Ranking(query, tuple(hits), usage)
+        return Ranking(cleaned, ranked(cleaned, hits, options, log_odds), usage)
+
+    arank = in_thread(rank)
+    rank_many = for_each_query(rank)
 
     def info(self) -> Info:
         """What this model runs on, and why."""
@@ -202,23 +198,25 @@ class ColBERT:
         """A score as the mean cosine of the query's tokens, moved to 0..1; not calibrated."""
         return min(max((score / self._max_query_length + 1) / 2, 0.0), 1.0)
 
-    def _read(self, documents: Iterable[DocumentLike] | TokenVectors) -> tuple[TokenVectors, list[Row]]:
-        """Vectors of the documents, and the rows that had to be encoded for them."""
+    def _read(
+        self, documents: Iterable[DocumentLike] | TokenVectors, rank_fields: Sequence[str] | None = None
+    ) -> tuple[TokenVectors, list[Row], list[str]]:
+        """Vectors of the documents, the rows that had to be encoded for them, and what is read of each."""
         if isinstance(documents, TokenVectors):
             self._check_origin(documents.origin)
-            return documents, []
-        candidates = as_documents(documents)
-        texts = [text_of(document, None, index) for index, document in enumerate(candidates)]
+            return documents, [], [document.text for document in documents.documents]
+        candidates = as_documents(documents, rank_fields)
+        texts = [text_of(document, rank_fields, index) for index, document in enumerate(candidates)]
         rows = single_rows(self._tokenizer, texts, max_length=self._max_length, marker=self._document_marker)
         vectors = self._token_vectors(rows)
         ids = np.array([token for row in rows for token in row.ids], np.int64)
-        places = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        owners = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         is_kept = ~np.isin(ids, self._skipped)
-        lengths = np.bincount(places[is_kept], minlength=len(rows)).astype(np.int64)
+        lengths = np.bincount(owners[is_kept], minlength=len(rows)).astype(np.int64)
         kept = TokenVectors(
             vectors=vectors[is_kept], lengths=lengths, documents=tuple(candidates), origin=self._origin
         )
-        return kept, rows
+        return kept, rows, texts
 
     def _query_rows(self, queries: Sequence[str]) -> tuple[list[Row], list[int]]:
         """Rows of max_query_length tokens, filled up with [MASK], and how many tokens of each are the query's."""
@@ -263,8 +261,47 @@ class ColBERT:
             raise ValueError(f"{name} is {length}; {self._checkpoint.name} reads {MIN_LENGTH} to {longest} tokens")
         return length
 
-    def _hit(self, index: int, rank: int, document: Document, score: float) -> Hit:
-        return Hit(index=index, document=document, score=score, probability=self.probability(score), rank=rank)
+    def _hit(
+        self,
+        index: int,
+        vectors: TokenVectors,
+        score: float,
+        text: str,
+        rows: Sequence[Row],
+        options: RankOptions,
+    ) -> Hit:
+        document = vectors.documents[index]
+        read_text = None if options.rank_fields is None else text
+        if is_blank(text):
+            return unscored_hit(index, document, read_text)
+        parts: dict[str, float | int | str] = {}
+        if options.explain:
+            parts["tokens"] = int(vectors.lengths[index])
+            parts |= {"passage_tokens_cut": rows[index].cut[1]} if rows else {}
+        return Hit(
+            index=index,
+            document=document,
+            score=score,
+            probability=self.probability(score),
+            rank=0,
+            parts=parts or None,
+            read_text=read_text,
+        )
+
+    def close(self) -> None:
+        """Give the memory of the model back; calls after that raise EngineError."""
+        self._encoder.close()
+
+    def __enter__(self) -> ColBERT:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return opened_again, (type(self), self._arguments)
 
 
 def _or(asked: bool | None, default: bool) -> bool:

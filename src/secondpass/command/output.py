@@ -75,7 +75,7 @@ def text_of(hit: Hit, fields: Sequence[str]) -> str:
 
 def hit_row(hit: Hit, source: str, fields: Sequence[str]) -> list[object]:
     """rank, probability, score, source, text; when explained tokens and cut tokens; the span of a window that won."""
-    row: list[object] = [hit.rank + 1, f"{hit.probability:.6f}", f"{hit.score:.6f}", source, text_of(hit, fields)]
+    row: list[object] = [hit.rank, f"{hit.probability:.6f}", f"{hit.score:.6f}", source, text_of(hit, fields)]
     if hit.parts is not None:
         return [*row, *_explained(hit)]
     return row if hit.span is None else [*row, _explained(hit)[-1]]
@@ -84,7 +84,7 @@ def hit_row(hit: Hit, source: str, fields: Sequence[str]) -> list[object]:
 def hit_object(hit: Hit, source: str) -> dict[str, Any]:
     return {
         "index": hit.index,
-        "rank": hit.rank + 1,
+        "rank": hit.rank,
         "score": hit.score if hit.is_scored else None,
         "probability": hit.probability if hit.is_scored else None,
         "text": hit.document.text,
@@ -137,7 +137,7 @@ def _cells(hit: Hit) -> tuple[str, Bar, str]:
     from rich.bar import Bar
 
     bar = Bar(1, 0, hit.probability if hit.is_scored else 0, width=BAR_WIDTH, color="green")
-    return str(hit.rank + 1), bar, f"{hit.probability:.3f}" if hit.is_scored else "-"
+    return str(hit.rank), bar, f"{hit.probability:.3f}" if hit.is_scored else "-"
 
 
 def _empty_table(extra: Sequence[str], width: int) -> Table:

@@ -105,7 +105,7 @@ def hit_object(hit: Hit) -> dict[str, Any]:
     fields = hit.document.fields
     return {
         "id": hit.index,
-        "rank": hit.rank + 1,
+        "rank": hit.rank,
         "score": hit.score if hit.score == hit.score else None,
         "probability": hit.probability if hit.probability == hit.probability else None,
         "file": fields["path"],
@@ -120,7 +120,7 @@ def hit_object(hit: Hit) -> dict[str, Any]:
 
 def _row(hit: Hit, *, is_explained: bool) -> list[object]:
     figures = (f"{hit.probability:.6f}", f"{hit.score:.6f}")
-    row = [hit.rank + 1, *figures, source_of(hit), hit.document["heading"], hit.document.text]
+    row = [hit.rank, *figures, source_of(hit), hit.document["heading"], hit.document.text]
     return [*row, explained(hit.parts or {})] if is_explained else row
 
 
@@ -143,7 +143,7 @@ def _show(index: Index, ranking: Ranking, *, is_full: bool, is_explained: bool) 
 
     console = Console(highlight=False)
     for hit in ranking:
-        head = Text(f"{hit.rank + 1:>2} ")
+        head = Text(f"{hit.rank:>2} ")
         head.append(bar(hit.probability), style="green")
         head.append(f" {hit.probability:.2f}  ")
         head.append(_printable(source_of(hit)), style="bold cyan")

@@ -35,7 +35,7 @@ class ScoreCache:
     """An engine that looks scores up in a file before it computes them. Safe to use from several threads.
 
     identity names the model and its revision. Several processes may use one file. Raises SecondpassError for a file
-    that is no such cache; a file that cannot be written any more (a full disk) costs a warning, never the scores.
+    that is no such cache; a file that cannot be read or written any more costs a warning, never the scores.
     """
 
     def __init__(self, inner: Engine, file: Path, identity: str) -> None:
@@ -43,7 +43,7 @@ class ScoreCache:
         self._identity = identity
         self._lock = threading.Lock()
         self._file = file
-        self._is_writable = True
+        self._is_writable = self._is_readable = True
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._store = sqlite3.connect(file, timeout=30, check_same_thread=False)
@@ -97,12 +97,19 @@ class ScoreCache:
 
     def _read(self, keys: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
         found: dict[bytes, NDArray[np.float32]] = {}
-        with self._lock:
-            for start in range(0, len(keys), CHUNK):
-                some = keys[start : start + CHUNK]
-                question = f"SELECT key, logits FROM scores WHERE key IN ({','.join('?' * len(some))})"
-                for key, logits in self._store.execute(question, some):
-                    found[key] = np.frombuffer(logits, np.float32)
+        if not self._is_readable:
+            return found
+        try:
+            with self._lock:
+                for start in range(0, len(keys), CHUNK):
+                    some = keys[start : start + CHUNK]
+                    question = f"SELECT key, logits FROM scores WHERE key IN ({','.join('?' * len(some))})"
+                    for key, logits in self._store.execute(question, some):
+                        found[key] = np.frombuffer(logits, np.float32)
+        except (sqlite3.Error, ValueError) as error:  # a damaged file, or one that was deleted
+            self._is_readable = self._is_writable = False
+            logger.warning("%s: kept scores are no longer used, since reading failed: %s", self._file, error)
+            return {}
         return found
 
     def _write(self, new: dict[bytes, NDArray[np.float32]]) -> None:

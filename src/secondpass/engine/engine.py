@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -173,20 +174,33 @@ class Turns:
 E = TypeVar("E", bound="Engine | Encoder")
 
 
+# What a forked process got of its parent's engines: their threads are not there, so they cannot even be taken down.
+_LEFT_OPEN: list[object] = []
+
+
 class Reopening(Generic[E]):
-    """An engine or an encoder with what opens it, so that it can be opened anew after a failure."""
+    """An engine or an encoder with what opens it, so that it can be opened anew after a failure.
+
+    In a forked process it is opened anew at the first use, where that can be: threads do not survive a fork.
+    """
 
     def __init__(self, opens: Callable[[], E]) -> None:
         self._opens = opens
-        self._current: E | None = opens()
-        self._facts = self.current.facts
+        current = opens()
+        self._current: E | None = current
+        self._facts = current.facts
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._why = ""
 
     @property
     def current(self) -> E:
-        """What is open. Raises EngineError while it is being opened anew, and after that failed."""
+        """What is open. Raises EngineError while it is being opened anew, after that failed, and after `close`."""
+        if self._process != os.getpid():
+            self._open_after_fork()
         current = self._current
         if current is None:
-            raise EngineError("the engine failed and is not open; it has to be opened anew")
+            raise EngineError(self._why)
         return current
 
     @property
@@ -198,8 +212,25 @@ class Reopening(Generic[E]):
 
     def reopen(self) -> None:
         """Open it anew; may be tried again where that fails. The memory of the old one is free before."""
+        self._why = "the engine failed and is being opened anew"
         self._current = None
-        self._current = self._opens()
+        try:
+            self._current = self._opens()
+        except Exception as error:
+            self._why = f"the engine could not be opened anew: {error}"
+            raise
+
+    def _open_after_fork(self) -> None:
+        with self._lock:
+            if self._process != os.getpid():
+                _LEFT_OPEN.append(self._current)
+                self.reopen()
+                self._process = os.getpid()
+
+    def close(self) -> None:
+        """Give back the memory; what is running goes on to its end."""
+        self._why = "the model was closed; open it again"
+        self._current = None
 
 
 class ReopeningEngine:
@@ -226,3 +257,7 @@ class ReopeningEngine:
     def reopen(self) -> None:
         """Load the model anew; may be tried again where that fails. The memory of the old one is free before."""
         self._held.reopen()
+
+    def close(self) -> None:
+        """Give back the memory; what is running goes on to its end."""
+        self._held.close()

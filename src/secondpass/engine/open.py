@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from pathlib import Path
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.engine.cache import ScoreCache
 from secondpass.engine.engine import Encoder, Engine, Heads, Reopening, ReopeningEngine
-from secondpass.errors import MissingExtra
+from secondpass.errors import EngineError, MissingExtra
 
 
 def open_engine(
@@ -55,11 +56,27 @@ def open_encoder(
 
         settings = {"device": device, "dtype": dtype}
         return Reopening(partial(OpenVinoEncoder, checkpoint, heads, token_budget=token_budget, **settings))
-    if find_spec("torch") is None:
-        raise MissingExtra("torch", "torch")
+    _check_torch()
     from secondpass.engine.torch_encoder import TorchEncoder
 
     return Reopening(partial(TorchEncoder, checkpoint, heads, device=device, dtype=dtype, token_budget=token_budget))
+
+
+# The process in which torch was first used: its threads do not survive a fork, and a child would wait for them.
+_torch_process: int | None = None
+
+
+def _check_torch() -> None:
+    """Raises MissingExtra where torch is not installed, EngineError where it cannot be used in this process."""
+    global _torch_process
+    if find_spec("torch") is None:
+        raise MissingExtra("torch", "torch")
+    _torch_process = os.getpid() if _torch_process is None else _torch_process
+    if _torch_process != os.getpid():
+        raise EngineError(
+            "torch was used in the process that this one was forked from, and does not survive that; start the "
+            "process with multiprocessing.get_context('spawn'), or open the first model after the fork"
+        )
 
 
 def _pick(checkpoint: Checkpoint, device: str) -> str:
@@ -71,8 +88,7 @@ def _pick(checkpoint: Checkpoint, device: str) -> str:
 
 
 def _open_torch(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:
-    if find_spec("torch") is None:
-        raise MissingExtra("torch", "torch")
+    _check_torch()
     from secondpass.engine.torch import TorchEngine
 
     return TorchEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+from secondpass.cognitive import Cognitive
 from secondpass.errors import RemoteError
+from secondpass.public import for_each_query, hinted, opened_again
 from secondpass.remote.transport import Patience, Transport, shown
-from secondpass.text.documents import as_documents, clean_query, text_of
-from secondpass.types import Document, DocumentLike, Hit, Ranking, Usage
+from secondpass.scoring.ranking import RankOptions, log_odds, ranked, unscored_hit
+from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
+from secondpass.types import Document, DocumentLike, EarlyExit, Hit, Progress, Ranking, Usage
 from secondpass.wire.apis import APIS, Answer, Api, endpoint, read, request
 
 logger = logging.getLogger("secondpass")
@@ -56,6 +59,7 @@ class RemoteReranker:
     Safe to use from several threads and event loops. Raises RemoteError, and MissingExtra where httpx is missing.
     """
 
+    @hinted
     def __init__(
         self,
         url: str,
@@ -74,6 +78,7 @@ class RemoteReranker:
         fail_open: bool = False,
         long_documents: str | None = None,
     ) -> None:
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         self._api = _api(dialect, scores, max_batch)
         if long_documents is not None:
             self._api = _with_long_documents(self._api, long_documents)
@@ -89,6 +94,7 @@ class RemoteReranker:
             says_deadline=self._api.takes_deadline,
         )
 
+    @hinted
     def rank(
         self,
         query: str,
@@ -96,11 +102,31 @@ class RemoteReranker:
         *,
         top_n: int | None = None,
         rank_fields: Sequence[str] | None = None,
+        explain: bool = False,
+        budget_ms: float | None = None,
+        first_scores: Sequence[float] | None = None,
+        early_exit: EarlyExit | float | Mapping[int, float] | None = None,
+        cognitive: Cognitive | Mapping[str, Any] | bool | None = None,
+        progress: Progress | None = None,
     ) -> Ranking:
-        """The documents, best first; equal scores keep their input order. No documents give an empty ranking."""
-        asked = _ask(query, documents, rank_fields, top_n)
-        return self._transport.run(self._rank(asked, top_n))
+        """The documents, best first; equal scores keep their input order. No documents give an empty ranking.
 
+        cognitive is added here, to what the server says. progress hears of documents, a request at a time. explain,
+        budget_ms, first_scores and early_exit are refused: a call has `deadline_s`.
+        """
+        options = RankOptions(
+            top_n=top_n,
+            rank_fields=rank_fields,
+            explain=explain,
+            budget_ms=budget_ms,
+            first_scores=first_scores,
+            early_exit=early_exit,
+            cognitive=cognitive,
+            progress=progress,
+        )
+        return self._transport.run(self._rank(_ask(query, documents, rank_fields), options))
+
+    @hinted
     async def arank(
         self,
         query: str,
@@ -108,10 +134,27 @@ class RemoteReranker:
         *,
         top_n: int | None = None,
         rank_fields: Sequence[str] | None = None,
+        explain: bool = False,
+        budget_ms: float | None = None,
+        first_scores: Sequence[float] | None = None,
+        early_exit: EarlyExit | float | Mapping[int, float] | None = None,
+        cognitive: Cognitive | Mapping[str, Any] | bool | None = None,
+        progress: Progress | None = None,
     ) -> Ranking:
         """`rank` for asyncio; cancelling it drops the requests."""
-        asked = _ask(query, documents, rank_fields, top_n)
-        return await self._transport.arun(self._rank(asked, top_n))
+        options = RankOptions(
+            top_n=top_n,
+            rank_fields=rank_fields,
+            explain=explain,
+            budget_ms=budget_ms,
+            first_scores=first_scores,
+            early_exit=early_exit,
+            cognitive=cognitive,
+            progress=progress,
+        )
+        return await self._transport.arun(self._rank(_ask(query, documents, rank_fields), options))
+
+    rank_many = for_each_query(rank)
 
     def score(self, query: str, documents: Sequence[DocumentLike]) -> list[float]:
         """Raw logits in input order."""
@@ -133,49 +176,62 @@ class RemoteReranker:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return opened_again, (type(self), self._arguments)
+
     def __repr__(self) -> str:
         return f"RemoteReranker({shown(self._transport.address)!r}, dialect={self._dialect!r}, model={self._model!r})"
 
-    async def _rank(self, asked: _Asked, top_n: int | None) -> Ranking:
+    async def _rank(self, asked: _Asked, options: RankOptions) -> Ranking:
         started = time.perf_counter()
+        why = "a remote reranker"
+        options.refuse(why, explain="gets scores alone", budget_ms="has deadline_s", early_exit="gets scores alone")
+        filled = [i for i, text in enumerate(asked.texts) if not is_blank(text)]
+        sent = replace(asked, texts=[asked.texts[i] for i in filled])
         try:
-            answer, failure = await self._answer(asked), None
+            answer, failure = await self._answer(sent, options.progress), None
         except RemoteError as error:
             if not self._fails_open:
                 raise
             logger.warning("documents keep their order, the reranker failed: %s", error)
-            answer, failure = _unscored(len(asked.texts)), str(error)
-        numbers = list(zip(answer.scores, answer.probabilities, strict=True))
-        order = list(range(len(numbers)))
-        if failure is None:
-            # The probability decides where two logits were held at the same limit.
-            order.sort(key=lambda i: numbers[i], reverse=True)
+            answer, failure = Answer(scores=[], probabilities=[]), str(error)
+        numbers = dict(zip(filled, zip(answer.scores, answer.probabilities, strict=True), strict=failure is None))
+        # The probability decides where two logits were held at the same limit; the sort keeps the order of equals.
+        order = sorted(numbers, key=numbers.__getitem__, reverse=True)
+        order += [i for i in range(len(asked.texts)) if i not in numbers]
         usage = Usage(
-            rows=0 if failure else len(numbers),
-            unscored=len(numbers) if failure else 0,
+            rows=len(numbers),
+            unscored=len(asked.texts) - len(numbers),
             tokens=answer.tokens,
             truncated=answer.truncated,
             seconds=time.perf_counter() - started,
         )
-        hits = tuple(
-            Hit(
-                index=i,
-                document=asked.documents[i],
-                score=numbers[i][0],
-                probability=numbers[i][1],
-                rank=rank,
-                is_scored=failure is None,
-            )
-            for rank, i in enumerate(order[:top_n])
-        )
-        return Ranking(asked.query, hits, usage, failure)
+        hits = [self._hit(asked, i, numbers.get(i), options) for i in order]
+        return Ranking(asked.query, ranked(asked.query, hits, options, log_odds), usage, failure)
 
-    async def _answer(self, asked: _Asked) -> Answer:
+    def _hit(self, asked: _Asked, index: int, numbers: tuple[float, float] | None, options: RankOptions) -> Hit:
+        read_text = None if options.rank_fields is None else asked.texts[index]
+        hit = unscored_hit(index, asked.documents[index], read_text)
+        if numbers is None:
+            return hit
+        return replace(hit, score=numbers[0], probability=numbers[1], is_scored=True)
+
+    async def _answer(self, asked: _Asked, progress: Progress | None = None) -> Answer:
         """One answer for all documents, whatever the number of requests."""
+        num_done = 0
+
+        async def counted(texts: list[str]) -> Answer:
+            nonlocal num_done
+            answer = await self._batch(asked.query, texts, gate, until)
+            num_done += len(texts)
+            if progress is not None:
+                progress(num_done, len(asked.texts))
+            return answer
+
         until = time.monotonic() + self._transport.patience.deadline_s
         gate = asyncio.Semaphore(MAX_CONCURRENT)
         batches = in_batches(asked.texts, self._api.max_batch)
-        tasks = [asyncio.ensure_future(self._batch(asked.query, texts, gate, until)) for texts in batches]
+        tasks = [asyncio.ensure_future(counted(texts)) for texts in batches]
         try:
             answers = await asyncio.gather(*tasks)
         finally:
@@ -251,14 +307,7 @@ def _ask(
     query: str,
     documents: Iterable[DocumentLike],
     rank_fields: Sequence[str] | None = None,
-    top_n: int | None = None,
 ) -> _Asked:
-    if top_n is not None and top_n < 1:
-        raise ValueError(f"top_n is {top_n}; give 1 or more, or None for all")
-    kept = as_documents(documents)
+    kept = as_documents(documents, rank_fields)
     texts = [text_of(document, rank_fields, index) for index, document in enumerate(kept)]
     return _Asked(query=clean_query(query), documents=kept, texts=texts)
-
-
-def _unscored(count: int) -> Answer:
-    return Answer(scores=[math.nan] * count, probabilities=[math.nan] * count)

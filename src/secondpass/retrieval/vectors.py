@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from secondpass.colbert.maxsim import unit
 from secondpass.retrieval.bm25 import Found, best
 
 CHUNK = 512  # texts that are read at a time, so that progress shows
@@ -49,10 +50,3 @@ class VectorIndex:
     def search(self, query: str, top_k: int) -> Found:
         """The best top_k texts; equal scores in input order."""
         return best(self.scores(query), top_k)
-
-
-def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors of length 1; one that is all zeros stays so."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    return unit

@@ -37,8 +37,15 @@ class ModelOptions:
     compress_layers: Sequence[int] | None = None
     score_cache: str | Path | None = None
     calibration: Calibration | str | Path | None = None
+    special_tokens: str = "text"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, str | Path):
+            kind = type(self.model).__name__
+            raise TypeError(f"model is a {kind}; give 'default', 'multilingual', a folder or a name of the hub")
+        for name, value in (("max_query_length", self.max_query_length), ("token_budget", self.token_budget)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; give 1 or more, or None for the usual")
         if self.long_documents not in LONG_DOCUMENTS:
             choices = " or ".join(map(repr, LONG_DOCUMENTS))
             raise ValueError(f"long_documents is {self.long_documents!r}; give {choices}")
@@ -81,7 +88,8 @@ def open_scoring(options: ModelOptions) -> Scoring:
 
 
 def _reader(checkpoint: Checkpoint, options: ModelOptions, longest: int) -> Reader:
-    recipe, tokenizer = checkpoint.recipe.instructed(options.instruction), checkpoint.tokenizer
+    recipe = checkpoint.recipe.instructed(options.instruction)
+    tokenizer = checkpoint.tokenizer.reading(options.special_tokens)
     known = (recipe.max_length, tokenizer.max_length, longest)
     return Reader(
         recipe=recipe,

@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from math import nan
 
 from secondpass.calibration import Calibration, sigmoid
 from secondpass.engine.engine import Engine
 from secondpass.scoring.deadline import STEP, Deadline, Pace, score_within, work_of
-from secondpass.text.documents import as_documents, clean_query, text_of
+from secondpass.scoring.ranking import RankOptions, ranked, unscored_hit
+from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
 from secondpass.text.reader import Pair, Reader, Reading
 from secondpass.text.recipe import Limits
 from secondpass.types import (
@@ -28,7 +28,6 @@ from secondpass.types import (
     Info,
     Progress,
     Ranking,
-    RankOptions,
     Run,
     Usage,
 )
@@ -93,6 +92,16 @@ class Scored:
         """What sorts pairs best first: the unscored are last; with early exit those of later layers are first."""
         return tuple(-each[best[pair]] for each in reversed(self.outputs)) if pair in best else (math.inf,)
 
+    def by_query(self) -> dict[str, Scored]:
+        """The same, each query's for itself."""
+        found: dict[str, Scored] = {}
+        for index, read in enumerate(self.reads):
+            own = found.setdefault(read.pair[0], Scored(outputs=[[] for _ in self.outputs]))
+            own.reads.append(read)
+            for scores, values in zip(own.outputs, self.outputs, strict=True):
+                scores.append(values[index])
+        return found
+
     def usage(self, seconds: float, unscored: int = 0) -> Usage:
         return Usage(
             rows=len(self.reads),
@@ -145,26 +154,28 @@ class Scoring:
         return scored
 
     def rank(self, query: str, documents: Iterable[DocumentLike], options: RankOptions) -> Ranking:
-        """The documents, best first; equal scores keep their input order."""
+        """The documents, best first; equal scores keep their input order, documents without a word are last."""
         started = time.perf_counter()
-        query = clean_query(query)
-        candidates = as_documents(documents)
-        pairs = [(query, text_of(document, options.rank_fields, index)) for index, document in enumerate(candidates)]
-        first = options.first_order(len(pairs))
+        asked = _asked(query, documents, options)
         if options.budget_ms is None:
-            scored = self.score(pairs, run=self._run_of(options), progress=options.progress)
-            first = list(range(len(pairs)))
-        else:
-            deadline = Deadline.after(started, options.budget_ms, len(pairs), self.pace)
-            scored = self._score_within([pairs[i] for i in first], deadline)
-        best = scored.best()
-        order = sorted(first, key=lambda i: scored.sort_key(pairs[i], best))[: options.top_n]
-        hits = tuple(
-            self._hit((i, rank), candidates[i], scored, best.get(pairs[i]), explain=options.explain)
-            for rank, i in enumerate(order)
-        )
-        unscored = sum(pair not in best for pair in pairs)
-        return Ranking(query, hits, scored.usage(time.perf_counter() - started, unscored))
+            scored = self.score(asked.pairs(), run=self._run_of(options), progress=options.progress)
+            return self._ranking(asked, scored, options, started)
+        first = options.first_order(len(asked.texts))
+        deadline = Deadline.after(started, options.budget_ms, len(first), self.pace)
+        scored = self._score_within(asked.pairs(first), deadline, options.progress)
+        return self._ranking(asked, scored, options, started, first)
+
+    def rank_many(
+        self, queries: Sequence[str], documents: Sequence[Iterable[DocumentLike]], options: RankOptions
+    ) -> list[Ranking]:
+        """A ranking for each query and its list of documents; all are scored together."""
+        started = time.perf_counter()
+        options.refuse("rank_many", budget_ms="has no deadline", early_exit="compares documents of one query alone")
+        asked = [_asked(query, own, options) for query, own in zip(queries, documents, strict=True)]
+        pairs = [pair for each in asked for pair in each.pairs()]
+        scored = self.score(pairs, progress=options.progress)
+        parts = scored.by_query()
+        return [self._ranking(each, parts.get(each.query, Scored()), options, started) for each in asked]
 
     def warm_up(self) -> None:
         """Run batches of several sizes, so that the next call is not the first and a deadline knows the pace."""
@@ -209,12 +220,19 @@ class Scoring:
             self.pace.learn(work_of(readings), took)
         return took
 
-    def _score_within(self, pairs: Sequence[Pair], deadline: Deadline) -> Scored:
+    def _score_within(self, pairs: Sequence[Pair], deadline: Deadline, progress: Progress | None) -> Scored:
         """As many of the pairs, from the first on, as can be scored before the deadline."""
         scored = Scored()
         portions = self.reader.portions(pairs, self.limits, tokens=1, step=STEP)
         started = time.perf_counter()
-        score_within(portions, deadline, lambda readings: self._compute(scored, readings, self.run))
+
+        def score(readings: list[Reading]) -> float:
+            seconds = self._compute(scored, readings, self.run)
+            if progress is not None:
+                progress(len(scored.reads), max(len(pairs), len(scored.reads)))
+            return seconds
+
+        score_within(portions, deadline, score)
         scored.tokenize_seconds = time.perf_counter() - started - scored.compute_seconds
         return scored
 
@@ -228,25 +246,71 @@ class Scoring:
         asked = given if isinstance(given, EarlyExit) else EarlyExit(given)
         return replace(self.run, early_exit=replace(asked, top_n=asked.top_n or options.top_n))
 
-    def _hit(
-        self, place: tuple[int, int], document: Document, scored: Scored, best: int | None, *, explain: bool
-    ) -> Hit:
-        index, rank = place
+    def _ranking(
+        self,
+        asked: Asked,
+        scored: Scored,
+        options: RankOptions,
+        started: float,
+        first: Sequence[int] | None = None,
+    ) -> Ranking:
+        """The ranking of what is scored; what is not follows in the order `first`, the blank at the end."""
+        pairs = [(asked.query, text) for text in asked.texts]
+        best = scored.best()
+        indices = sorted(
+            range(len(pairs)) if first is None else first,
+            key=lambda i: (is_blank(asked.texts[i]), scored.sort_key(pairs[i], best)),
+        )
+        if not options.cognitive:
+            indices = indices[: options.top_n]
+        hits = [self._hit(asked, i, scored, best.get(pairs[i]), options) for i in indices]
+        unscored = sum(pair not in best for pair in pairs)
+        return Ranking(
+            asked.query,
+            ranked(asked.query, hits, options, lambda hit: self.logit(hit.score)),
+            scored.usage(time.perf_counter() - started, unscored),
+        )
+
+    def _hit(self, asked: Asked, index: int, scored: Scored, best: int | None, options: RankOptions) -> Hit:
+        document = asked.documents[index]
+        read_text = None if options.rank_fields is None else asked.texts[index]
         if best is None:
-            return Hit(index=index, document=document, score=nan, probability=nan, rank=rank, is_scored=False)
+            return unscored_hit(index, document, read_text)
         read, (score, *layer) = scored.reads[best], (each[best] for each in scored.outputs)
         parts = {"layer": int(layer[0])} if layer else {}
-        if explain:
+        if options.explain:
             parts |= {"tokens": read.length, "query_tokens_cut": read.cut[0], "passage_tokens_cut": read.cut[1]}
         return Hit(
             index=index,
             document=document,
             score=score,
             probability=self.probability(score),
-            rank=rank,
+            rank=0,
             span=read.span,
             parts=parts or None,
+            read_text=read_text,
         )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query, its documents, and what is read of each."""
+
+    query: str
+    documents: list[Document]
+    texts: list[str]
+
+    def pairs(self, order: Sequence[int] | None = None) -> list[Pair]:
+        """What is scored, in that order: texts with something to read in them."""
+        indices = range(len(self.texts)) if order is None else order
+        return [(self.query, self.texts[i]) for i in indices if not is_blank(self.texts[i])]
+
+
+def _asked(query: str, documents: Iterable[DocumentLike], options: RankOptions) -> Asked:
+    candidates = as_documents(documents, options.rank_fields)
+    texts = [text_of(document, options.rank_fields, index) for index, document in enumerate(candidates)]
+    options.first_order(len(texts))
+    return Asked(clean_query(query), candidates, texts)
 
 
 def _counter(progress: Progress | None, done: int, total: int) -> Advance | None:

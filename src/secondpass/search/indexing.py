@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from secondpass.colbert.maxsim import unit
 from secondpass.errors import DataError, InputError, MissingExtra
-from secondpass.retrieval.vectors import Encoder, unit
+from secondpass.retrieval.vectors import Encoder
 from secondpass.search.chunking import chunks, lines_of
 from secondpass.search.features import digest_of, entities_of, near_duplicates, similarity_of
 from secondpass.search.folder import files_in

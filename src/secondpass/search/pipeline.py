@@ -11,8 +11,9 @@ from typing import Protocol
 import numpy as np
 
 from secondpass.cognitive import Cognitive, Signals, Weighed, order, seconds_of, signals_of, weigh
+from secondpass.colbert.maxsim import unit
 from secondpass.retrieval.fusion import FUSIONS, Fused
-from secondpass.retrieval.vectors import Encoder, unit
+from secondpass.retrieval.vectors import Encoder
 from secondpass.retrieval.words import terms
 from secondpass.search.features import NEAR_BITS, distance
 from secondpass.search.stores.store import Filter, Store, Stored
@@ -103,7 +104,7 @@ class Pipeline:
             pool, usage = _reranked(reranker, question.text, pool, left)
         pool = _weighed(pool, question, self.store)
         chosen = _diverse(pool, question)[: question.top_n]
-        hits = tuple(_hit(each, rank, question) for rank, each in enumerate(chosen))
+        hits = tuple(_hit(each, rank, question) for rank, each in enumerate(chosen, start=1))
         return Ranking(question.text, hits, replace(usage, seconds=time.perf_counter() - started))
 
     def first_stages(self, question: Question) -> dict[str, list[tuple[int, float]]]:
@@ -203,7 +204,7 @@ def _reranked(
         query,
         [each.stored.chunk.passage for each in pool],
         budget_ms=budget_ms,
-        first_scores=[each.fused.score for each in pool],
+        first_scores=None if budget_ms is None else [each.fused.score for each in pool],
     )
     ordered = [
         replace(pool[hit.index], score=hit.score, probability=hit.probability, is_scored=hit.is_scored)

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from secondpass.engine.engine import EngineFacts
 from secondpass.scoring.open import changed
+from secondpass.scoring.ranking import RankOptions
 from secondpass.scoring.scoring import Scored, Scoring
 from secondpass.server.batching import BatchedCall, Expired
 from secondpass.text.reader import Pair, Reader
 from secondpass.text.recipe import Limits
-from secondpass.types import Advance, Hit, RankOptions, Row, Run
+from secondpass.types import Advance, Hit, Row, Run
 from secondpass.wire.apis import MAX_LOGIT
 from secondpass.wire.calls import Budgets, Fault, Item, Refusal, RerankCall, ScoreCall
 

@@ -9,14 +9,17 @@ from typing import Any
 from secondpass.types import Document, DocumentLike
 
 
-def as_documents(documents: Iterable[DocumentLike]) -> list[Document]:
-    """Documents of strings, Documents or mappings. Raises TypeError that names the one at fault."""
-    if isinstance(documents, str | bytes | Mapping | Document):
-        raise TypeError(f"documents is a {type(documents).__name__}; give a list of documents, [document] for one")
-    return [as_document(document, index) for index, document in enumerate(documents)]
+def as_documents(documents: Iterable[DocumentLike], rank_fields: Sequence[str] | None = None) -> list[Document]:
+    """Documents of strings, Documents or mappings. Raises TypeError that names the one at fault.
+
+    A mapping needs a "text" where no rank_fields are given; a Document has one, which may be empty.
+    """
+    if isinstance(documents, str | bytes | Mapping | Document) or not isinstance(documents, Iterable):
+        raise TypeError(f"documents is {_kind(documents)}; give a list of documents, [document] for one")
+    return [as_document(document, index, rank_fields) for index, document in enumerate(documents)]
 
 
-def as_document(document: DocumentLike, index: int) -> Document:
+def as_document(document: DocumentLike, index: int, rank_fields: Sequence[str] | None = None) -> Document:
     if isinstance(document, Document):
         if not isinstance(document.text, str):
             raise TypeError(f"documents[{index}].text is {_kind(document.text)}; a str is needed")
@@ -27,6 +30,9 @@ def as_document(document: DocumentLike, index: int) -> Document:
         raise TypeError(f"documents[{index}] is {_kind(document)}; give a str, a Document or a mapping with 'text'")
     if not document:
         raise ValueError(f"documents[{index}] is an empty mapping; 'text' is needed")
+    if rank_fields is None and "text" not in document:
+        there = ", ".join(map(str, document))
+        raise ValueError(f"documents[{index}] has no 'text' (it has {there}); add it or give rank_fields")
     text = document.get("text", "")
     if not isinstance(text, str):
         raise TypeError(f"documents[{index}]['text'] is {_kind(text)}; a str is needed")
@@ -36,9 +42,6 @@ def as_document(document: DocumentLike, index: int) -> Document:
 def text_of(document: Document, rank_fields: Sequence[str] | None, index: int) -> str:
     """What is read of a document: its text, or the named fields as `name: value` lines in that order."""
     if rank_fields is None:
-        if document.fields and "text" not in document.fields and not document.text:
-            there = ", ".join(map(str, document.fields))
-            raise ValueError(f"documents[{index}] has no 'text' (it has {there}); add it or give rank_fields")
         return _clean(document.text)
     values = {"text": document.text, **document.fields}
     lines = [f"{name}: {_as_line(values[name])}" for name in rank_fields if name in values]
@@ -64,6 +67,20 @@ def clean_query(query: str) -> str:
     if not isinstance(query, str):
         raise TypeError(f"query is {_kind(query)}; a str is needed")
     return _clean(query)
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to read. Models give such a text any score, often a high one."""
+    return not text or text.isspace()
+
+
+def check_pair(pair: tuple[str, DocumentLike], index: int) -> tuple[str, str]:
+    """The query and the text of a (query, document) pair. Raises TypeError that names the one at fault."""
+    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+        hint = "; give a list of pairs, [pair] for one" if isinstance(pair, str) else ""
+        raise TypeError(f"pairs[{index}] is {_kind(pair)}, not a (query, document) pair{hint}")
+    query, document = pair
+    return clean_query(query), text_of(as_document(document, index), None, index)
 
 
 def _kind(value: object) -> str:

@@ -65,7 +65,10 @@ class Reader:
             raise ValueError(f"truncation is {truncation!r}; give {' or '.join(map(repr, TRUNCATIONS))}")
         if not 1 <= max_length <= self.longest:
             raise ValueError(f"max_length is {max_length}; this model reads 1 to {self.longest} tokens")
-        return Limits(max_length=max_length, max_query_length=self.max_query_length, truncation=truncation)
+        limits = Limits(max_length=max_length, max_query_length=self.max_query_length, truncation=truncation)
+        if not self.recipe.frame(self.tokenizer, "a", limits).room(self.tokenizer):
+            raise ValueError(f"max_length is {max_length}; what stands around the texts leaves no room for any")
+        return limits
 
     def read(self, pairs: Sequence[Pair], limits: Limits) -> list[Reading]:
         """Readings of the different pairs; each query is tokenised once."""

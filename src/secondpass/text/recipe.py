@@ -174,9 +174,9 @@ def chat(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -> Fr
 
     max_length counts query, separator and document; it is lowered where the fixed words would not fit beside it.
     """
-    before = tokenizer.encode(prompt.system)
+    before = tokenizer.encode_prompt(prompt.system)
     between = tokenizer.encode(prompt.separator)
-    after = between + tokenizer.encode(prompt.filled(prompt.task)) + tokenizer.encode(prompt.answer)
+    after = between + tokenizer.encode(prompt.filled(prompt.task)) + tokenizer.encode_prompt(prompt.answer)
     lead = prompt.filled(prompt.query_lead) if prompt.instruction else ""
     longest = limits.max_length
     if prompt.max_positions is not None:
@@ -198,7 +198,7 @@ def one_text(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -
 
     A long query pushes the document out. max_length counts everything, in either truncation.
     """
-    before, after = tokenizer.encode(prompt.system), tokenizer.encode(prompt.answer)
+    before, after = tokenizer.encode_prompt(prompt.system), tokenizer.encode_prompt(prompt.answer)
     if limits.max_query_length is not None:
         offsets = tokenizer.encode_with_offsets(query)[1][: limits.max_query_length]
         query = query[: offsets[-1][1]] if offsets else ""

@@ -7,6 +7,9 @@ by the recipe, on ids.
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 import threading
 from array import array
 from collections import OrderedDict
@@ -15,26 +18,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakSet
 
 import tokenizers
 
 from secondpass.errors import CheckpointError
 from secondpass.json_file import check_plain, read_json
 
-# Four bytes of ids and about four of text a token: some 16 MB when it is full.
-MAX_TOKENS = 2_000_000
+# What texts that were read before may take, ids and all.
+MAX_BYTES = 16 << 20
 # A longer text would push too many others out.
 MAX_TEXT = 100_000
 
 
 class TokenCache:
-    """The ids of the texts used last, at most `max_tokens` of them together. Safe to use from several threads."""
+    """The ids of the texts used last, at most `max_bytes` of both. Safe to use from several threads."""
 
-    def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
-        self.max_tokens = max_tokens
-        self.num_tokens = 0
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
         self._ids: OrderedDict[str, array[int]] = OrderedDict()
         self._lock = threading.Lock()
+        _CACHES.add(self)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -56,14 +61,34 @@ class TokenCache:
             self._keep([(text, found[text]) for text in missing if len(text) <= MAX_TEXT])
         return [found[text] for text in texts]
 
+    def unlock(self) -> None:
+        """In a forked process, where no thread is left that would do it."""
+        self._lock = threading.Lock()
+
     def _keep(self, new: Sequence[tuple[str, list[int]]]) -> None:
         with self._lock:
             for text, ids in new:
                 if text not in self._ids:
                     self._ids[text] = array("I", ids)
-                    self.num_tokens += 1 + len(ids)
-            while self.num_tokens > self.max_tokens:
-                self.num_tokens -= 1 + len(self._ids.popitem(last=False)[1])
+                    self.num_bytes += _size(text, self._ids[text])
+            while self.num_bytes > self.max_bytes:
+                self.num_bytes -= _size(*self._ids.popitem(last=False))
+
+
+def _size(text: str, ids: array[int]) -> int:
+    return sys.getsizeof(text) + sys.getsizeof(ids) + 200  # and of the entry
+
+
+_CACHES: WeakSet[TokenCache] = WeakSet()
+
+
+def _unlock_all() -> None:
+    for cache in _CACHES:
+        cache.unlock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_unlock_all)
 
 
 MAX_FILE = 512 << 20  # bytes of a tokenizer; Gemma's, of 256,000 words, has 34 MB
@@ -85,11 +110,18 @@ class PairTemplate:
 
 
 class Tokenizer:
-    """Ids of texts, without special tokens unless the text itself spells one, as the references do."""
+    """Ids of texts, without special tokens around them.
 
-    def __init__(self, inner: tokenizers.Tokenizer, *, max_length: int | None = None) -> None:
+    A text is data: a special token that it spells is read as the characters of its name, or it could forge the
+    frame that a model trusts. parses_special: as the token that it names, as the references do.
+    """
+
+    def __init__(
+        self, inner: tokenizers.Tokenizer, *, max_length: int | None = None, parses_special: bool = False
+    ) -> None:
         inner.no_truncation()
         inner.no_padding()
+        inner.encode_special_tokens = not parses_special
         self._inner = inner
         self._cache = TokenCache()
         self.max_length = max_length
@@ -116,6 +148,29 @@ class Tokenizer:
             return cls(_word_piece(vocabulary, settings), max_length=max_length)
         except Exception as error:  # as above, and a TypeError where a special token is not in the list
             raise CheckpointError(f"{vocabulary}: cannot be read as a vocabulary: {error}") from error
+
+    def reading(self, special_tokens: str) -> Tokenizer:
+        """This tokenizer for "text"; for "parse" one that reads special tokens that a text spells as such."""
+        if special_tokens == "text":
+            return self
+        if special_tokens != "parse":
+            raise ValueError(f"special_tokens is {special_tokens!r}; give 'text' or 'parse'")
+        inner = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        return Tokenizer(inner, max_length=self.max_length, parses_special=True)
+
+    def encode_prompt(self, words: str) -> list[int]:
+        """Ids of words of our own, in which special tokens are what they name."""
+        ids: list[int] = []
+        for part in self._special.split(words):
+            found = self.token_id(part) if self._special.fullmatch(part) else None
+            ids += self.encode(part) if found is None else [found]
+        return ids
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        tokens = self._inner.get_added_tokens_decoder().values()
+        names = sorted((token.content for token in tokens if token.special), key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
 
     def encode(self, text: str) -> list[int]:
         with _library_errors():

@@ -33,7 +33,7 @@ def test_the_order_and_the_figures_are_the_models(visit: Open) -> None:
     percents = [float(text.strip("<> %")) for text in page.locator(".percent").all_text_contents()]
     assert percents == pytest.approx([100 * hit.probability for hit in expected], abs=0.11)
     assert page.locator("#links path").count() == len(TEXTS)
-    rises = [hit.index - hit.rank for hit in expected]
+    rises = [hit.index + 1 - hit.rank for hit in expected]
     assert page.locator(".move.up").count() == sum(rise > 0 for rise in rises)
     assert f"{sum(rise != 0 for rise in rises)} passages moved" in page.locator("#moved").inner_text()
     assert f"{len(TEXTS)} passages ranked in" in page.get_by_role("status").inner_text()

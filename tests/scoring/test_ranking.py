@@ -43,7 +43,7 @@ def test_newer_documents_come_first_and_keep_their_scores(reranker: Reranker) ->
     ranking = reranker.rank(QUERY, documents(), cognitive=Cognitive(now=NOW))
     fields = [hit.document.fields for hit in ranking]
     assert fields == [NEW] * 3 + [{}] * 3 + [OLD] * 3
-    assert [hit.rank for hit in ranking] == list(range(9))
+    assert [hit.rank for hit in ranking] == list(range(1, 10))
     scores = reranker.score(QUERY, documents())
     for hit in ranking:
         assert hit.score == scores[hit.index]

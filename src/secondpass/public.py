@@ -1,0 +1,90 @@
+"""What the public classes have in common: methods for asyncio and for many queries, hints, and being pickled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from secondpass.types import DocumentLike, Ranking
+
+S = TypeVar("S")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# What other libraries call an option -> what it is here.
+OTHER_NAMES = {
+    "top_k": "top_n",
+    "k": "top_n",
+    "docs": "documents",
+    "passages": "documents",
+    "return_documents": "nothing, since hit.document always is there",
+    "normalize": "hit.probability, or probability(score)",
+    "activation_fn": "hit.probability, or probability(score)",
+    "use_fp16": "dtype='float16' or 'bfloat16', or nothing for the fastest here",
+    "use_bf16": "dtype='bfloat16', or nothing for the fastest here",
+    "devices": "device",
+    "batch_size": "token_budget when the model is opened",
+    "cache_dir": "the environment variable HF_HOME",
+    "model_name": "model",
+    "model_name_or_path": "model",
+    "trust_remote_code": "nothing: code of checkpoints is never run",
+}
+
+
+def in_thread(call: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """The same method with the same options, to be awaited: computed in a thread, so that the loop goes on."""
+
+    @wraps(call)
+    async def awaited(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        own: Callable[P, R] = getattr(self, call.__name__)  # a subclass may have its own
+        return await asyncio.to_thread(own, *args, **kwargs)
+
+    awaited.__doc__ = f"`{call.__name__}` for asyncio: computed in a thread, so that the loop goes on."
+    return awaited
+
+
+def for_each_query(
+    call: Callable[Concatenate[S, str, Iterable[DocumentLike], P], Ranking],
+) -> Callable[Concatenate[S, Sequence[str], Sequence[Iterable[DocumentLike]], P], list[Ranking]]:
+    """`rank` for several queries with documents each, one after the other."""
+
+    def each(
+        self: S,
+        queries: Sequence[str],
+        documents: Sequence[Iterable[DocumentLike]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> list[Ranking]:
+        check_lists(queries, documents)
+        return [call(self, query, own, *args, **kwargs) for query, own in zip(queries, documents, strict=True)]
+
+    each.__doc__ = "A ranking for each of several queries and its list of documents; the options are those of `rank`."
+    return each
+
+
+def check_lists(queries: Sequence[str], documents: Sequence[Iterable[DocumentLike]]) -> None:
+    """Raises TypeError or ValueError where there is not one list of documents for each query."""
+    if isinstance(queries, str) or any(isinstance(own, str | Mapping) for own in documents):
+        raise TypeError("rank_many takes a list of queries, and for each of them a list of documents")
+    if len(queries) != len(documents):
+        raise ValueError(f"{len(queries)} queries and {len(documents)} lists of documents; give one list for each")
+
+
+def hinted(call: Callable[P, R]) -> Callable[P, R]:
+    """The same function; an option that other libraries have by another name is a TypeError that says ours."""
+
+    @wraps(call)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs.keys() & OTHER_NAMES.keys():
+            raise TypeError(f"{call.__qualname__} has no {name!r}; here it is {OTHER_NAMES[name]}")
+        return call(*args, **kwargs)
+
+    return checked
+
+
+def opened_again(kind: Callable[..., R], arguments: Mapping[str, Any]) -> R:
+    """What a pickle of a public class calls: the model is opened anew from what it was opened with."""
+    return kind(**arguments)
