@@ -94,6 +94,7 @@ def test_a_run_leaves_a_reranker_with_a_card(tmp_path: Path, capsys: pytest.Capt
     assert result.best["nDCG@10"] == max(measured[step] for step in (6, 12, 18)) == measured[result.best_step]
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("step 0/18: nDCG@10 ")
+    assert sum("for the 12 steps left" in line and "GB of memory" in line for line in said) == 1
     assert sum("loss" in line for line in said) == 2
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"after step {result.best_step} (kept) | {result.best['nDCG@10']:.4f}" in card

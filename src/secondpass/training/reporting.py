@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from secondpass import __version__
@@ -21,6 +22,7 @@ from secondpass.training.settings import TrainingSettings
 from secondpass.types import Row
 
 MAX_WIDTH = 90
+NUM_PROBED = 5  # steps by which the time of a run is estimated
 # How far a teacher's scores of one query lie apart where a softmax over them says something.
 SPREADS = (0.5, 30.0)
 
@@ -154,6 +156,34 @@ class RunLog:
             self._board.close()
         if self._bar is not None:
             self._bar.stop()
+
+
+class Probe:
+    """What a run will take, told once after its first steps; the very first, which prepares memory, is left out."""
+
+    def __init__(self, done: int, num_steps: int) -> None:
+        self._first, self._num_steps, self._began = done + 1, num_steps, 0.0
+
+    def after(self, step: int) -> str | None:
+        """A line after NUM_PROBED steps more than the first; None after the others."""
+        if step == self._first:
+            self._began = time.perf_counter()
+        if step != self._first + NUM_PROBED or step >= self._num_steps:
+            return None
+        minutes = (time.perf_counter() - self._began) / NUM_PROBED * (self._num_steps - step) / 60
+        left = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
+        return f"about {left} for the {self._num_steps - step:,} steps left, measuring apart; {_peak_memory()}"
+
+
+def _peak_memory() -> str:
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB of GPU memory at most so far"
+    if sys.platform == "win32":
+        return "memory is not measured here"
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB of memory at most so far"
 
 
 class StepPace:

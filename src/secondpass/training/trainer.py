@@ -32,7 +32,7 @@ from secondpass.training.masks import HiddenText
 from secondpass.training.model import Trainable
 from secondpass.training.pretraining import Pretraining, open_pretraining
 from secondpass.training.processes import Processes, Stopping, open_processes
-from secondpass.training.reporting import CARD, RunLog, RunSummary, StepPace, card, described_run
+from secondpass.training.reporting import CARD, Probe, RunLog, RunSummary, StepPace, card, described_run
 from secondpass.training.settings import FREE, TrainingSettings, factor
 from secondpass.types import Row
 
@@ -163,7 +163,7 @@ class Trainer:
 
     def _run(self, step: int, log: RunLog, stopping: Stopping) -> int:
         """Steps from `step` on; returns how many are done."""
-        pace = StepPace()
+        pace, probe = StepPace(), Probe(step, self.num_steps)
         while True:
             if self._is_due(step):
                 self._evaluate(step, log)
@@ -176,6 +176,8 @@ class Trainer:
             step += 1
             pace.add(moved.loss, moved.num_tokens)
             log.advance(step, moved.loss)
+            if (told := probe.after(step)) is not None:
+                log.say(told)
             if step % self.settings.log_every == 0 or step == self.num_steps:
                 more = {"learning_rate": rate, "gradient_norm": moved.gradient_norm}
                 log.figures(step, pace.figures() | more)
