@@ -15,11 +15,12 @@ from torch import Tensor
 
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.training import Trainer, TrainingSettings
+from secondpass.training.auto_encoder import decoder_tensors
 from secondpass.training.data import Texts
 from secondpass.training.learner import Step
 from secondpass.training.masks import HiddenText, Masker
 from secondpass.training.model import open_trainable
-from secondpass.training.pretraining import Pretraining, decoder_tensors, open_pretraining
+from secondpass.training.pretraining import Pretraining, open_pretraining
 from secondpass.training.processes import Processes
 from secondpass.training.settings import PretrainingSettings
 from tests.checkpoints import tiny_bert

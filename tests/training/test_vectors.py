@@ -165,7 +165,9 @@ def test_late_interaction_learns_as_the_reference(golden: TrainingGolden, run: d
     walk(objective, run, (queries, passages, [batch["nway"]] * len(batch["queries"]), teacher))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("bge-m3", "embedder"), ("colbertv2", "colbert")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("bge-m3", "embedder"), ("colbertv2", "colbert"), ("bert-cross-encoder", "pretraining")]
+)
 def test_two_processes_have_the_gradient_of_one(tmp_path: Path, name: str, kind: str) -> None:
     pytest.importorskip("accelerate")
     base = SHARED / "golden" / name

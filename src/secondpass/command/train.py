@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secondpass.command import mine, output
+from secondpass.command.course import Course, Layers, LossFlags, VectorFlags, settings_of
 from secondpass.command.flags import Json, JudgedSplit, Opening, Search, wrong_use
 from secondpass.errors import DataError, MissingExtra, TrainingError, WrongUse
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from secondpass.training.dev import DevSet
     from secondpass.training.processes import Processes
     from secondpass.training.settings import (
-        CompressionSettings,
-        EmbedderSettings,
-        LateInteractionSettings,
-        LayerSettings,
         TrainingSettings,
     )
     from secondpass.training.trainer import TrainingResult
@@ -33,101 +30,6 @@ if TYPE_CHECKING:
 PREPARED, NOTE = "data.jsonl.gz", "data.json"  # mined or taught, so that a run that goes on need not do it again
 _DEV_SPLITS = ("dev", "validation", None)
 MIN_MINED = 15  # negatives of a query, of which a step draws
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossFlags:
-    loss: Annotated[
-        str, typer.Option(help="ce, binary, margin_mse, kl, kd, or a sum such as ce+kl or ce=0.4,kl=0.6.")
-    ] = "ce"
-    lora: Annotated[int | None, typer.Option(metavar="RANK", min=1, help="Train low-rank updates only.")] = None
-    lora_alpha: Annotated[float | None, typer.Option(help="Else twice the rank.")] = None
-    lora_targets: Annotated[
-        str, typer.Option(metavar="attention|all|NAMES", help="What gets updates; NAMES as q_proj,v_proj.")
-    ] = "all"
-    lora_head: Annotated[
-        str, typer.Option(metavar="whole|low_rank", help="How the head is trained beside the updates.")
-    ] = "whole"
-    adapter: Annotated[bool, typer.Option("--adapter", help="Save the updates in PEFT's layout too.")] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layers:
-    """Of decoders with a head at each layer."""
-
-    start_layer: Annotated[
-        int | None, typer.Option(min=1, help="Put heads on a raw language model, from this layer on.")
-    ] = None
-    inner_teacher: Annotated[
-        str | None,
-        typer.Option(metavar="none|last|eighth|above", help="Which layer teaches those below; else as published."),
-    ] = None
-    taught: Annotated[str, typer.Option(metavar="all|last", help="Layers that a teacher's scores teach.")] = "all"
-    compress_layers: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Merge passage tokens there, in some steps, by a ratio.")
-    ] = None
-    compress_ratios: Annotated[str, typer.Option(metavar="N,N,...", help="One is drawn each step.")] = "1,2,4,8"
-    compress_always: Annotated[
-        bool, typer.Option("--compress-always", help="At all layers and by the one ratio in every step.")
-    ] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class VectorFlags:
-    """Of embedders and late interaction."""
-
-    method: Annotated[
-        str, typer.Option("--as", metavar="reranker|embedder|colbert", help="What the model becomes.")
-    ] = "reranker"
-    parts: Annotated[
-        str, typer.Option(metavar="dense,sparse,colbert", help="Of an embedder; all three are BGE-M3's.")
-    ] = "dense"
-    score_temperature: Annotated[
-        float | None, typer.Option(help="Divides similarities; else 0.02, of colbert 1.")
-    ] = None
-    dimensions: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Matryoshka: vectors cut to each learn too.")
-    ] = None
-    in_batch: Annotated[
-        str | None,
-        typer.Option(metavar="none|others|all", help="Passages of other queries that are candidates too; else all."),
-    ] = None
-    self_distillation_from: Annotated[
-        int | None, typer.Option(min=0, metavar="STEP", help="From there on the sum of the parts teaches each.")
-    ] = None
-    max_query_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a query.")] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Course:
-    """How it is trained; each field is named as the field of TrainingSettings."""
-
-    temperature: Annotated[float, typer.Option(help="Of kl.")] = 1.0
-    num_negatives: Annotated[int, typer.Option("--negatives", min=1, help="Negatives beside each positive.")] = 7
-    epochs: Annotated[int, typer.Option(min=1, help="Times that every query is seen.")] = 1
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None
-    batch: Annotated[int, typer.Option(min=1, help="Queries per step, over all processes.")] = 16
-    learning_rate: Annotated[float, typer.Option("--lr", help="Highest learning rate.")] = 2e-5
-    schedule: Annotated[str, typer.Option(metavar="linear|cosine|constant", help="Of the rate.")] = "linear"
-    warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.1
-    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.01
-    max_gradient_norm: Annotated[float, typer.Option("--clip", help="Highest norm of the gradient.")] = 1.0
-    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a pair; else 512.")] = None
-    has_frozen_words: Annotated[bool, typer.Option("--freeze-words", help="Leave the word embeddings.")] = False
-    has_gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
-    ] = False
-    token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens in one forward pass.")] = None
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where it is trained.")] = "auto"
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16", help="Of the computation; weights are float32.")
-    ] = "auto"
-    seed: Annotated[int, typer.Option(help="Of order, draws and new weights.")] = 1
-    eval_every: Annotated[int | None, typer.Option(min=1, help="Steps; else at the end of an epoch.")] = None
-    measure: Annotated[str, typer.Option(metavar="nDCG@10|MRR@10", help="By which the best is kept.")] = "nDCG@10"
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200
-    log_every: Annotated[int, typer.Option(min=1, help="Steps between lines.")] = 10
-    has_tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write events into OUTPUT/training.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +81,7 @@ def train(
     from secondpass.training.reporting import described
     from secondpass.training.trainer import Trainer
 
-    settings = _settings(loss, layers, vectors, course)
+    settings = settings_of(loss, layers, vectors, course)
     target = Path(folder).expanduser()
     processes = open_processes(settings.device)
     with claimed(target) if processes.is_first else nullcontext():
@@ -199,90 +101,6 @@ def train(
         _say([f"stopped after step {result.step} of {result.num_steps}; all is saved. To go on: {_again()}"])
         raise KeyboardInterrupt
     _tell(result, dev, settings, is_json=json)
-
-
-def _settings(loss: LossFlags, layers: Layers, vectors: VectorFlags, course: Course) -> TrainingSettings:
-    from secondpass.training.settings import LoraSettings, TrainingSettings, parse_losses
-
-    with wrong_use():
-        updates = None
-        if loss.lora is not None:
-            alpha = loss.lora_alpha or 2.0 * loss.lora
-            updates = LoraSettings(
-                rank=loss.lora,
-                alpha=alpha,
-                targets=loss.lora_targets,
-                head=loss.lora_head,
-                saves_adapter=loss.adapter,
-            )
-        return TrainingSettings(
-            losses=parse_losses(loss.loss),
-            lora=updates,
-            layers=_layers(layers),
-            compression=_compression(layers),
-            embedder=_embedder(vectors),
-            colbert=_colbert(vectors),
-            max_query_length=vectors.max_query_length,
-            **asdict(course),
-        )
-
-
-def _layers(flags: Layers) -> LayerSettings | None:
-    from secondpass.training.settings import LayerSettings
-
-    if flags.taught not in ("all", "last"):
-        raise ValueError(f"--taught is {flags.taught!r}; give all or last")
-    if (flags.start_layer, flags.inner_teacher, flags.taught) == (None, None, "all"):
-        return None
-    return LayerSettings(
-        start_layer=flags.start_layer, inner_teacher=flags.inner_teacher, teaches_all=flags.taught == "all"
-    )
-
-
-def _embedder(flags: VectorFlags) -> EmbedderSettings | None:
-    from secondpass.training.settings import EmbedderSettings
-
-    if flags.method not in ("reranker", "embedder", "colbert"):
-        raise ValueError(f"--as is {flags.method!r}; give reranker, embedder or colbert")
-    if flags.method != "embedder":
-        return None
-    return EmbedderSettings(
-        parts=tuple(part.strip() for part in flags.parts.split(",")),
-        temperature=flags.score_temperature or EmbedderSettings.temperature,
-        dimensions=() if flags.dimensions is None else _numbers("--dimensions", flags.dimensions),
-        in_batch=flags.in_batch or EmbedderSettings.in_batch,
-        self_distillation_from=flags.self_distillation_from,
-    )
-
-
-def _colbert(flags: VectorFlags) -> LateInteractionSettings | None:
-    from secondpass.training.settings import LateInteractionSettings
-
-    if flags.method != "colbert":
-        return None
-    return LateInteractionSettings(
-        in_batch=flags.in_batch or LateInteractionSettings.in_batch,
-        temperature=flags.score_temperature or LateInteractionSettings.temperature,
-    )
-
-
-def _compression(flags: Layers) -> CompressionSettings | None:
-    from secondpass.training.settings import CompressionSettings
-
-    if flags.compress_layers is None:
-        return None
-    return CompressionSettings(
-        layers=_numbers("--compress-layers", flags.compress_layers),
-        ratios=_numbers("--compress-ratios", flags.compress_ratios),
-        is_fixed=flags.compress_always,
-    )
-
-
-def _numbers(flag: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"{flag} is {text!r}; give numbers with commas between, as 8,16") from error
 
 
 def _data(

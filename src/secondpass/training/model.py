@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from secondpass.checkpoint.save import Naming, classifier_config
-from secondpass.checkpoint.weights import load_weights, read_tensors, rename
+from secondpass.checkpoint.weights import Change, load_weights, read_tensors, rename
 from secondpass.errors import UnknownModel
 from secondpass.models import decoder
 from secondpass.models.attention import pick_kernel, use_kernel
@@ -198,17 +198,7 @@ def _open_decoder(
     answer_ids = recipe.answer_ids(checkpoint.tokenizer) if recipe.answers else []
     with torch.device("meta"):
         net = CrossEncoder(config, recipe, answer_ids=answer_ids)
-    naming, adapted = Naming(renames=net.renames), change_of(checkpoint)
-    fresh = ["head.out.weight"] if is_raw else []
-
-    def changed(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
-        tensors = tensors if adapted is None else adapted(tensors)
-        if is_raw:
-            reads = net.backbone.config.reads
-            assert isinstance(reads, LogitConfig)
-            tensors = _with_layer_heads(tensors, net, reads, checkpoint.tokenizer.encode(RAW_ANSWER)[-1])
-        yield from naming.noted(tensors)
-
+    naming = Naming(renames=net.renames)
     load_weights(
         net,
         checkpoint.weight_files(),
@@ -216,21 +206,33 @@ def _open_decoder(
         ignored=net.ignored,
         dtype=dtype if is_low_rank else torch.float32,
         rows=net.rows,
-        change=changed,
+        change=_decoder_source(checkpoint, net, naming, is_raw=is_raw),
     )
     for parameter in net.parameters() if not is_low_rank else net.head.parameters():
         parameter.data = parameter.data.clone()
-    answers = net.rows.get("head.out.weight")
     return Trainable(
         checkpoint=checkpoint,
         model=net,
         config=config,
         naming=naming,
-        fresh=tuple(fresh),
+        fresh=("head.out.weight",) if is_raw else (),
         device=device,
         dtype=dtype,
-        answers=answers,
+        answers=net.rows.get("head.out.weight"),
     )
+
+
+def _decoder_source(checkpoint: Checkpoint, net: CrossEncoder, naming: Naming, *, is_raw: bool) -> Change:
+    """What is read: with its adapter, with new heads where the model is raw, and each name noted."""
+    adapted, reads = change_of(checkpoint), net.backbone.config.reads
+
+    def changed(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
+        tensors = tensors if adapted is None else adapted(tensors)
+        if is_raw and isinstance(reads, LogitConfig):
+            tensors = _with_layer_heads(tensors, net, reads, checkpoint.tokenizer.encode(RAW_ANSWER)[-1])
+        yield from naming.noted(tensors)
+
+    return changed
 
 
 # model_type of a raw language model -> what its config.json says once it has heads at its layers

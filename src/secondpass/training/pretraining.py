@@ -7,28 +7,23 @@ et al. 2022); Liu et al. 2023 add the bag of words. Losses are sums over tokens 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from secondpass.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from secondpass.checkpoint.save import Naming, save_model, write_tensors
 from secondpass.checkpoint.weights import read_tensors, rename
 from secondpass.engine.batches import memory_checked
-from secondpass.errors import UnknownModel
-from secondpass.models import build_backbone
 from secondpass.models.bert import RENAMES as BERT_RENAMES
-from secondpass.models.bert import Bert
-from secondpass.models.layers import ACTIVATIONS, LayerNorm, Linear
-from secondpass.models.modernbert import ModernBert
 from secondpass.packed import Packed, pack, plan
 from secondpass.text.families import saved_head
+from secondpass.training.auto_encoder import LAYER, WORD_HEADS, MaskedAutoEncoder, decoder_tensors, not_pretrainable
 from secondpass.training.learner import DEFAULT_LENGTH, Step
 from secondpass.training.masks import HiddenText, Masker
 from secondpass.training.model import Source, Tensors, Trainable, load_float32, make_ready
@@ -38,137 +33,6 @@ from secondpass.types import Row
 
 DECODER = "decoder.safetensors"  # beside the encoder, so that pre-training can go on from it
 CHUNK = 1 << 25  # logits that are held at once: tokens times vocabulary
-# The names of one layer of BERT, which the decoder is.
-_DECODER_NAMES = (
-    *(f"attention.self.{name}" for name in ("query", "key", "value")),
-    *(
-        "attention.output.dense",
-        "attention.output.LayerNorm",
-        "intermediate.dense",
-        "output.dense",
-        "output.LayerNorm",
-    ),
-)
-_LAYER = ("encoder.layer.0.", "backbone.layers.0.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordHead:
-    """How a family's file names the head that names words, and what that computes beside the tied matrix."""
-
-    dense: str
-    norm: str
-    bias: str
-
-    def renames(self) -> tuple[tuple[str, str], ...]:
-        parts = ((rf"{self.dense}\.(.*)", r"words.dense.\1"), (rf"{self.norm}\.(.*)", r"words.norm.\1"))
-        return (*parts, (self.bias.replace(".", r"\."), "words.bias"))
-
-    def name(self, ours: str) -> str:
-        module, _, kind = ours.removeprefix("words.").partition(".")
-        return self.bias if module == "bias" else f"{self.dense if module == 'dense' else self.norm}.{kind}"
-
-
-_ROBERTA = WordHead(dense="lm_head.dense", norm="lm_head.layer_norm", bias="lm_head.bias")
-# model_type -> head
-WORD_HEADS: Mapping[str, WordHead] = {
-    "bert": WordHead(
-        dense="cls.predictions.transform.dense",
-        norm="cls.predictions.transform.LayerNorm",
-        bias="cls.predictions.bias",
-    ),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "modernbert": WordHead(dense="head.dense", norm="head.norm", bias="decoder.bias"),
-}
-
-
-class Words(nn.Module):
-    """Names words: a dense layer, an activation and a norm before the word embeddings, which are tied, and a bias."""
-
-    def __init__(self, backbone: Bert | ModernBert) -> None:
-        super().__init__()
-        config = backbone.config
-        is_bert = isinstance(backbone, Bert)
-        has_bias = is_bert or getattr(config, "head_has_bias", False)
-        norm_has_bias = is_bert or getattr(config, "norm_has_bias", False)
-        self.dense = Linear(config.width, config.width, has_bias=has_bias)
-        self.norm = LayerNorm(config.width, epsilon=config.epsilon, has_bias=norm_has_bias)
-        self.bias = nn.Parameter(torch.zeros(config.num_words))
-        self._activation = ACTIVATIONS[config.activation if is_bert else "gelu"]
-
-    def forward(self, states: Tensor, matrix: Tensor) -> Tensor:
-        """Logits (M, V) of the states (M, C)."""
-        return F.linear(self.norm(self._activation(self.dense(states))), matrix, self.bias)
-
-
-class Rebuilder(nn.Module):
-    """The decoder: one post-norm layer whose queries know only the sentence vector and their place."""
-
-    def __init__(self, backbone: Bert | ModernBert) -> None:
-        super().__init__()
-        config = backbone.config
-        self._num_heads = config.width // config.head_width
-        self.qkv = Linear(config.width, 3 * config.width)
-        self.out = Linear(config.width, config.width)
-        self.attention_norm = LayerNorm(config.width, epsilon=config.epsilon)
-        self.up = Linear(config.width, config.mlp_width)
-        self.down = Linear(config.mlp_width, config.width)
-        self.mlp_norm = LayerNorm(config.width, epsilon=config.epsilon)
-        self._activation = config.activation if isinstance(backbone, Bert) else "gelu"
-
-    def forward(self, queries: Tensor, context: Tensor, visible: Tensor) -> Tensor:
-        """States (N, L, C) of queries over the context, both (N, L, C); each sees `visible` (N, L, L) of it."""
-        width = queries.shape[-1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        assert bias is not None
-        q = F.linear(queries, weight[:width], bias[:width])
-        k, v = F.linear(context, weight[width:], bias[width:]).chunk(2, dim=-1)
-        shape = (*queries.shape[:2], self._num_heads, -1)
-        q, k, v = (x.reshape(shape).transpose(1, 2) for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None]).transpose(1, 2).flatten(2)
-        x = self.attention_norm(self.out(mixed, residual=queries))
-        states: Tensor = self.mlp_norm(self.down(self.up(x, activation=self._activation), residual=x))
-        return states
-
-
-class MaskedAutoEncoder(nn.Module):
-    """An encoder, the head that names words, and the decoder; None without one."""
-
-    def __init__(self, config: Mapping[str, Any], *, has_decoder: bool) -> None:
-        super().__init__()
-        architecture = build_backbone(config)
-        backbone = architecture.backbone
-        if not isinstance(backbone, Bert | ModernBert):
-            raise _unknown(config)
-        self.backbone = backbone
-        self.words = Words(backbone)
-        self.decoder = Rebuilder(backbone) if has_decoder else None
-        self.renames = (*WORD_HEADS[str(config["model_type"])].renames(), *architecture.renames)
-
-    def queries(self, sentence: Tensor, batch: Packed, *, is_bare: bool) -> Tensor:
-        """What the decoder's tokens (T, C) know: the sentence vector of their row (N, C), and their place."""
-        spread = sentence[batch.rows]
-        if not isinstance(self.backbone, Bert):
-            return self.backbone.embed(batch, spread) + _waves(batch.positions, spread.shape[1])
-        if not is_bare:
-            return self.backbone.embed(batch, spread)
-        bare: Tensor = spread + self.backbone.position(self.backbone.positions(batch))
-        return bare
-
-    def context(self, sentence: Tensor, batch: Packed) -> Tensor:
-        """The words (T, C) as they enter the encoder, the sentence vector in the place of each first."""
-        words = self.backbone.embed(batch)
-        if not isinstance(self.backbone, Bert):
-            words = words + _waves(batch.positions, words.shape[1])
-        return words.index_copy(0, batch.first(), sentence.to(words.dtype))
-
-
-def _waves(positions: Tensor, width: int) -> Tensor:
-    """Fixed positions (T, C) for a model whose own are in its attention: Vaswani et al. 2017, section 3.5."""
-    rates = 10000.0 ** (-torch.arange(0, width, 2, device=positions.device) / width)
-    angles = positions[:, None] * rates
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :width]
 
 
 class _PretrainingSource(Source):
@@ -201,11 +65,6 @@ class _PretrainingSource(Source):
                 yield target, self._drawn(target, shape)
 
 
-def _unknown(config: Mapping[str, Any]) -> UnknownModel:
-    known = ", ".join(WORD_HEADS)
-    return UnknownModel(f"model_type {config.get('model_type')!r} cannot be pre-trained; {known} can")
-
-
 def open_pretraining(
     model: str | Path, settings: TrainingSettings, device: torch.device, dtype: torch.dtype
 ) -> Pretraining:
@@ -214,7 +73,7 @@ def open_pretraining(
     checkpoint = open_checkpoint(model)
     model_type = str(checkpoint.config.get("model_type"))
     if model_type not in WORD_HEADS:
-        raise _unknown(checkpoint.config)
+        raise not_pretrainable(checkpoint.config)
     with torch.device("meta"):
         net = MaskedAutoEncoder(checkpoint.config, has_decoder=settings.pretraining.decoder_weight > 0)
     source = _PretrainingSource(checkpoint, net, settings.seed)
@@ -245,26 +104,12 @@ def _read_decoder(net: MaskedAutoEncoder, file: Path) -> Naming:
         return naming
     parts: dict[str, dict[int, Tensor]] = {}
     for name, tensor in read_tensors([file]):
-        target, _, block = rename(_LAYER[0] + name, BERT_RENAMES).removeprefix(_LAYER[1]).partition("@")
+        target, _, block = rename(LAYER[0] + name, BERT_RENAMES).removeprefix(LAYER[1]).partition("@")
         parts.setdefault(target, {})[int(block or 0)] = tensor
-        naming.note(_LAYER[0] + name, tensor)
+        naming.note(LAYER[0] + name, tensor)
     joined = {name: torch.cat([blocks[index] for index in sorted(blocks)]) for name, blocks in parts.items()}
     net.decoder.load_state_dict({name: tensor.clone() for name, tensor in joined.items()})
     return naming
-
-
-def decoder_tensors(decoder: nn.Module) -> dict[str, Tensor]:
-    """The decoder under the names of one layer of BERT."""
-    found: dict[str, Tensor] = {}
-    tensors = dict(decoder.named_parameters())
-    for module in _DECODER_NAMES:
-        for kind in ("weight", "bias"):
-            target, _, block = (
-                rename(f"{_LAYER[0]}{module}.{kind}", BERT_RENAMES).removeprefix(_LAYER[1]).partition("@")
-            )
-            tensor = tensors[target]
-            found[f"{module}.{kind}"] = tensor.chunk(3)[int(block)] if block else tensor
-    return found
 
 
 class Pretraining:

@@ -244,6 +244,10 @@ class TrainingSettings:
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("measure", self.measure, MEASURES)
 
+    def rate(self, step: int, num_steps: int) -> float:
+        """The learning rate of step `step`, from 0."""
+        return self.learning_rate * factor(step, num_steps, schedule=self.schedule, warmup=self.warmup)
+
     @property
     def method(self) -> str:
         """What is trained."""

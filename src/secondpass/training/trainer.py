@@ -33,7 +33,7 @@ from secondpass.training.model import Trainable
 from secondpass.training.pretraining import Pretraining, open_pretraining
 from secondpass.training.processes import Processes, Stopping, open_processes
 from secondpass.training.reporting import CARD, Probe, RunLog, RunSummary, StepPace, card, described_run
-from secondpass.training.settings import FREE, TrainingSettings, factor
+from secondpass.training.settings import FREE, TrainingSettings
 from secondpass.types import Row
 
 Figures = Mapping[str, float]
@@ -107,10 +107,7 @@ class Trainer:
 
     def described(self) -> Iterator[str]:
         """Lines on what is about to happen."""
-        examples = self._data.examples if isinstance(self._data, Data) else ()
-        prompts = sum(example.prompt is not None for example in examples)
-        if prompts and not self.objective.reads_prompts:
-            yield f"not read: prompt ({prompts:,} lines); only decoders have one"
+        yield from _unread_prompts(self._data, self.objective)
         yield from described_run(
             self.trainable,
             self.settings,
@@ -148,16 +145,14 @@ class Trainer:
                     log.close()
             if step == self.num_steps:
                 self._finish()
-        return self._result(step)
-
-    def _result(self, step: int) -> TrainingResult:
         best = self._best()
+        start = self._history[0] if self._dev else {}
         return TrainingResult(
             folder=self.output,
             step=step,
             num_steps=self.num_steps,
-            start={name: value for name, value in self._history[0].items() if name != "step"} if self._dev else {},
-            best={name: value for name, value in best.items() if name != "step"},
+            start=_measured(start),
+            best=_measured(best),
             best_step=int(best.get("step", step)),
         )
 
@@ -171,7 +166,7 @@ class Trainer:
                 pace.restart()
             if step == self.num_steps:
                 return step
-            rate = self.settings.learning_rate * self._factor(step)
+            rate = self.settings.rate(step, self.num_steps)
             moved = self.learner.step(self._sampler.items(step), rate=rate, index=step, stopping=stopping)
             step += 1
             pace.add(moved.loss, moved.num_tokens)
@@ -185,9 +180,6 @@ class Trainer:
                 self._save(step)
             if moved.is_asked and step < self.num_steps:
                 return step
-
-    def _factor(self, step: int) -> float:
-        return factor(step, self.num_steps, schedule=self.settings.schedule, warmup=self.settings.warmup)
 
     def _is_due(self, step: int) -> bool:
         """Whether to measure now: at the start, at the end, and every so often; not twice at the same step."""
@@ -242,8 +234,8 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         if self.is_first:
-            facts = {"history": self._history}
-            save_state(self._folder, step, self.learner.parameters, self.learner.optimiser, facts)
+            learner, facts = self.learner, {"history": self._history}
+            save_state(self._folder, step, learner.parameters, learner.optimiser, facts)
         self._processes.wait()
 
     def _write_model(self) -> None:
@@ -271,6 +263,17 @@ class Trainer:
             for step in steps_in(self._folder):
                 shutil.rmtree(self._folder / f"step-{step:08d}", ignore_errors=True)
         self._processes.wait()
+
+
+def _unread_prompts(data: Data | Texts, objective: Objective[Any]) -> Iterator[str]:
+    examples = data.examples if isinstance(data, Data) else ()
+    count = sum(example.prompt is not None for example in examples)
+    if count and not objective.reads_prompts:
+        yield f"not read: prompt ({count:,} lines); only decoders have one"
+
+
+def _measured(figures: Figures) -> Figures:
+    return {name: value for name, value in figures.items() if name != "step"}
 
 
 def _opened(model: str | Path, settings: TrainingSettings, processes: Processes) -> Objective[Any]:
