@@ -8,6 +8,9 @@ program runs in a process of its own, and they take turns, so that a machine who
 figure to trust is the ratio. Tokenisation is part of every time. A program may have an environment of its own:
 
     --python "infinity torch=/path/to/its/bin/python"
+
+--limit adds a column: times the linear layers' arithmetic for these tokens, at the rate of bare bfloat16 products of
+the model's own shapes on all cores, measured between the turns of the same run (the median).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,6 +38,7 @@ from checkpoints import SHAPES, write_checkpoint
 EXPORTED = re.compile("onnx|openvino")
 BASE = "sentence-transformers float32"
 STOP_SECONDS = 10
+LIMIT_TOKENS = 2048
 TURN_SECONDS, MAX_CALLS = 0.5, 20
 QUERY = "which bridge is under the river in winter"
 WORDS = (
@@ -107,7 +112,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, **quiet}
 
 
-def measure(found: list[Process], texts: list[str], runs: int) -> dict[str, list[float]]:
+def measure(found: list[Process], texts: list[str], runs: int, limit: Limit | None = None) -> dict[str, list[float]]:
     """The seconds of a call of each rival in `runs` turns; a turn before them warms up.
 
     A turn is one call, or as many short ones as fill half a second, whose median counts: a process that just woke
@@ -116,6 +121,8 @@ def measure(found: list[Process], texts: list[str], runs: int) -> dict[str, list
     times: dict[str, list[float]] = {rival.name: [] for rival in found}
     for turn in range(runs + 1):
         for rival in found:
+            if limit is not None:
+                limit.measure()
             seconds = [rival.run(texts)]
             if turn:
                 seconds += [rival.run(texts) for _ in range(min(MAX_CALLS, int(TURN_SECONDS / seconds[0])))]
@@ -123,7 +130,38 @@ def measure(found: list[Process], texts: list[str], runs: int) -> dict[str, list
     return times
 
 
-def table(found: list[Process], count: int, times: dict[str, list[float]]) -> None:
+class Limit:
+    """The least seconds that the linear layers of a shape take on all cores, by bare products of their shapes."""
+
+    def __init__(self, shape: str) -> None:
+        import torch
+
+        from secondpass.engine.cpu.linear_onednn import OneDnnLinear
+
+        width, self._num_layers, _, mlp_width, *_ = SHAPES[shape]
+        sizes = ((width, 3 * width), (width, width), (width, mlp_width), (mlp_width, width))
+        self._products = [
+            (torch.randn(LIMIT_TOKENS, size_in).bfloat16(), OneDnnLinear(torch.randn(out, size_in).bfloat16(), None))
+            for size_in, out in sizes
+        ]
+        self._seconds: list[float] = []
+
+    def measure(self) -> None:
+        """One layer, once more; the first call warms up and does not count."""
+        for _ in range(2):
+            started = time.perf_counter()
+            for x, linear in self._products:
+                linear(x, None, None)
+            seconds = time.perf_counter() - started
+        self._seconds.append(seconds)
+
+    def seconds(self, texts: list[str]) -> float:
+        """For the tokens of these texts beside the query; all layers are counted in full."""
+        tokens = sum(len(text.split()) + len(QUERY.split()) + 3 for text in texts)
+        return statistics.median(self._seconds) / LIMIT_TOKENS * tokens * self._num_layers
+
+
+def table(found: list[Process], count: int, times: dict[str, list[float]], limit: float | None) -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     base = medians.get(BASE, max(medians.values()))
     for rival in found:
@@ -131,7 +169,8 @@ def table(found: list[Process], count: int, times: dict[str, list[float]]) -> No
         between = f"{min(spread):.3f} to {max(spread):.3f}"
         print(
             f"| {count} | {rival.name} | {seconds:.3f} | {between} | {base / seconds:.1f} "
-            f"| {rival.memory / 2**20:.0f} | {rival.load_seconds:.1f} |",
+            f"| {rival.memory / 2**20:.0f} | {rival.load_seconds:.1f} |"
+            + ("" if limit is None else f" {seconds / limit:.2f} |"),
             flush=True,
         )
 
@@ -160,6 +199,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=list(RIVALS), metavar="NAME")
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="a program's own Python")
+    parser.add_argument("--limit", action="store_true", help="measure bare products too, and show times the limit")
     options = parser.parse_args()
     pythons = dict(each.split("=", 1) for each in options.python)
     with tempfile.TemporaryDirectory() as folder:
@@ -169,10 +209,17 @@ def main() -> None:
         found = [rival for name in options.rivals if (rival := start(name, pythons, checkpoint))]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         print(f"{options.shape} shape, {processor()}, {cores} cores, {versions()}\n")
-        print("| passages | program | seconds | between | times sentence-transformers | peak MB | load s |")
-        print("|---|---|---|---|---|---|---|")
+        limit = Limit(options.shape) if options.limit else None
+        head, line = (
+            "| passages | program | seconds | between | times sentence-transformers | peak MB | load s |",
+            "|---" * 7,
+        )
+        print(head + (" times the limit |" if limit else ""))
+        print(line + ("|---|" if limit else "|"))
         for count in options.passages:
-            table(found, count, measure(found, passages(count), options.runs))
+            texts = passages(count)
+            times = measure(found, texts, options.runs, limit)
+            table(found, count, times, limit.seconds(texts) if limit else None)
         for rival in found:
             rival.stop()
 
