@@ -14,8 +14,10 @@ from typing import Annotated, Any, TypeVar
 import anyio
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field
+from starlette.routing import BaseRoute
 
 from secondpass.errors import SecondpassError
 from secondpass.reranker import Reranker
@@ -146,6 +148,16 @@ def make_server(tools: Tools) -> MCPServer[Any]:
     _add_rerank(server, tools)
     _add_memory(server, tools)
     return server
+
+
+def http_routes(server: MCPServer[Any]) -> list[BaseRoute]:
+    """The route /mcp for an application that checks hosts, origins and keys itself.
+
+    It has to be entered as `async with server.session_manager.run()` in the application's lifespan.
+    """
+    unchecked = TransportSecuritySettings(enable_dns_rebinding_protection=False)
+    app = server.streamable_http_app(stateless_http=True, json_response=True, transport_security=unchecked)
+    return list(app.routes)
 
 
 def _add_search(server: MCPServer[Any], tools: Tools) -> None:

@@ -21,7 +21,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     index = Index("notes", folder=place / "data", embedder="none", create=True)
     index.add(place / "notes")
     index.close()
-    with serving(keys=("key",), index="notes", index_folder=str(place / "data")) as found:
+    with serving(keys=("key",), index="notes", index_folder=str(place / "data"), mcp=True) as found:
         yield found
 
 
@@ -72,3 +72,20 @@ def test_bad_requests_are_refused_in_words(url: str, name: str, body: Any, said:
     answer = post(url, name, body)
     assert answer.status_code == 400
     assert said in answer.text
+
+
+def test_agents_find_it_at_mcp_with_the_key_alone(url: str) -> None:
+    anyio = pytest.importorskip("anyio")
+    mcp = pytest.importorskip("mcp")
+    http = pytest.importorskip("mcp.client.streamable_http")
+    httpx2 = pytest.importorskip("httpx2")
+
+    async def talk() -> None:
+        async with httpx2.AsyncClient(headers={"Authorization": "Bearer key"}, timeout=60) as client:
+            async with mcp.Client(http.streamable_http_client(f"{url}/mcp", http_client=client)) as agent:
+                found = await agent.call_tool("search", {"query": "how long do beans cook"})
+                assert found.structured_content["passages"][0]["line"] == 1
+
+    anyio.run(talk)
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    assert httpx.post(f"{url}/mcp", json=body).status_code == 401

@@ -52,6 +52,7 @@ class ServerFlags:
     index_folder: Annotated[str | None, typer.Option(envvar="SECONDPASS_INDEXES", help="Where indexes are kept.")] = (
         None
     )
+    mcp: Annotated[bool | None, typer.Option("--mcp", help="Serve tools for agents too, at /mcp.")] = None
     allow_model_changes: Annotated[
         bool | None, typer.Option("--allow-model-changes", help="Load and unload over /admin/models.")
     ] = None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from secondpass.errors import MissingExtra
 from secondpass.server.admin import admin_routes
 from secondpass.server.api import HttpApi
 from secondpass.server.batching import Batch
@@ -24,6 +25,9 @@ from secondpass.server.page import HEADERS, asset
 from secondpass.server.security import Gate, Guard, read_keys
 from secondpass.server.service import Service
 from secondpass.server.settings import PREFIX, Settings
+
+if TYPE_CHECKING:
+    from mcp.server.mcpserver import MCPServer
 
 
 def create_app(service: Service, settings: Settings | None = None, keys: tuple[str, ...] | None = None) -> Starlette:
@@ -38,10 +42,13 @@ def create_app(service: Service, settings: Settings | None = None, keys: tuple[s
 
     service.on_batch = on_batch
 
+    agents = _agent_server(settings) if settings.mcp else None
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await service.start()
-        yield
+        async with nullcontext() if agents is None else agents.session_manager.run():
+            yield
         service.close()
 
     api = HttpApi(service, settings, metrics)
@@ -50,6 +57,10 @@ def create_app(service: Service, settings: Settings | None = None, keys: tuple[s
     if settings.page:
         routes += [*_page_routes(), *_reference_routes(description)]
     routes += index_routes(settings)
+    if agents is not None:
+        from secondpass.mcp import http_routes
+
+        routes += http_routes(agents)
     if settings.allow_model_changes:
         routes += admin_routes(service, settings)
     guard = Guard(settings, keys)
@@ -59,6 +70,15 @@ def create_app(service: Service, settings: Settings | None = None, keys: tuple[s
     app.router.default, app.router.redirect_slashes = api, False
     app.state.service, app.state.metrics, app.state.guard = service, metrics, guard
     return app
+
+
+def _agent_server(settings: Settings) -> MCPServer[Any]:
+    """The MCP server over the index of the settings. Raises MissingExtra."""
+    try:
+        from secondpass.mcp import Tools, make_server
+    except ImportError as error:
+        raise MissingExtra("mcp", "mcp") from error
+    return make_server(Tools(index_name=settings.index or "default", folder=settings.index_folder))
 
 
 def _own_routes(service: Service, metrics: Metrics) -> list[BaseRoute]:

@@ -70,6 +70,7 @@ class Settings:
     local_files_only: bool = False
     index: str | None = None  # the name of an index to serve at /v1/index
     index_folder: str | None = None  # where indexes are kept; None: the user's data folder
+    mcp: bool = False  # search, memory and reranking as MCP tools at /mcp
 
     api_key_file: str | None = None  # one key a line; SECONDPASS_API_KEYS has them by commas
     admin_key_file: str | None = None  # keys for /admin; None: any key
