@@ -212,7 +212,7 @@ def test_the_description_has_every_address_and_nothing_from_outside(url: str) ->
     page = httpx.get(f"{url}/docs")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "<h2><code>POST /v2/rerank</code></h2>" in page.text
-    assert set(re.findall(r'(?:src|href)="([^"]*)"', page.text)) == {"page/page.css", "openapi.json"}
+    assert set(re.findall(r'(?:src|href)="([^"]*)"', page.text)) == {"page/page.css", "page/mark.svg", "openapi.json"}
     assert "<script" not in page.text
 
 

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from secondpass import __version__
 from secondpass.server.dialects import DIALECTS, Dialect, Route
+from secondpass.wire.apis import APIS
 
 REF = "#/components/schemas/"
 REFUSED = {
@@ -63,10 +64,23 @@ def reference(description: Mapping[str, Any]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>secondpass: API</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="page/mark.svg" type="image/svg+xml">'
         '<link rel="stylesheet" href="page/page.css"></head><body><main class="reference"><h1>API</h1>'
         f"<p>{escape(description['info']['description'])} "
-        '<a href="openapi.json">openapi.json</a></p>' + "".join(parts) + "</main></body></html>"
+        '<a href="openapi.json">openapi.json</a></p><p>Keys go into <code>Authorization: Bearer KEY</code>, '
+        "<code>X-API-Key</code> or <code>Api-Key</code>.</p>" + _clients() + "".join(parts) + "</main></body></html>"
     )
+
+
+def _clients() -> str:
+    """Whose clients find which address, and what their scores are."""
+    rows = "".join(
+        f"<tr><td>{escape(api.title)}</td><td><code>{escape(', '.join(api.served or (api.path,)))}</code></td>"
+        f"<td>{'both' if api.probability else escape(api.gives)}</td></tr>"
+        for api in APIS.values()
+    )
+    head = "<thead><tr><th>Clients of</th><th>Address</th><th>Score</th></tr></thead>"
+    return f"<table>{head}<tbody>{rows}</tbody></table>"
 
 
 def _by_path() -> dict[str, list[tuple[Dialect, Route]]]:
@@ -155,9 +169,20 @@ def _fields(operation: Mapping[str, Any], description: Mapping[str, Any]) -> str
         schema = description["components"]["schemas"].get(name, each)
         needed = set(schema.get("required", ()))
         rows = "".join(
-            f"<li><code>{escape(field)}</code>{' (needed)' if field in needed else ''}</li>"
-            for field in schema.get("properties", {})
+            f"<li><code>{escape(field)}</code>: {escape(_type(kind))}{' (needed)' if field in needed else ''}</li>"
+            for field, kind in schema.get("properties", {}).items()
         )
         words = escape(" ".join(schema.get("description", "").split()))
         parts.append(f"<h3>{escape(name or 'Body')}</h3><p>{words}</p><ul>{rows}</ul>")
     return "".join(parts)
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    """What a field is, in words."""
+    if "anyOf" in schema:
+        return " or ".join(_type(each) for each in schema["anyOf"] if each.get("type") != "null")
+    if "enum" in schema:
+        return " or ".join(map(repr, schema["enum"]))
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    return str(schema.get("type", schema.get("$ref", "any value").removeprefix(REF)))
