@@ -22,15 +22,24 @@ def open_engine(
     dtype: str = "auto",
     token_budget: int | None = None,
     score_cache: str | Path | None = None,
+    cuda_graphs: bool = False,
 ) -> ReopeningEngine:
     """The engine for a checkpoint; "auto" takes torch where there are weights and torch is installed.
 
-    score_cache is a file in which scores are kept, to be looked up before they are computed. Raises ValueError for
-    an unknown engine, MissingExtra where torch is needed and not there.
+    score_cache is a file in which scores are kept, to be looked up before they are computed. cuda_graphs: small
+    batches are replayed from recorded passes on a GPU. Raises ValueError for an unknown engine and for graphs that
+    the engine does not have, MissingExtra where torch is needed and not there.
     """
     if engine not in ("auto", *ENGINES):
         raise ValueError(f"engine is {engine!r}; give 'auto', {' or '.join(map(repr, ENGINES))}")
-    opens = ENGINES[_pick(checkpoint, device) if engine == "auto" else engine]
+    name = _pick(checkpoint, device) if engine == "auto" else engine
+    opens = ENGINES[name]
+    if cuda_graphs:
+        if name != "torch":
+            raise ValueError(
+                f"cuda_graphs are the torch engine's; this checkpoint runs on {name}, give engine='torch'"
+            )
+        opens = partial(_open_torch, cuda_graphs=True)
 
     def opened() -> Engine:
         plain = opens(checkpoint, device, dtype, token_budget)
@@ -87,11 +96,13 @@ def _pick(checkpoint: Checkpoint, device: str) -> str:
     return "torch" if checkpoint.graph() is None else "openvino"
 
 
-def _open_torch(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:
+def _open_torch(
+    checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None, *, cuda_graphs: bool = False
+) -> Engine:
     _check_torch()
     from secondpass.engine.torch import TorchEngine
 
-    return TorchEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)
+    return TorchEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget, cuda_graphs=cuda_graphs)
 
 
 def _open_openvino(checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None) -> Engine:

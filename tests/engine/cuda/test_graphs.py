@@ -17,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from secondpass import Reranker
+from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.engine.batches import Budget, in_batches
 from secondpass.engine.cuda import graphs as module
 from secondpass.engine.cuda.graphs import Bucket, Graphs, is_alike, obstacle_of, open_graphs
+from secondpass.engine.open import open_engine
 from secondpass.models.attention import use_kernel, varlen
 from secondpass.models.attention.cpu_bf16 import attend_cpu_bf16
 from secondpass.models.attention.reference import Kernel
@@ -324,6 +326,18 @@ def test_what_goes_row_by_row_in_spite_of_the_kernel_is_not_recorded() -> None:
         found = [graphs.scores([Row([5] * 20, (4, 20))]) for _ in range(3)]
     assert found == [None, None, None]
     assert not recorder.tapes and "cannot be recorded" in graphs.reason
+
+
+def test_graphs_are_asked_for_when_an_engine_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(folder)
+    asked: list[Kernel] = []
+    monkeypatch.setattr("secondpass.engine.torch.open_graphs", lambda model, kernel, *_: asked.append(kernel))
+    open_engine(checkpoint, engine="torch", device="cpu", dtype="float32")
+    assert not asked
+    open_engine(checkpoint, engine="torch", device="cpu", dtype="float32", cuda_graphs=True)
+    assert asked == [attend_sdpa]
+    with pytest.raises(ValueError, match=r"cuda_graphs are the torch engine's"):
+        open_engine(checkpoint, engine="openvino", cuda_graphs=True)
 
 
 def test_nothing_is_recorded_unless_it_is_asked_for(folder: Path) -> None:
