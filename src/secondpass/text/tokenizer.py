@@ -91,6 +91,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_unlock_all)
 
 
+# What letters become that a vocabulary has not: no frame is made of it.
+_UNKNOWN = ("[UNK]", "<unk>")
 MAX_FILE = 512 << 20  # bytes of a tokenizer; Gemma's, of 256,000 words, has 34 MB
 # transformers writes this where no limit is known
 _NO_LIMIT = int(1e30)
@@ -166,6 +168,25 @@ class Tokenizer:
             ids += self.encode(part) if found is None else [found]
         return ids
 
+    def _in_letters(self, ids: list[int]) -> list[int]:
+        """A SentencePiece vocabulary has special tokens among its pieces, so a text can still spell them."""
+        if self._spelled.keys().isdisjoint(ids):
+            return ids
+        return [letter for token in ids for letter in self._spelled.get(token, (token,))]
+
+    @cached_property
+    def _spelled(self) -> dict[int, list[int]]:
+        """The letters of each special token's name, as ids; none where special tokens are parsed."""
+        if not self._inner.encode_special_tokens:
+            return {}
+        found = self._inner.get_added_tokens_decoder().items()
+        special = {key: token.content for key, token in found if token.special and token.content not in _UNKNOWN}
+        letters = {
+            key: [i for letter in name for i in self._inner.encode(letter, add_special_tokens=False).ids]
+            for key, name in special.items()
+        }
+        return {key: [i for i in ids if i not in special] for key, ids in letters.items()}
+
     @cached_property
     def _special(self) -> re.Pattern[str]:
         tokens = self._inner.get_added_tokens_decoder().values()
@@ -175,7 +196,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         with _library_errors():
             ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._in_letters(ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text; those of texts that were read before are remembered, up to a bound."""
@@ -184,13 +205,20 @@ class Tokenizer:
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         with _library_errors():
             encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [self._in_letters(encoding.ids) for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and for each the (start, end) range of characters that it came from."""
         with _library_errors():
             encoding = self._inner.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+        if self._spelled.keys().isdisjoint(encoding.ids):
+            return encoding.ids, encoding.offsets
+        offsets = [
+            offset
+            for token, offset in zip(encoding.ids, encoding.offsets, strict=True)
+            for _ in self._spelled.get(token, (token,))
+        ]
+        return self._in_letters(encoding.ids), offsets
 
     def encode_with_words(self, text: str) -> tuple[list[int], list[int | None]]:
         """Ids, and for each the word that it is a piece of, by the tokenizer's own borders; None for no word."""
