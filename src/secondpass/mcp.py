@@ -37,7 +37,7 @@ _DELETING = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempot
 Result = TypeVar("Result")
 
 
-class Passage(BaseModel):
+class FoundPassage(BaseModel):
     """What was found: text, where it stands, and how likely it answers (0 to 1)."""
 
     id: int
@@ -50,7 +50,7 @@ class Passage(BaseModel):
 
 
 class Found(BaseModel):
-    passages: list[Passage]
+    passages: list[FoundPassage]
 
 
 class Shown(BaseModel):
@@ -64,7 +64,7 @@ class Shown(BaseModel):
     text: str
 
 
-class Scored(BaseModel):
+class RankedPassage(BaseModel):
     index: int
     probability: float
     score: float
@@ -72,7 +72,7 @@ class Scored(BaseModel):
 
 
 class Reranked(BaseModel):
-    passages: list[Scored]
+    passages: list[RankedPassage]
 
 
 class Fact(BaseModel):
@@ -94,7 +94,7 @@ class Forgotten(BaseModel):
     id: int
 
 
-class State(BaseModel):
+class IndexState(BaseModel):
     index: str
     indexes: list[str]
     files: int
@@ -187,7 +187,7 @@ def _add_search(server: MCPServer[Any], tools: Tools) -> None:
         return await tools.call(lambda: _around(tools.index, id, around))
 
     @server.tool(annotations=_READING)
-    async def status() -> State:
+    async def status() -> IndexState:
         """What is indexed and remembered."""
         return await tools.call(lambda: _state(tools))
 
@@ -204,7 +204,7 @@ def _add_rerank(server: MCPServer[Any], tools: Tools) -> None:
             raise ToolError("every document is empty; pass at least one with text")
         ranking = await tools.call(lambda: tools.open_reranker().rank(query, documents, top_n=top_n))
         found = [
-            Scored(index=hit.index, probability=hit.probability, score=hit.score, text=hit.document.text)
+            RankedPassage(index=hit.index, probability=hit.probability, score=hit.score, text=hit.document.text)
             for hit in ranking
         ]
         return Reranked(passages=found)
@@ -236,9 +236,9 @@ def _add_memory(server: MCPServer[Any], tools: Tools) -> None:
         return Forgotten(id=id)
 
 
-def _passage(hit: Hit) -> Passage:
+def _passage(hit: Hit) -> FoundPassage:
     fields = hit.document.fields
-    return Passage(
+    return FoundPassage(
         id=hit.index,
         probability=hit.probability if hit.is_scored else 0.0,
         file=fields["path"],
@@ -278,13 +278,13 @@ def _facts(ranking: Ranking) -> Facts:
     )
 
 
-def _state(tools: Tools) -> State:
+def _state(tools: Tools) -> IndexState:
     names = [name for name in index_names(tools.folder) if name != tools.memory.index.name]
     facts = tools.memory.index.status().chunks
     if tools.index_name not in names:
-        return State(index=tools.index_name, indexes=names, files=0, chunks=0, embedder="", facts=facts)
+        return IndexState(index=tools.index_name, indexes=names, files=0, chunks=0, embedder="", facts=facts)
     found = tools.index.status()
-    return State(
+    return IndexState(
         index=found.name,
         indexes=names,
         files=found.files,

@@ -199,10 +199,10 @@ def test_another_process_sees_what_was_written_and_the_copy_of_the_codes_is_only
 def test_codes_are_the_same_after_they_were_saved(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((70, 12)).astype(np.float16)
     made = codes.Codes.of(np.arange(70), rows)
-    codes.save(tmp_path / "v", made, codes.State(3, 4))
+    codes.save(tmp_path / "v", made, codes.Version(3, 4))
     loaded = codes.load(tmp_path / "v")
     assert loaded is not None
-    assert loaded[1] == codes.State(3, 4)
+    assert loaded[1] == codes.Version(3, 4)
     for name in ("ids", "codes", "scales"):
         assert np.array_equal(getattr(loaded[0], name), getattr(made, name))
     assert set(os.listdir(tmp_path)) == {"v"}

@@ -16,7 +16,7 @@ from secondpass.errors import MissingExtra, WrongUse
 
 if TYPE_CHECKING:
     from secondpass.search.index import Index
-    from secondpass.search.indexing import Report
+    from secondpass.search.indexing import IndexReport
 
 MAX_FAILURES_SHOWN = 5
 DEBOUNCE_MS = 1500  # after a change, so that what an editor writes in several steps is read once
@@ -126,7 +126,7 @@ def remove(
     sys.stderr.write(f"the index {index.name} is gone\n")
 
 
-def _show(index: Index, report: Report, *, is_json: bool) -> None:
+def _show(index: Index, report: IndexReport, *, is_json: bool) -> None:
     if is_json:
         output.as_json({"status": asdict(index.status()), "report": asdict(report)})
         return

@@ -25,8 +25,8 @@ from secondpass.evaluation.significance import Difference, difference
 from secondpass.retrieval.fusion import FUSIONS
 from secondpass.retrieval.vectors import Encoder
 from secondpass.search.features import digest_of, entities_of
-from secondpass.search.indexing import Indexing, Report
-from secondpass.search.pipeline import Pipeline, Question, Reader
+from secondpass.search.indexing import Indexing, IndexReport
+from secondpass.search.pipeline import PairReader, Pipeline, Question
 from secondpass.search.stores.sqlite import SqliteStore
 from secondpass.search.stores.store import Change, Chunk, File, Filter
 from secondpass.types import Progress, Ranking
@@ -85,7 +85,7 @@ def measure_pipeline(
     timed: TimedSet,
     *,
     encoder: Encoder | None,
-    reranker: Reader | None,
+    reranker: PairReader | None,
     options: Question,
     cognitive: Cognitive,
     progress: Progress | None = None,
@@ -147,7 +147,7 @@ def _stages(pipeline: Pipeline, asked: Question, now: float | None, cognitive: C
 class _Kept:
     """A reranker that keeps its last ranking, since the stages after it ask for the same one."""
 
-    reranker: Reader
+    reranker: PairReader
     asked: tuple[str, tuple[str, ...]] = ("", ())
     ranking: Ranking | None = None
 
@@ -178,7 +178,7 @@ def _fill(store: SqliteStore, timed: TimedSet, encoder: Encoder | None) -> dict[
     ]
     for start in range(0, len(changes), 1000):
         store.write(changes[start : start + 1000])
-    Indexing(store=store, encoder=encoder).fill(Report())
+    Indexing(store=store, encoder=encoder).fill(IndexReport())
     store.finish()
     ids = range(1, len(documents) + 1)
     return dict(zip(ids, documents, strict=True))

@@ -20,7 +20,7 @@ from io import BytesIO
 from pathlib import Path
 
 from secondpass.errors import InputError, MissingExtra
-from secondpass.search.readers import MAX_UNZIPPED, Page, decoded, html_page
+from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page
 
 MAX_SECONDS = 60.0
 MAX_MEMORY = 2 << 30  # bytes of address space

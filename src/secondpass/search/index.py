@@ -16,8 +16,8 @@ from typing import Any
 from secondpass.cognitive import Cognitive, seconds_of
 from secondpass.errors import CheckpointError, MissingExtra, SecondpassError, StoreError
 from secondpass.retrieval.vectors import Encoder
-from secondpass.search.indexing import Indexing, Report
-from secondpass.search.pipeline import Pipeline, Question, Reader, figures_of, winning_sentence
+from secondpass.search.indexing import Indexing, IndexReport
+from secondpass.search.pipeline import PairReader, Pipeline, Question, figures_of, winning_sentence
 from secondpass.search.stores.sqlite import SqliteStore
 from secondpass.search.stores.store import KINDS, Event, Filter, Stored
 from secondpass.types import Hit, Progress, Ranking
@@ -30,7 +30,7 @@ _FOREIGN = re.compile("[\u0370-\u1fff\u2e80-\ud7af\uf900-\ufaff]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
+class IndexStatus:
     """What is in an index, and what it is searched with."""
 
     name: str
@@ -75,7 +75,7 @@ class Index:
         *,
         folder: str | Path | None = None,
         embedder: str | Encoder | None = None,
-        reranker: str | Reader | None = "default",
+        reranker: str | PairReader | None = "default",
         create: bool = False,
     ) -> None:
         if not _NAME.fullmatch(name):
@@ -88,9 +88,9 @@ class Index:
         self.store = SqliteStore(self.file)
         self._asked_embedder = embedder
         self._reranker = reranker
-        self._opened: dict[str, Reader | None] = {}
+        self._opened: dict[str, PairReader | None] = {}
 
-    def add(self, *paths: str | Path, progress: Progress | None = None) -> Report:
+    def add(self, *paths: str | Path, progress: Progress | None = None) -> IndexReport:
         """Index files and folders, and remember them for `update`. What is there already is only brought up to date.
 
         Raises StoreError for a path that is not there.
@@ -104,7 +104,7 @@ class Index:
         self.store.set_meta({"roots": json.dumps([*known, *(str(root) for root in roots if str(root) not in known)])})
         return Indexing(store=self.store, encoder=encoder).update(roots, progress=progress)
 
-    def update(self, *, progress: Progress | None = None) -> Report:
+    def update(self, *, progress: Progress | None = None) -> IndexReport:
         """Bring the index up to what now lies at all its paths."""
         return Indexing(store=self.store, encoder=self.encoder).update(
             [Path(root) for root in self.roots], progress=progress
@@ -195,10 +195,10 @@ class Index:
         text = hit.document.text
         return (0, len(text)) if reranker is None else winning_sentence(reranker, query, text)
 
-    def status(self) -> Status:
+    def status(self) -> IndexStatus:
         counts = asdict(self.store.counts())
         embedder = self.store.meta("embedder") or "not chosen yet"
-        return Status(name=self.name, file=str(self.file), embedder=embedder, roots=tuple(self.roots), **counts)
+        return IndexStatus(name=self.name, file=str(self.file), embedder=embedder, roots=tuple(self.roots), **counts)
 
     def close(self) -> None:
         self.store.close()
@@ -235,7 +235,7 @@ class Index:
                 self.store.drop_vectors()
         return encoder
 
-    def reranker_for(self, query: str) -> Reader | None:
+    def reranker_for(self, query: str) -> PairReader | None:
         """What reads the query's script: the embedded model reads English, the multilingual one the others."""
         if self._reranker is None or not isinstance(self._reranker, str):
             return self._reranker
@@ -247,7 +247,7 @@ class Index:
         return self._opened[name]
 
 
-def _reranker(name: str, *, is_needed: bool) -> Reader | None:
+def _reranker(name: str, *, is_needed: bool) -> PairReader | None:
     from secondpass.reranker import Reranker
 
     try:

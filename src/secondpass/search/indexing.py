@@ -21,7 +21,8 @@ from secondpass.retrieval.vectors import Encoder
 from secondpass.search.chunking import chunks, lines_of
 from secondpass.search.features import digest_of, entities_of, near_duplicates, similarity_of
 from secondpass.search.folder import files_in
-from secondpass.search.readers import Page, read
+from secondpass.search.pages import Page
+from secondpass.search.readers import read
 from secondpass.search.stores.store import Change, Chunk, File, Store, Vectors
 from secondpass.types import Progress
 
@@ -30,7 +31,7 @@ EMBEDDED = 64  # chunks that an embedder gets at a time
 
 
 @dataclass(kw_only=True)
-class Report:
+class IndexReport:
     """What indexing did, in files; failed says why. chunks are those that are new, embedded those that needed it."""
 
     added: int = 0
@@ -51,10 +52,10 @@ class Indexing:
     store: Store
     encoder: Encoder | None = None
 
-    def update(self, roots: Sequence[Path], *, progress: Progress | None = None) -> Report:
+    def update(self, roots: Sequence[Path], *, progress: Progress | None = None) -> IndexReport:
         """Bring the store up to what lies at the roots: files and folders. Those that went are forgotten."""
         started = time.perf_counter()
-        report, known = Report(), self.store.files()
+        report, known = IndexReport(), self.store.files()
         there = {str(file): root for root in roots for file in files_in(root)}
         ours = {path for path, file in known.items() if file.root in set(map(str, roots))}
         gone = sorted(ours - there.keys())
@@ -73,10 +74,10 @@ class Indexing:
 
     def add(self, file: File, made: Sequence[Chunk]) -> None:
         """Put chunks that are of no file into the store, under the file's path."""
-        self._commit([Change(file=file, chunks=made)], Report())
+        self._commit([Change(file=file, chunks=made)], IndexReport())
 
     def _changed(
-        self, there: dict[str, Path], known: dict[str, File], report: Report
+        self, there: dict[str, Path], known: dict[str, File], report: IndexReport
     ) -> list[tuple[Path, Path, File | None]]:
         """The files that are new, or not as they were by size, time and then content."""
         found: list[tuple[Path, Path, File | None]] = []
@@ -93,7 +94,7 @@ class Indexing:
         return found
 
     def _changes(
-        self, asked: Sequence[tuple[Path, Path, File | None]], report: Report, progress: Progress | None
+        self, asked: Sequence[tuple[Path, Path, File | None]], report: IndexReport, progress: Progress | None
     ) -> Iterator[Change]:
         for done, (path, root, before) in enumerate(asked):
             if progress is not None:
@@ -112,13 +113,13 @@ class Indexing:
         if progress is not None and asked:
             progress(len(asked), len(asked))
 
-    def _commit(self, changes: Sequence[Change], report: Report) -> None:
+    def _commit(self, changes: Sequence[Change], report: IndexReport) -> None:
         made = [chunk for change in changes for chunk in change.chunks]
         vectors = self._vectors(made, report)
         self.store.write([Change(file=each.file, chunks=each.chunks, vectors=vectors) for each in changes])
         report.chunks += len(made)
 
-    def _vectors(self, made: Sequence[Chunk], report: Report) -> dict[bytes, Vectors]:
+    def _vectors(self, made: Sequence[Chunk], report: IndexReport) -> dict[bytes, Vectors]:
         """Unit vectors of the chunks by their digests; those of chunks that are in the store are not made again.
 
         Of a file with very many chunks only those: the others follow in `fill`, with a commit every so often.
@@ -136,7 +137,7 @@ class Indexing:
         report.embedded += len(missing)
         return known
 
-    def fill(self, report: Report, progress: Progress | None = None) -> None:
+    def fill(self, report: IndexReport, progress: Progress | None = None) -> None:
         """Vectors for chunks that have none, as after the embedder was changed."""
         if self.encoder is None:
             return

@@ -17,7 +17,7 @@ from secondpass.retrieval.words import terms
 from secondpass.search.features import digest_of, entities_of, similarity_of
 from secondpass.search.index import Index
 from secondpass.search.indexing import Indexing
-from secondpass.search.pipeline import Question, Reader
+from secondpass.search.pipeline import PairReader, Question
 from secondpass.search.stores.store import Chunk, Event, File, Filter, Stored
 from secondpass.types import Ranking
 
@@ -40,7 +40,7 @@ class Memory:
         namespace: str = "default",
         folder: str | Path | None = None,
         embedder: str | Encoder | None = None,
-        reranker: str | Reader | None = "default",
+        reranker: str | PairReader | None = "default",
     ) -> None:
         self.namespace = namespace
         self.index = Index(name, folder=folder, embedder=embedder, reranker=reranker, create=True)

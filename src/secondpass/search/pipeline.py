@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from secondpass.calibration import sigmoid
 from secondpass.cognitive import Cognitive, Signals, Weighed, order, seconds_of, signals_of, weigh
 from secondpass.colbert.maxsim import unit
 from secondpass.retrieval.fusion import FUSIONS, Fused
@@ -23,7 +24,7 @@ MMR_BALANCE = 0.7  # of relevance against likeness to what stands above; Carbone
 DIVERSITIES = ("mmr", "file")
 
 
-class Reader(Protocol):
+class PairReader(Protocol):
     """What reads the question and each candidate together, as `Reranker` does."""
 
     def rank(
@@ -70,7 +71,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class PooledChunk:
     """A chunk on its way: what found it, its scores so far, and the copies of it that were left out."""
 
     stored: Stored
@@ -88,7 +89,7 @@ class Pipeline:
 
     store: Store
     encoder: Encoder | None
-    open_reranker: Callable[[str], Reader | None]
+    open_reranker: Callable[[str], PairReader | None]
 
     def search(self, question: Question) -> Ranking:
         """The best chunks. No words and no embedder, or nothing alike, give an empty ranking."""
@@ -116,20 +117,20 @@ class Pipeline:
             runs["dense"] = self.store.search_vectors(vector, question.depth, question.only)
         return runs
 
-    def candidates(self, fused: Sequence[Fused], count: int) -> list[Candidate]:
+    def candidates(self, fused: Sequence[Fused], count: int) -> list[PooledChunk]:
         """The first of the fused with their texts; near-duplicates of a better one are kept with it as copies."""
         by_id = {each.index: each for each in fused}
-        found: list[Candidate] = []
+        found: list[PooledChunk] = []
         for stored in self.store.fetch([each.index for each in fused[: 2 * count]]):
             at = _same(stored, found)
             if at is not None:
                 found[at] = replace(found[at], copies=(*found[at].copies, stored))
             elif len(found) < count:
-                found.append(Candidate(stored=stored, fused=by_id[stored.id]))
+                found.append(PooledChunk(stored=stored, fused=by_id[stored.id]))
         return found
 
 
-def winning_sentence(reranker: Reader, query: str, text: str) -> tuple[int, int]:
+def winning_sentence(reranker: PairReader, query: str, text: str) -> tuple[int, int]:
     """The range of characters of the sentence that the reranker likes best; all of a text with one sentence."""
     from secondpass.search.chunking import sentences
 
@@ -187,7 +188,7 @@ def figures_of(store: Store, ranking: Ranking, now: float) -> list[dict[str, flo
 _SIGNALS = ("confidence", "supports", "contradictions", "importance", "subject")
 
 
-def _same(stored: Stored, found: Sequence[Candidate]) -> int | None:
+def _same(stored: Stored, found: Sequence[PooledChunk]) -> int | None:
     """The index of a candidate that says nearly the same."""
     if not found or not stored.chunk.similarity:
         return None
@@ -198,8 +199,8 @@ def _same(stored: Stored, found: Sequence[Candidate]) -> int | None:
 
 
 def _reranked(
-    reranker: Reader, query: str, pool: Sequence[Candidate], budget_ms: float | None
-) -> tuple[list[Candidate], Usage]:
+    reranker: PairReader, query: str, pool: Sequence[PooledChunk], budget_ms: float | None
+) -> tuple[list[PooledChunk], Usage]:
     ranking = reranker.rank(
         query,
         [each.stored.chunk.passage for each in pool],
@@ -213,7 +214,7 @@ def _reranked(
     return ordered, ranking.usage
 
 
-def _weighed(pool: list[Candidate], question: Question, store: Store) -> list[Candidate]:
+def _weighed(pool: list[PooledChunk], question: Question, store: Store) -> list[PooledChunk]:
     """The scored candidates with cognitive evidence, in its order; the unscored follow."""
     scored = [each for each in pool if each.is_scored]
     if question.cognitive is None or not scored:
@@ -227,8 +228,7 @@ def _weighed(pool: list[Candidate], question: Question, store: Store) -> list[Ca
     logits = [_logit(each.probability) for each in scored]
     weighed = weigh(settings, logits, signals, query=question.text, now=now)
     ordered = [
-        replace(scored[at], weighed=weighed[at], probability=1 / (1 + math.exp(-weighed[at].logit)))
-        for at in order(weighed)
+        replace(scored[at], weighed=weighed[at], probability=sigmoid(weighed[at].logit)) for at in order(weighed)
     ]
     return ordered + [each for each in pool if not each.is_scored]
 
@@ -238,14 +238,14 @@ def _logit(probability: float) -> float:
     return math.log(bounded / (1 - bounded))
 
 
-def _diverse(pool: list[Candidate], question: Question) -> list[Candidate]:
+def _diverse(pool: list[PooledChunk], question: Question) -> list[PooledChunk]:
     if question.diversity == "file":
         first = {each.stored.path: each for each in reversed(pool)}
         return [each for each in pool if first[each.stored.path] is each]
     return _mmr(pool, question.top_n) if question.diversity == "mmr" else pool
 
 
-def _mmr(pool: Sequence[Candidate], count: int) -> list[Candidate]:
+def _mmr(pool: Sequence[PooledChunk], count: int) -> list[PooledChunk]:
     """Each next one is relevant and unlike those above, by the share of words in common."""
     words = [set(terms(each.stored.chunk.text)) for each in pool]
     worth = [_relevance(each) for each in pool]
@@ -257,7 +257,7 @@ def _mmr(pool: Sequence[Candidate], count: int) -> list[Candidate]:
     return [pool[at] for at in chosen]
 
 
-def _relevance(candidate: Candidate) -> float:
+def _relevance(candidate: PooledChunk) -> float:
     return candidate.probability if candidate.is_scored else candidate.fused.score
 
 
@@ -266,7 +266,7 @@ def _likeness(words: Sequence[set[str]], at: int, chosen: Sequence[int]) -> floa
     return max(shares, default=0.0)
 
 
-def _hit(candidate: Candidate, rank: int, question: Question) -> Hit:
+def _hit(candidate: PooledChunk, rank: int, question: Question) -> Hit:
     parts: dict[str, float | int | str] = {}
     if question.explain:
         parts |= _stages(candidate.fused)

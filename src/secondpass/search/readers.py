@@ -6,19 +6,18 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 from secondpass.data.files import records
 from secondpass.data.files import suffix as suffix_of
 from secondpass.errors import InputError
+from secondpass.search import formats
+from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page
 
 MAX_BYTES = 50_000_000  # of a file that is read whole
-MAX_UNZIPPED = 200_000_000
 _DATE_IN_NAME = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_.]?([01]\d)[-_.]?([0-3]\d)(?!\d)")
 _TIMES = ("created", "timestamp", "date", "time")  # fields of records and front matter, the first that is there
 _TEXTS = ("text", "contents", "body")
@@ -30,22 +29,7 @@ PLAIN = ".txt .text .log .csv .tsv .rst .org .tex .adoc .toml .yaml .yml .ini .c
 MARKDOWN = (".md", ".markdown", ".mdx", ".qmd")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Page:
-    """A text that is cut into chunks: its kind (see chunking.SECTIONS), its title, and what is known of it.
-
-    first_line is the line of the file where the text begins. created is in seconds since 1970.
-    """
-
-    text: str
-    kind: str = "plain"
-    title: str = ""
-    created: float | None = None
-    first_line: int = 1
-    fields: Mapping[str, Any] = field(default_factory=dict)
-
-
-Reader = Callable[[Path], Iterator[Page]]
+Reader = Callable[[Path], Iterable[Page]]
 
 
 def read(file: Path) -> list[Page]:
@@ -68,17 +52,6 @@ def text_of(file: Path) -> str:
     return decoded(_unzipped(file), str(file))
 
 
-def decoded(data: bytes, name: str) -> str:
-    """Text of bytes, with \\n at the end of lines. Raises InputError for what is no text."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = data.decode("utf-16", "replace")
-    elif b"\0" in data[:8192]:
-        raise InputError(f"{name}: is a binary file; text is needed")
-    else:
-        text = _in_known_encoding(data)
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
 def _unzipped(file: Path) -> bytes:
     data = file.read_bytes()
     if not data.startswith(b"\x1f\x8b"):
@@ -91,19 +64,6 @@ def _unzipped(file: Path) -> bytes:
     if len(data) > MAX_UNZIPPED:
         raise InputError(f"{file}: is more than {MAX_UNZIPPED / 1e6:.0f} MB when unpacked")
     return data
-
-
-def _in_known_encoding(data: bytes) -> str:
-    for encoding in ("utf-8", "gb18030"):
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        han = sum("\u4e00" <= character <= "\u9fff" for character in text[:20000])
-        others = sum(character > "\u007f" for character in text[:20000])
-        if encoding == "utf-8" or 2 * han > others:  # some other text is valid GB 18030 by accident
-            return text
-    return data.decode("cp1252", "replace")
 
 
 def _read_plain(file: Path) -> Iterator[Page]:
@@ -126,14 +86,6 @@ def _read_markdown(file: Path) -> Iterator[Page]:
 
 def _read_html(file: Path) -> Iterator[Page]:
     yield html_page(text_of(file), _date_in_name(file))
-
-
-def html_page(html: str, created: float | None = None) -> Page:
-    """HTML as Markdown-like text: headings with #, list items with -, without scripts, styles and navigation."""
-    parser = _Html()
-    parser.feed(html)
-    parser.close()
-    return Page(text=parser.markdown(), kind="markdown", title=parser.title.strip(), created=created)
 
 
 def _read_records(file: Path) -> Iterator[Page]:
@@ -212,63 +164,11 @@ def _date_in_name(file: Path) -> float | None:
         return None
 
 
-class _Html(HTMLParser):
-    """Collects the text of HTML, which need not be whole or valid."""
-
-    _SKIPPED = frozenset("script style noscript template svg nav footer form iframe object".split())
-    _BLOCKS = frozenset("p div section article main table tr ul ol dl dt dd blockquote pre header figure".split())
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.title = ""
-        self._text: list[str] = []
-        self._skipped: list[str] = []
-        self._is_title = self._is_pre = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in self._SKIPPED:
-            self._skipped.append(tag)
-        elif re.fullmatch("h[1-6]", tag):
-            self._text.append(f"\n\n{'#' * int(tag[1])} ")
-        elif tag == "li":
-            self._text.append("\n- ")
-        elif tag in self._BLOCKS or tag == "br":
-            self._text.append("\n" if tag in ("br", "tr") else "\n\n")
-        elif tag in ("td", "th"):
-            self._text.append(" | ")
-        self._is_title = self._is_title or tag == "title"
-        self._is_pre = self._is_pre or tag == "pre"
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self._skipped:
-            del self._skipped[self._skipped.index(tag) :]
-        elif tag in self._BLOCKS or re.fullmatch("h[1-6]", tag):
-            self._text.append("\n\n")
-        self._is_title = self._is_title and tag != "title"
-        self._is_pre = self._is_pre and tag != "pre"
-
-    def handle_data(self, data: str) -> None:
-        if self._is_title:
-            self.title += data
-        elif not self._skipped:
-            self._text.append(data if self._is_pre else re.sub(r"\s+", " ", data))
-
-    def markdown(self) -> str:
-        text = re.sub(r"[ \t]*\n[ \t]*", "\n", "".join(self._text))
-        return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def _read_format(file: Path) -> Iterator[Page]:
-    from secondpass.search import formats
-
-    return iter(formats.read(file))
-
-
 READERS: dict[str, Reader] = {
     **dict.fromkeys(PLAIN, _read_plain),
     **dict.fromkeys(MARKDOWN, _read_markdown),
     **dict.fromkeys(CODE, _read_code),
     **dict.fromkeys((".html", ".htm", ".xhtml"), _read_html),
     **dict.fromkeys((".jsonl", ".ndjson"), _read_records),
-    **dict.fromkeys((".pdf", ".docx", ".eml", ".mbox"), _read_format),
+    **dict.fromkeys((".pdf", ".docx", ".eml", ".mbox"), formats.read),
 }

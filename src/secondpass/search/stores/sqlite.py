@@ -46,7 +46,7 @@ class SqliteStore:
     def __init__(self, file: Path) -> None:
         self._database = Database(file)
         self._codes = codes.empty()
-        self._state = codes.State(-1, -1)
+        self._state = codes.Version(-1, -1)
         self._common: frozenset[str] = frozenset()
         self._check_words()
 
@@ -222,7 +222,7 @@ class SqliteStore:
         """Read what other writers have changed: the vectors' codes, and which words are common."""
         with self._database.reading() as connection:
             facts = dict(connection.execute("select name, value from meta"))
-            state = codes.State(int(facts["generation"]), int(facts["epoch"]))
+            state = codes.Version(int(facts["generation"]), int(facts["epoch"]))
             if state == self._state:
                 return
             self._common = frozenset(json.loads(facts.get("common", "[]")))

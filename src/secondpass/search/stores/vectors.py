@@ -89,14 +89,14 @@ class Codes:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class Version:
     """Of which content codes are: generation counts changes of chunks, epoch those of old chunks' vectors."""
 
     generation: int
     epoch: int
 
 
-def save(file: Path, codes: Codes, state: State) -> None:
+def save(file: Path, codes: Codes, state: Version) -> None:
     """Write the codes into a file of their own, whole or not at all. It is a copy: nothing is lost without it."""
     facts = {"generation": state.generation, "epoch": state.epoch, "rows": len(codes), "width": codes.codes.shape[1]}
     head = json.dumps(facts).encode()
@@ -114,7 +114,7 @@ def save(file: Path, codes: Codes, state: State) -> None:
             raise
 
 
-def load(file: Path) -> tuple[Codes, State] | None:
+def load(file: Path) -> tuple[Codes, Version] | None:
     """The codes, mapped, and what they are of; None where there is no such file, or a damaged one."""
     try:
         with file.open("rb") as stream:
@@ -123,7 +123,7 @@ def load(file: Path) -> tuple[Codes, State] | None:
         rows, width = int(facts["rows"]), int(facts["width"])
         if file.stat().st_size != len(head) + rows * (12 + width):
             return None
-        return _mapped(file, len(head), rows, width), State(int(facts["generation"]), int(facts["epoch"]))
+        return _mapped(file, len(head), rows, width), Version(int(facts["generation"]), int(facts["epoch"]))
     except (OSError, ValueError, KeyError):
         return None
 
