@@ -239,7 +239,7 @@ def transformers_sdpa(folder: Path, scale: Scale) -> Score:
 
     @torch.inference_mode()
     def score(texts: list[str]) -> list[float]:
-        readings = reader._reader.read([(QUERY, text) for text in texts], reader._limits)
+        readings = reader._scoring.reader.read([(QUERY, text) for text in texts], reader._scoring.limits)
         rows = [reading.row.ids for reading in readings]
         order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
         found = [0.0] * len(rows)
