@@ -131,7 +131,7 @@ def test_what_is_trained_from_the_embedded_graph_is_an_ordinary_checkpoint(tmp_p
     asked = settings(max_steps=2, learning_rate=1e-5, epochs=1)
     Trainer("default", DATA, tmp_path / "out", settings=asked).train()
     names = set(weights(tmp_path / "out"))
-    assert {"bert.encoder.layer.5.attention.self.query.weight", "classifier.weight", "word_match.scale"} <= names
+    assert {"bert.encoder.layer.5.attention.self.query.weight", "head.scale", "word_match.scale"} <= names
     example = toy_examples(1)[0]
     texts = [*example.positives, *example.negatives]
     before, after = (Reranker(which).score(example.query, texts) for which in ("default", tmp_path / "out"))

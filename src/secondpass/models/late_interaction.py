@@ -78,6 +78,11 @@ class LateInteraction(nn.Module):
 
     def forward(self, states: Tensor, pairs: Packed, apart: Apart, weights: Tensor) -> Tensor:
         """states (T, C) of `apart.batch`; weights (V,) of the word pieces."""
+        # no matrix product: engines would round its inputs
+        return (self.figures(states, pairs, apart, weights) * self.scale).sum(1) + self.bias
+
+    def figures(self, states: Tensor, pairs: Packed, apart: Apart, weights: Tensor) -> Tensor:
+        """What `scale` weighs, (N, NUM_FIGURES)."""
         if apart.index is None:
             assert pairs.mask is not None and apart.batch.sides is not None
             return self._of_padded(states, pairs.mask, apart.batch.sides, weights[pairs.ids])
@@ -125,7 +130,7 @@ class LateInteraction(nn.Module):
         units, told = (torch.split(x, list(batch.lengths)) for x in (F.normalize(states.float(), dim=1), weights))
         first, asked = (pad_sequence(list(side[:num_pairs]), batch_first=True) for side in (units, told))
         second, said = (pad_sequence(list(side[num_pairs:]), batch_first=True) for side in (units, told))
-        return self._scored(cosines, first @ second.transpose(1, 2), asked, said > 0)
+        return self._compared(cosines, first @ second.transpose(1, 2), asked, said > 0)
 
     def _of_padded(self, states: Tensor, mask: Tensor, sides: Tensor, weights: Tensor) -> Tensor:
         states = states.reshape(*mask.shape, -1).float()
@@ -134,15 +139,14 @@ class LateInteraction(nn.Module):
         units, weights = _unit(states), weights.reshape(mask.shape)
         longest = first.sum(1).max().long()  # columns behind it have no query
         similar = units[:, :longest] @ units.transpose(1, 2)
-        return self._scored((a * b).sum(1), similar, (weights * first)[:, :longest], weights * second > 0)
+        return self._compared((a * b).sum(1), similar, (weights * first)[:, :longest], weights * second > 0)
 
-    def _scored(self, cosines: Tensor, similar: Tensor, asked: Tensor, is_said: Tensor) -> Tensor:
+    def _compared(self, cosines: Tensor, similar: Tensor, asked: Tensor, is_said: Tensor) -> Tensor:
         """cosines (N,), similarities (N, Q, P), weights of the queries' tokens (N, Q), passages' pieces (N, P)."""
         best = similar.masked_fill(~is_said[:, None, :], HIDDEN).amax(2)
         best = best.masked_fill(~is_said.any(1, keepdim=True), 0.0)
         means = [(best * told).sum(1) / told.sum(1).clamp(min=TINY) for told in ((asked > 0).to(asked.dtype), asked)]
-        # no matrix product: engines would round its inputs
-        return (torch.stack([cosines, *means], 1) * self.scale).sum(1) + self.bias
+        return torch.stack([cosines, *means], 1)
 
 
 def _unit(x: Tensor) -> Tensor:

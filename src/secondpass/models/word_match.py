@@ -59,8 +59,11 @@ class WordMatch(nn.Module):
         self.scale = nn.Parameter(torch.empty(2))
 
     def forward(self, batch: Packed) -> Tensor:
-        shares = self._of_packed(batch) if batch.mask is None else self._of_mask(batch, batch.mask)
-        return (shares * self.scale).sum(1)  # no matrix product: engines would round its inputs
+        return (self.shares(batch) * self.scale).sum(1)  # no matrix product: engines would round its inputs
+
+    def shares(self, batch: Packed) -> Tensor:
+        """What `scale` weighs, (N, 2)."""
+        return self._of_packed(batch) if batch.mask is None else self._of_mask(batch, batch.mask)
 
     def _of_mask(self, batch: Packed, mask: Tensor) -> Tensor:
         return self.of_padded(batch.ids.reshape(mask.shape), mask, batch.types.reshape(mask.shape))
