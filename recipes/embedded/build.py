@@ -57,6 +57,7 @@ def build(start: Path, out: Path, pieces: np.ndarray, scales: Sequence[float], b
         **{name: source[name] for name in KEPT},
         "num_labels": 1,
         "word_match": MATCHING,
+        "scripts": ["LATIN"],
         "late_interaction": {"num_lead": 1},
         "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"},
     }

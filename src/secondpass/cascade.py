@@ -88,7 +88,9 @@ class Cascade:
         head = self.large.rank_with(query, [candidates[index] for index in kept], second)
         hits = _joined(tail, head, kept, candidates)
         usage = _sum(tail.usage, head.usage, hits, time.perf_counter() - started)
-        return Ranking(tail.query, tuple(hits[:top_n]), usage)
+        return Ranking(
+            tail.query, tuple(hits[:top_n]), usage, warnings=tuple(dict.fromkeys(tail.warnings + head.warnings))
+        )
 
     arank = in_thread(rank)
     rank_many = for_each_query(rank)

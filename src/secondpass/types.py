@@ -141,12 +141,14 @@ class Ranking(Sequence[Hit]):
     """Hits, best first; equal scores keep their input order.
 
     failure is None, or why a server that was asked to fail open scored nothing: the hits then keep the input order.
+    warnings are what a person should know before reading the scores, such as that the model cannot read these texts.
     """
 
     query: str
     hits: tuple[Hit, ...]
     usage: Usage
     failure: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
@@ -172,6 +174,7 @@ class Ranking(Sequence[Hit]):
             "hits": [hit.to_dict() for hit in self.hits],
             "usage": asdict(self.usage),
             "failure": self.failure,
+            "warnings": list(self.warnings),
         }
 
 

@@ -140,6 +140,7 @@ def _print_json(ranking: Ranking, sources: Sequence[str], info: Info) -> None:
 def _remark(ranking: Ranking, info: Info, showing: Showing, *, is_chunked: bool) -> None:
     """Say on standard error what was cut, where people watch or asked, and what it cost when they asked."""
     usage = ranking.usage
+    sys.stderr.writelines(f"secondpass: {warning}\n" for warning in ranking.warnings)
     if usage.truncated and not is_chunked and (showing.explain or sys.stderr.isatty()):
         verb = "was" if usage.truncated == 1 else "were"
         cut = f"{usage.truncated} of {usage.rows} passages {verb} cut at {info.max_length} tokens"

@@ -83,6 +83,7 @@ def open_scoring(options: ModelOptions) -> Scoring:
         run=run,
         calibration=calibration,
         model=checkpoint.name,
+        scripts=tuple(checkpoint.config["scripts"]) if "scripts" in checkpoint.config else None,
         revision=checkpoint.revision,
     )
 

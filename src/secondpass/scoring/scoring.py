@@ -19,6 +19,7 @@ from secondpass.scoring.ranking import RankOptions, ranked, unscored_hit
 from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
 from secondpass.text.reader import Pair, Reader, Reading
 from secondpass.text.recipe import Limits
+from secondpass.text.scripts import warnings_of
 from secondpass.types import (
     Advance,
     Document,
@@ -127,6 +128,7 @@ class Scoring:
     calibration: Calibration | None = None
     pace: Pace = field(default_factory=Pace)
     model: str = ""
+    scripts: tuple[str, ...] | None = None  # that the model reads; None: not known
     revision: str | None = None
 
     def score(
@@ -269,6 +271,7 @@ class Scoring:
             asked.query,
             ranked(asked.query, hits, options, lambda hit: self.logit(hit.score)),
             scored.usage(time.perf_counter() - started, unscored),
+            warnings=warnings_of(asked.query, asked.texts, self.scripts, self.model),
         )
 
     def _hit(self, asked: Asked, index: int, scored: Scored, best: int | None, options: RankOptions) -> Hit:
