@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
 from secondpass import Reranker
+from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.export.export import export
 
 BOUNDS = [
     ("openvino", "float32", 1e-5),
@@ -20,8 +23,11 @@ QUERIES = ["How long is the river?", "why do people cross a bridge at night in w
 
 
 @pytest.mark.parametrize(("engine", "dtype", "bound"), BOUNDS)
-def test_a_score_stays_within_its_bound_in_any_company(engine: str, dtype: str, bound: float) -> None:
-    reranker = Reranker(engine=engine, device="cpu", dtype=dtype)
+def test_a_score_stays_within_its_bound_in_any_company(engine: str, dtype: str, bound: float, tmp_path: Path) -> None:
+    model = "default"
+    if (engine, dtype) == ("openvino", "int8"):  # the embedded graph has float weights
+        model = str(export(open_checkpoint(model), tmp_path / "int8", dtype="int8"))
+    reranker = Reranker(model, engine=engine, device="cpu", dtype=dtype)
     draw = random.Random(5)
     texts = [" ".join(draw.choices(WORDS, k=draw.choice((1, 4, 12, 40, 120, 300)))) for _ in range(40)]
     pairs = [(query, text) for query in QUERIES for text in texts]

@@ -1,6 +1,7 @@
 """Weights of the head's figures, chosen with one kind of source left out at a time, and the probability's scale."""
 
 import argparse
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,20 +94,19 @@ def pooled(sets: Sequence[Measured], weights: np.ndarray) -> tuple[np.ndarray, n
 
 
 def calibrate(left_out: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, dict[str, float]]:
-    """Slope and midpoint by which 0.8 is reached soonest while no left-out kind is off by more than MAX_ERROR."""
-    best: tuple[float, float, dict[str, float]] | None = None
-    for slope in SLOPES:
-        for midpoint in MIDPOINTS:
-            errors = {
-                kind: calibration_error(1 / (1 + np.exp(-slope * (scores - midpoint))), labels)
-                for kind, (scores, labels) in left_out.items()
-            }
-            reached = midpoint + np.log(4) / slope
-            if max(errors.values()) <= MAX_ERROR and (best is None or reached < best[1] + np.log(4) / best[0]):
-                best = (slope, float(midpoint), errors)
-    if best is None:
-        raise SystemExit(f"no slope and midpoint keep every kind within {MAX_ERROR}")
-    return best
+    """Slope and midpoint by which 0.8 is reached soonest while no left-out kind is off by more than MAX_ERROR.
+
+    Where nothing is within it, as with few queries, those whose worst kind is off least.
+    """
+    found = []
+    for slope, midpoint in itertools.product(SLOPES, MIDPOINTS.tolist()):
+        errors = {
+            kind: calibration_error(1 / (1 + np.exp(-slope * (scores - midpoint))), labels)
+            for kind, (scores, labels) in left_out.items()
+        }
+        found.append((max(MAX_ERROR, *errors.values()), midpoint + np.log(4) / slope, slope, midpoint, errors))
+    _, _, slope, midpoint, errors = min(found, key=lambda one: one[:2])
+    return slope, midpoint, errors
 
 
 def interval(differences: Sequence[np.ndarray]) -> list[float]:
