@@ -181,10 +181,10 @@ def test_metrics_count(url: str) -> None:
     httpx.post(f"{url}/v2/rerank", content=b"{")
     assert metric(url, "secondpass_requests_total", dialect="cohere", route="/v2/rerank", status="200") == before + 1
     computed = metric(url, "secondpass_tokens_total", model="default") - tokens
-    assert computed == answer.json()["usage"]["total_tokens"] + 512 + 5
+    assert computed == answer.json()["usage"]["total_tokens"] + 512 + 6  # [CLS] a [SEP] [CLS] b [SEP]
     assert metric(url, "secondpass_errors_total", dialect="cohere", fault="malformed") == errors + 1
     assert metric(url, "secondpass_truncated_rows_total") == cut + 1
-    assert metric(url, "secondpass_padding_saved_tokens_total", model="default") - saved >= 512 - 5
+    assert metric(url, "secondpass_padding_saved_tokens_total", model="default") - saved >= 512 - 6
     assert metric(url, "secondpass_request_seconds_count", dialect="cohere", kind="rerank") > 0
     for name in ("tokenize", "queue", "compute"):
         assert metric(url, f"secondpass_{name}_seconds_count") > 0
