@@ -17,12 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from secondpass import Reranker
+from secondpass import Embedder, Reranker
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.checkpoint.export.export import export
+from secondpass.checkpoint.layout import LENGTH
 from secondpass.errors import SecondpassError
 from tests.checkpoint.test_adapter import write_adapter
 from tests.checkpoints import SPECIAL, WORDS, tiny_bert
+from tests.test_embedder import tiny_embedder
 
 NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 fuzzed = settings(
@@ -39,6 +41,17 @@ ODD = st.one_of(
     st.floats(),
     st.text(max_size=4),
 )
+# What an embedder has beside a config.json.
+EMBEDDER: dict[str, Any] = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ],
+    "1_Pooling/config.json": {"word_embedding_dimension": 16, "pooling_mode_cls_token": True, "include_prompt": True},
+    "config_sentence_transformers.json": {"prompts": {"query": "river: ", "document": ""}, "version": {"a": "5"}},
+    LENGTH: {"max_seq_length": 64, "do_lower_case": False},
+}
 Edit = tuple[list[int], Any, bool]
 EDITS = st.lists(st.tuples(st.lists(st.integers(0, 50), max_size=4), ODD, st.booleans()), min_size=1, max_size=3)
 
@@ -156,6 +169,29 @@ def test_a_damaged_graph(graph: Path, tmp_path: Path, name: str, engine: str) ->
     def check(damages: list[tuple[float, bytes]]) -> None:
         (copy / name).write_bytes(damaged(content, damages))
         scored(copy, engine)
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "name", ["modules.json", "1_Pooling/config.json", "config_sentence_transformers.json", LENGTH]
+)
+def test_damaged_settings_of_an_embedder(tmp_path: Path, name: str) -> None:
+    folder = tiny_embedder(tmp_path / "embedder")
+    content = EMBEDDER[name]
+    for other, value in EMBEDDER.items():
+        (folder / other).parent.mkdir(exist_ok=True)
+        (folder / other).write_text(json.dumps(value))
+
+    @fuzzed
+    @given(EDITS)
+    def check(edits: list[Edit]) -> None:
+        (folder / name).write_text(json.dumps(edited(content, edits)))
+        try:
+            vectors = Embedder(folder, device="cpu").encode(["the river", ""], kind="query")
+        except SecondpassError:
+            return
+        assert len(vectors) == 2
 
     check()
 
