@@ -188,7 +188,7 @@ def test_an_index_with_a_name_that_no_file_has(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize("model", [123, None, ["a"]])
 @pytest.mark.parametrize("opener", [Reranker, Embedder, open_checkpoint])
 def test_what_is_no_name_is_a_type_error(model: Any, opener: Callable[[Any], object]) -> None:
-    with pytest.raises(TypeError, match="a name or a folder is needed"):
+    with pytest.raises(TypeError, match="give 'default', 'multilingual', a folder or a name of the hub"):
         opener(model)
 
 

@@ -118,7 +118,8 @@ def open_checkpoint(
     for what could not be fetched whole.
     """
     if not isinstance(model, str | PathLike):
-        raise TypeError(f"model is a {type(model).__name__}; a name or a folder is needed")
+        kind = type(model).__name__
+        raise TypeError(f"model is a {kind}; give 'default', 'multilingual', a folder or a name of the hub")
     found = _find(model, revision, local_files_only=local_files_only, graph=graph)
     return _adapted(found, local_files_only=local_files_only) if _is_adapter(found.folder) else _configured(found)
 

@@ -40,9 +40,6 @@ class ModelOptions:
     special_tokens: str = "text"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, str | Path):
-            kind = type(self.model).__name__
-            raise TypeError(f"model is a {kind}; give 'default', 'multilingual', a folder or a name of the hub")
         for name, value in (("max_query_length", self.max_query_length), ("token_budget", self.token_budget)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; give 1 or more, or None for the usual")
