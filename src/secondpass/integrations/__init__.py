@@ -1,0 +1,78 @@
+"""Secondpass inside of other people's pipelines: one short file a framework, without logic of its own.
+
+What they share is here: one opened model for all objects of a process that name it alike, opened on first use, and
+hits with the score that a framework shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
+from secondpass.embedder import Embedder
+from secondpass.reranker import Reranker
+from secondpass.types import DocumentLike, Hit, Ranking
+
+
+class Ranker(Protocol):
+    """What ranks: Reranker, Cascade, ColBERT, Embedder, RemoteReranker, or what has their `rank`."""
+
+    def rank(self, query: str, documents: Sequence[DocumentLike], *, top_n: int | None = None) -> Ranking: ...
+
+
+@lru_cache(maxsize=8)
+def open_reranker(
+    model: str = "default",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_length: int | None = None,
+    long_documents: str = "truncate",
+    instruction: str | None = None,
+) -> Reranker:
+    """The reranker, opened once in a process for the same words; it is safe to use from several threads."""
+    return Reranker(
+        model,
+        device=device,
+        dtype=dtype,
+        max_length=max_length,
+        long_documents=long_documents,
+        instruction=instruction,
+    )
+
+
+@lru_cache(maxsize=8)
+def open_embedder(
+    model: str = "default", *, device: str = "auto", dtype: str = "auto", max_length: int | None = None
+) -> Embedder:
+    """The embedder, opened once in a process for the same words."""
+    return Embedder(model, device=device, dtype=dtype, max_length=max_length)
+
+
+def best(
+    ranker: Ranker,
+    query: str,
+    texts: Sequence[str],
+    *,
+    top_n: int | None = None,
+    threshold: float | None = None,
+    raw_scores: bool = False,
+) -> list[tuple[Hit, float]]:
+    """Hits with what a framework calls their score: the probability (0 to 1), or the raw logit. Best first.
+
+    threshold is in the units of that score, and applied before the cut at top_n.
+    """
+    if top_n is not None and top_n < 1:
+        raise ValueError(f"top_n is {top_n}; give 1 or more, or None for all")
+    if not texts:
+        return []
+    scored = [(hit, hit.score if raw_scores else hit.probability) for hit in ranker.rank(query, texts)]
+    kept = [(hit, score) for hit, score in scored if threshold is None or score >= threshold]
+    return kept[:top_n]
+
+
+def vectors_of(embedder: Embedder, texts: Sequence[str], kind: str) -> list[list[float]]:
+    """Vectors as lists of numbers, which frameworks pass around."""
+    vectors: list[list[float]] = embedder.encode(texts, kind=kind).tolist()
+    return vectors

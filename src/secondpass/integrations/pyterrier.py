@@ -1,0 +1,52 @@
+"""PyTerrier 1.1: a transformer that reranks, as in `(bm25 % 100) >> Secondpass("BAAI/bge-reranker-v2-m3")`.
+
+Texts come from a column: put `pt.text.get_text(index, "text")` before it. Needs no Java of its own.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import pyterrier as pt
+
+from secondpass.integrations import Ranker, open_reranker
+
+
+class Secondpass(pt.Transformer):
+    """R -> R: `score` is the raw logit in full precision, `rank` from 0 as everywhere in PyTerrier.
+
+    Needs the columns qid, query, docno and text_field; all queries are scored in one packed run.
+    """
+
+    schematic = {"label": "Secondpass"}  # noqa: RUF012  (PyTerrier reads it from the class)
+
+    def __init__(
+        self,
+        model: str = "default",
+        *,
+        text_field: str = "text",
+        device: str = "auto",
+        max_length: int | None = None,
+        scorer: Ranker | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.text_field, self.device, self.max_length = model, text_field, device, max_length
+        self.scorer = scorer
+
+    def __repr__(self) -> str:
+        return f"Secondpass({self.model!r})"
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        pt.validate.columns(inp, includes=["qid", "query", "docno", self.text_field])
+        scored = inp.drop(columns=["score", "rank"], errors="ignore").assign(score=self._scores(inp))
+        return pt.model.add_ranks(scored)
+
+    def _scores(self, frame: pd.DataFrame) -> pd.Series:
+        scores = pd.Series(index=frame.index, dtype=float)
+        if self.scorer is None:
+            reranker = open_reranker(self.model, device=self.device, max_length=self.max_length)
+            scores[:] = reranker.score_pairs(zip(frame["query"], frame[self.text_field], strict=True))
+            return scores
+        for query, group in frame.groupby("query", sort=False):
+            for hit in self.scorer.rank(str(query), group[self.text_field].tolist()):
+                scores[group.index[hit.index]] = hit.score
+        return scores
