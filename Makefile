@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check test test-slow fuzz test-clients record-clients bench
+.PHONY: check test test-slow fuzz test-clients test-frameworks record-clients bench
 
 check:
 	$(PYTHON) -m ruff check .
@@ -28,6 +28,17 @@ $(CLIENTS)/%/ready: $(TESTED)/requirements-%.txt
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install -qq -r $<
 	touch $@
+
+$(CLIENTS)/frameworks/ready: tests/integrations/requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install -qq torch==2.13.0
+	$(@D)/bin/python -m pip install -qq -r $<
+	touch $@
+
+# The frameworks that secondpass/integrations has classes for.
+test-frameworks: $(CLIENTS)/frameworks/ready
+	$(CLIENTS)/frameworks/bin/python -m pip install -qq -e ".[serve]"
+	$(CLIENTS)/frameworks/bin/python -m pytest -W ignore -m clients tests/integrations
 
 test-clients: $(CLIENTS)/all/ready $(CLIENTS)/newest/ready $(CLIENTS)/infinity/ready $(CLIENTS)/more/ready
 	$(CLIENTS)/all/bin/python -m pip install -qq -e ".[serve]"

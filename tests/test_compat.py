@@ -30,7 +30,7 @@ def runs_of(reference: str, *names: str) -> list[Any]:
     def is_meant(golden: Golden, run: dict[str, Any]) -> bool:
         if golden is None:
             return True
-        # FlagEmbedding pairs heads and unsorted layers wrongly, and drops layers without a head; here they are refused
+        # FlagEmbedding mispairs the heads of unsorted layers, and drops layers without a head, which are refused here
         mixed = "not sorted" in run["name"] or "is dropped" in run["name"]
         chosen = golden.name != "gemma2-lightweight" or any(part in run["name"] for part in CHOSEN)
         return reference in run["reference"] and "eager" not in run["reference"] and chosen and not mixed

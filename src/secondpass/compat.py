@@ -107,8 +107,8 @@ class CrossEncoder:
     ) -> Any:
         """Activated scores of (query, passage) pairs in their order: an array (N,), or one number for one pair.
 
-        convert_to_tensor gives a torch tensor, convert_to_numpy=False a list of numbers. Batches are cut by tokens, so
-        batch_size changes nothing; a softmax over one label would be 1 for every pair and is refused.
+        convert_to_tensor gives a torch tensor, convert_to_numpy=False a list of numbers. Batches are cut by tokens,
+        so batch_size changes nothing; a softmax over one label would be 1 for every pair and is refused.
         """
         if apply_softmax:
             raise ValueError("apply_softmax over one label is 1.0 for every pair; leave it out")
@@ -246,7 +246,7 @@ class FlagLLMReranker(FlagReranker):
 
 
 class LayerWiseFlagLLMReranker(FlagLLMReranker):
-    """FlagEmbedding's LayerWiseFlagLLMReranker (v2-minicpm-layerwise); a score belongs to the head of its own layer."""
+    """FlagEmbedding's LayerWiseFlagLLMReranker (v2-minicpm-layerwise); each layer has the head that is its own."""
 
 
 class LightWeightFlagLLMReranker(FlagLLMReranker):
@@ -330,8 +330,8 @@ def _without_meaning(**given: Any) -> None:
     named = sorted(name for name, value in given.items() if value)
     if named:
         warnings.warn(
-            f"{', '.join(named)}: without meaning here and left unread (no code of a checkpoint is run; the hub's cache "
-            "and token are those of huggingface_hub)",
+            f"{', '.join(named)}: without meaning here and left unread (no code of a checkpoint is run; the hub's "
+            "cache and token are those of huggingface_hub)",
             stacklevel=3,
         )
 

@@ -10,9 +10,9 @@ pytest.importorskip("haystack")
 from haystack import Document, Pipeline
 from haystack.components.retrievers.in_memory import InMemoryBM25Retriever, InMemoryEmbeddingRetriever
 from haystack.document_stores.in_memory import InMemoryDocumentStore
+
 from haystack_integrations.components.embedders.secondpass import SecondpassDocumentEmbedder, SecondpassTextEmbedder
 from haystack_integrations.components.rankers.secondpass import SecondpassRanker
-
 from secondpass import Reranker
 from tests.integrations.question import ANSWER, PASSAGES, QUERY, assert_best_first
 

@@ -24,6 +24,7 @@ from secondpass.integrations.langchain import (
     SecondpassRetriever,
 )
 from tests.integrations.question import ANSWER, PASSAGES, QUERY, assert_best_first
+from tests.server.live import serving
 
 pytestmark = pytest.mark.clients
 DOCUMENTS = [Document(page_content=text, metadata={"source": "house"}, id=str(i)) for i, text in enumerate(PASSAGES)]
@@ -61,7 +62,9 @@ def test_threshold_and_raw_scores() -> None:
 
 
 def test_in_langchains_own_retrievers() -> None:
-    compressor = ContextualCompressionRetriever(base_retriever=Everything(), base_compressor=SecondpassRerank(top_n=2))
+    compressor = ContextualCompressionRetriever(
+        base_retriever=Everything(), base_compressor=SecondpassRerank(top_n=2)
+    )
     assert compressor.invoke(QUERY)[0].page_content == ANSWER
     assert asyncio.run(compressor.ainvoke(QUERY))[0].page_content == ANSWER
     reranker = CrossEncoderReranker(model=SecondpassCrossEncoder(), top_n=1)
@@ -92,3 +95,13 @@ class TestEmbeddingsLive(EmbeddingsIntegrationTests):
     @property
     def embeddings_class(self) -> type[SecondpassEmbeddings]:
         return SecondpassEmbeddings
+
+
+def test_init_reranker_reaches_the_server_without_code_of_ours() -> None:
+    from langchain_reranker import init_reranker
+
+    with serving() as url:
+        reranker = init_reranker("custom:default", base_url=f"{url}/v1", api_key="none", top_n=2)
+        found = reranker.rerank(QUERY, PASSAGES, top_n=2)
+    assert PASSAGES[found[0].index] == ANSWER
+    assert len(found) == 2 and 0 <= found[1].relevance_score <= found[0].relevance_score <= 1

@@ -50,11 +50,16 @@ def test_metadata_is_read_or_left_out_and_the_retrieval_score_is_kept_on_copies(
     node = TextNode(text="It stops.", metadata={"title": ANSWER})
     given = [NodeWithScore(node=node, score=0.25), NodeWithScore(node=TextNode(text="It stops."), score=0.5)]
     embed = SecondpassRerank(raw_scores=True).postprocess_nodes(given, query_str=QUERY)
-    alone = SecondpassRerank(raw_scores=True, metadata_mode=MetadataMode.NONE).postprocess_nodes(given, query_str=QUERY)
+    alone = SecondpassRerank(raw_scores=True, metadata_mode=MetadataMode.NONE).postprocess_nodes(
+        given, query_str=QUERY
+    )
     assert embed[0].score != embed[1].score
     assert alone[0].score == alone[1].score
     kept = SecondpassRerank(keep_retrieval_score=True, metadata_mode=MetadataMode.NONE)
-    assert {each.metadata["retrieval_score"] for each in kept.postprocess_nodes(given, query_str=QUERY)} == {0.25, 0.5}
+    assert {each.metadata["retrieval_score"] for each in kept.postprocess_nodes(given, query_str=QUERY)} == {
+        0.25,
+        0.5,
+    }
     assert node.metadata == {"title": ANSWER}
 
 
@@ -89,7 +94,7 @@ def test_round_trips_through_dict_json_and_pickle(nodes: list[NodeWithScore]) ->
 
 
 class Seen(BaseEventHandler):
-    events: list[Any] = []
+    events: list[Any] = []  # noqa: RUF012  (a field of pydantic)
 
     def handle(self, event: Any, **_: Any) -> None:
         self.events.append(event)

@@ -46,9 +46,7 @@ def task_of(kind: str) -> Any:
     return Taps()
 
 
-@pytest.mark.parametrize(
-    ("kind", "model"), [("Reranking", SecondpassCrossEncoder), ("Retrieval", SecondpassEncoder)]
-)
+@pytest.mark.parametrize(("kind", "model"), [("Reranking", SecondpassCrossEncoder), ("Retrieval", SecondpassEncoder)])
 def test_the_answer_is_found(kind: str, model: Any) -> None:
     result = mteb.evaluate(model(), task_of(kind), cache=None, co2_tracker=False)
     assert result.task_results[0].get_score() == 1.0

@@ -47,7 +47,8 @@ class SecondpassRanker(BaseRanker):
         documents = prep_docs(docs, doc_ids, metadata)
         found = best(self._reranker, query, [document.text for document in documents], raw_scores=self.raw_scores)
         results = [
-            Result(document=documents[hit.index], score=score, rank=rank) for rank, (hit, score) in enumerate(found, 1)
+            Result(document=documents[hit.index], score=score, rank=rank)
+            for rank, (hit, score) in enumerate(found, 1)
         ]
         return RankedResults(results=results, query=query, has_scores=True)
 
