@@ -98,7 +98,7 @@ class TestEmbeddingsLive(EmbeddingsIntegrationTests):
 
 
 def test_init_reranker_reaches_the_server_without_code_of_ours() -> None:
-    from langchain_reranker import init_reranker
+    from langchain_reranker.rerankers import init_reranker
 
     with serving() as url:
         reranker = init_reranker("custom:default", base_url=f"{url}/v1", api_key="none", top_n=2)
