@@ -38,7 +38,7 @@ $(CLIENTS)/frameworks/ready: tests/integrations/requirements.txt
 # The frameworks that secondpass/integrations has classes for.
 test-frameworks: $(CLIENTS)/frameworks/ready
 	$(CLIENTS)/frameworks/bin/python -m pip install -qq -e ".[serve]"
-	$(CLIENTS)/frameworks/bin/python -m pytest -W ignore -m clients tests/integrations
+	$(CLIENTS)/frameworks/bin/python -m pytest -W ignore -o asyncio_mode=auto -m clients tests/integrations
 
 test-clients: $(CLIENTS)/all/ready $(CLIENTS)/newest/ready $(CLIENTS)/infinity/ready $(CLIENTS)/more/ready
 	$(CLIENTS)/all/bin/python -m pip install -qq -e ".[serve]"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +58,6 @@ def test_the_chain_answers_from_what_was_reranked(search: dspy.Embeddings, tmp_p
             devset=[dspy.Example(question=QUERY).with_inputs("question")],
             metric=lambda example, prediction, trace=None: prediction.found.passages[0] == ANSWER,
         )
-        assert evaluate(copy.deepcopy(program)).score == 100.0
+        assert evaluate(program.deepcopy()).score == 100.0
     program.save(tmp_path / "program.json")
     Answer(Retrieve(search, k=2)).load(tmp_path / "program.json")

@@ -102,6 +102,6 @@ def test_init_reranker_reaches_the_server_without_code_of_ours() -> None:
 
     with serving() as url:
         reranker = init_reranker("custom:default", base_url=f"{url}/v1", api_key="none", top_n=2)
-        found = reranker.rerank(QUERY, PASSAGES, top_n=2)
+        found = reranker.rerank(QUERY, DOCUMENTS, top_n=2)
     assert PASSAGES[found[0].index] == ANSWER
     assert len(found) == 2 and 0 <= found[1].relevance_score <= found[0].relevance_score <= 1
