@@ -120,6 +120,7 @@ def test_a_folder_of_any_bytes_is_a_set_or_a_sentence(
 
 @settings(max_examples=NUM_EXAMPLES, deadline=None)
 @given(page=texts)
+@example(page="a\n\r0\n<ul><li>")
 @example(page="- a\n\n- b\n\n  c\n\n# h\n\npara\n---\n\n```\n\n# no\n\n")
 def test_a_page_is_read_in_pieces_as_it_is_at_once(page: str) -> None:
     at_once = markdown.sections(page)

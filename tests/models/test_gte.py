@@ -74,7 +74,7 @@ def test_the_layout_of_transformers_5_scores_the_same(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "gte", "rope_parameters": rope}))
     weights = load_file(GOLDEN.folder / "model.safetensors")
     save_file(dict(part for name in weights for part in renamed(name, weights[name])), tmp_path / "model.safetensors")
-    reranker = Reranker(tmp_path, engine="torch", dtype="float32", device="cpu")
+    reranker = Reranker(tmp_path, engine="torch", dtype="float32", device="cpu", special_tokens="parse")
     scores = reranker.score_pairs(GOLDEN.pairs, max_length=128)
     run = next(run for run in GOLDEN.runs if run["options"]["max_length"] == 128)
     assert scores == pytest.approx(run["single"], abs=1e-4)

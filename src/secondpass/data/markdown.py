@@ -22,7 +22,7 @@ def sections(page: str) -> list[Section]:
 
     Front matter, comments, rules and definitions of links are dropped.
     """
-    return under_headings(_parts(page))
+    return under_headings(_parts(page.replace("\r\n", "\n").replace("\r", "\n")))  # as the parser counts rows
 
 
 def _parts(page: str) -> list[tuple[int, str, str]]:
