@@ -103,7 +103,7 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
     assert "Traceback" not in log
 
 
-# One step of bfloat16 between 2 and 4, by which a score may move with its company; docs/scores.md has it.
+# Above two steps of bfloat16 between 2 and 4 (0.0156 each); docs/scores.md says what was seen.
 BOUND = 0.04
 SECONDS = float(os.environ.get("SOAK_SECONDS", "40"))
 VARIED_MB = 400  # kernels for the lengths that come, which the engine bounds
