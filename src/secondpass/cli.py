@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train:train", "Train a reranker; the result is a Hugging Face folder."),
     "pretrain": ("pretrain:pretrain", "Pre-train an encoder on plain texts (RetroMAE)."),
     "distil": ("distil:distil", "Teach a small reranker a large one's orders on your texts."),
+    "score": ("score:score", "Score files of pairs, also on Ray; it goes on where it stopped."),
     "export": ("export:export", "Write a model as a graph that runs without torch."),
 }
 _CONTEXT = {"help_option_names": ["-h", "--help"]}

@@ -1,0 +1,98 @@
+"""`secondpass score`: files of pairs to scores, on one machine or on Ray."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secondpass.command.flags import Model, Opening, Revision, wrong_use
+from secondpass.command.output import watched
+from secondpass.errors import WrongUse
+
+if TYPE_CHECKING:
+    from secondpass.scale.batch import Job
+
+
+class On(str, Enum):
+    process = "process"
+    ray = "ray"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Who scores."""
+
+    on: Annotated[On, typer.Option(help="This process, or actors on Ray.")] = On.process
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; else a local one is started.")] = None
+    actors: Annotated[int, typer.Option(min=1, help="Models that are opened on Ray.")] = 2
+    cpus: Annotated[float, typer.Option(min=0.0, help="Processors of an actor.")] = 1.0
+    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of an actor.")] = 0.0
+
+    def run(self, job: Job) -> None:
+        from secondpass.scale.batch import ScoreBlock
+
+        with watched("scoring") as progress:
+            if self.on is On.process:
+                score, total = ScoreBlock(folder=job.folder, scorer=job.scorer), len(job.blocks)
+                missing = job.missing()
+                for done, block in enumerate(missing, total - len(missing) + 1):
+                    score(block)
+                    if progress is not None:
+                        progress(done, total)
+                return
+            from secondpass.scale.ray import Actors, import_ray, score_blocks
+
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use otherwise
+            ray = import_ray()
+            if not ray.is_initialized():
+                ray.init(address=self.address, log_to_driver=False, logging_level="warning")
+            actors = Actors(min_size=1, max_size=self.actors, cpus=self.cpus, gpus=self.gpus)
+            score_blocks(job, actors, progress)
+
+
+def score(
+    inputs: Annotated[list[str], typer.Argument(metavar="FILE", help="JSON Lines, CSV or parquet with pairs.")],
+    *,
+    output: Annotated[str, typer.Option(metavar="FOLDER", help="Where the scores go.")],
+    model: Model = "default",
+    revision: Revision = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of a block, which is finished or not.")] = 2000,
+    workers: Workers,
+    opening: Opening,
+) -> None:
+    """Score pairs of query and passage, millions of them.
+
+    Rows are objects with "query" and "passage" (or document, text); they come out with score (raw logit) and
+    probability, in part-00000.jsonl and on. Rows that cannot be scored go to errors/ with the reason; the exit code
+    is then 1. Interrupted, it goes on where it stopped when it is called again.
+    """
+    from secondpass.scale.batch import Scorer, open_job
+
+    files = [Path(name).expanduser() for name in inputs]
+    for file in files:
+        if not file.is_file():
+            raise WrongUse(f"{file}: no such file")
+    scorer = Scorer(
+        model=model,
+        revision=revision,
+        engine=opening.engine,
+        device=opening.device,
+        dtype=opening.dtype,
+        max_length=opening.max_length,
+        local_files_only=opening.local_files_only,
+    )
+    with wrong_use():
+        job = open_job(files, Path(output).expanduser(), scorer, rows_per_block=rows)
+    workers.run(job)
+    scored, failed = job.totals()
+    job.close()
+    sys.stderr.write(f"{scored:,} pairs with scores in {job.folder}\n")
+    if failed:
+        sys.stderr.write(f"{failed:,} rows could not be scored: {job.folder / 'errors'} says why\n")
+        raise typer.Exit(1)

@@ -1,0 +1,270 @@
+"""A file of pairs to scores, a block of rows at a time: what was finished is kept, whatever ends the process.
+
+A job is a folder. score.json says what is scored with what, part-00000.jsonl and on hold the rows of each block with
+their scores, errors/part-00000.jsonl the rows that could not be scored, with the reason. A block is written whole or
+not at all, so that a row is there once, in the one or the other, however often workers die, and a job that is called
+again scores only the blocks that are missing. `ScoreBlock` and `ScoreBatch` know no engine for distribution, so that
+every one can call them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secondpass.checkpoint.atomic import whole_file, write_text
+from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.data.files import kind_of, records
+from secondpass.data.pairs import PASSAGES
+from secondpass.errors import DataError, EngineError
+from secondpass.reranker import Reranker
+
+FACTS, ERRORS, ROWS = "score.json", "errors", ".rows.jsonl"
+ROWS_PER_BLOCK = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """How a worker opens its model: the words of `Reranker`. Travels to other processes; the model opens there."""
+
+    model: str = "default"
+    revision: str | None = None
+    engine: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    max_length: int | None = None
+    long_documents: str = "truncate"
+    local_files_only: bool = False
+
+    @cached_property
+    def reranker(self) -> Reranker:
+        return Reranker(**asdict(self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def identity(self) -> str:
+        """What tells its weights from any others."""
+        return open_checkpoint(self.model, revision=self.revision, local_files_only=self.local_files_only).identity()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Rows of a JSON Lines file, of `size` bytes from `offset` on; `first` is the number of the first, from 0."""
+
+    index: int
+    file: Path
+    offset: int
+    size: int
+    first: int
+
+    def lines(self) -> list[bytes]:
+        with self.file.open("rb") as stream:
+            stream.seek(self.offset)
+            return stream.read(self.size).split(b"\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished block holds."""
+
+    block: int
+    scored: int
+    failed: int
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A folder of results, and what is still to be done for it."""
+
+    folder: Path
+    scorer: Scorer
+    blocks: list[Block] = field(default_factory=list)
+
+    def part(self, index: int) -> Path:
+        return self.folder / f"part-{index:05d}.jsonl"
+
+    def errors(self, index: int) -> Path:
+        return self.folder / ERRORS / f"part-{index:05d}.jsonl"
+
+    def missing(self) -> list[Block]:
+        """Errors are written before the part, so a part that is there is all of its block."""
+        return [block for block in self.blocks if not self.part(block.index).is_file()]
+
+    def totals(self) -> tuple[int, int]:
+        """(rows scored, rows in errors) of all finished blocks."""
+        done = [block.index for block in self.blocks if self.part(block.index).is_file()]
+        return sum(_count(self.part(index)) for index in done), sum(_count(self.errors(index)) for index in done)
+
+    def close(self) -> None:
+        (self.folder / ROWS).unlink(missing_ok=True)
+
+
+def open_job(inputs: Sequence[Path], folder: Path, scorer: Scorer, *, rows_per_block: int = ROWS_PER_BLOCK) -> Job:
+    """The job of a folder, new or to be gone on with.
+
+    inputs: JSON Lines, or other files of records (gzipped, CSV, parquet), which are written out once as lines.
+    Raises DataError where the folder holds another job or something else, or an input cannot be read.
+    """
+    if rows_per_block < 1:
+        raise ValueError(f"rows_per_block is {rows_per_block}; give 1 or more")
+    facts = {
+        "inputs": [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in inputs],
+        "weights": scorer.identity(),
+        "options": {name: value for name, value in asdict(scorer).items() if name != "local_files_only"},
+        "rows_per_block": rows_per_block,
+    }
+    _claim(folder, json.loads(json.dumps(facts)))
+    (folder / ERRORS).mkdir(exist_ok=True)
+    job = Job(folder=folder, scorer=scorer)
+    are_lines = all(file.suffix in (".jsonl", ".ndjson") for file in inputs)
+    for file in inputs if are_lines else [_as_lines(inputs, folder)]:
+        job.blocks += _blocks(file, rows_per_block, job.blocks)
+    return job
+
+
+def _claim(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Make the folder this job's, or see that it is."""
+    file = folder / FACTS
+    if file.is_file():
+        known = json.loads(file.read_text("utf-8"))
+        changed = sorted(name for name in facts if known.get(name) != facts[name])
+        if changed:
+            raise DataError(
+                f"{folder}: holds scores of another job ({', '.join(changed)} differ); name another folder"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder}: is not empty and holds no scores; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(facts, indent=2))
+
+
+def _as_lines(inputs: Sequence[Path], folder: Path) -> Path:
+    """Rows of any kind of file as one file of JSON lines, so that a worker finds its rows by their bytes."""
+    file = folder / ROWS
+    if not file.is_file():
+        with whole_file(file) as partial, partial.open("w", encoding="utf-8") as stream:
+            for each in inputs:
+                stream.writelines(json.dumps(row, ensure_ascii=True) + "\n" for _, row in records(each))
+    return file
+
+
+def _blocks(file: Path, rows: int, before: Sequence[Block]) -> Iterator[Block]:
+    index, first = len(before), 0
+    offset = size = count = 0
+    with file.open("rb") as stream:
+        for line in stream:
+            size, count = size + len(line), count + 1
+            if count == rows:
+                yield Block(index=index, file=file, offset=offset, size=size, first=first)
+                index, offset, first = index + 1, offset + size, first + count
+                size = count = 0
+    if count:
+        yield Block(index=index, file=file, offset=offset, size=size, first=first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreBlock:
+    """Scores a block and writes what comes of it; the same block gives the same bytes wherever it is scored."""
+
+    folder: Path
+    scorer: Scorer
+
+    def __call__(self, block: Block) -> Outcome:
+        job = Job(folder=self.folder, scorer=self.scorer)
+        rows: list[tuple[dict[str, Any], str, str]] = []
+        failures: list[dict[str, Any]] = []
+        for number, line in enumerate(block.lines(), block.first):
+            if not line.strip():
+                continue
+            try:
+                rows.append(_row(line))
+            except DataError as error:
+                source = f"{block.file}:{number + 1}"
+                failures.append({"source": source, "line": line.decode("utf-8", "replace"), "reason": str(error)})
+        scores = self._scores([(query, passage) for _, query, passage in rows])
+        written = []
+        for (record, *_), score in zip(rows, scores, strict=True):
+            if isinstance(score, EngineError):
+                failures.append({"record": record, "reason": str(score)})
+                continue
+            probability = self.scorer.reranker.probability(score)
+            written.append({**record, "score": score, "probability": probability})
+        _write(job.errors(block.index), failures)
+        _write(job.part(block.index), written)
+        return Outcome(block=block.index, scored=len(written), failed=len(failures))
+
+    def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[float | EngineError]:
+        """Raw logits; where the engine fails, of halves, until the pair that it fails at is alone."""
+        try:
+            return list(self.scorer.reranker.score_pairs(pairs))
+        except EngineError as error:
+            if len(pairs) == 1:
+                return [error]
+            middle = len(pairs) // 2
+            return self._scores(pairs[:middle]) + self._scores(pairs[middle:])
+
+
+def _row(line: bytes) -> tuple[dict[str, Any], str, str]:
+    """A row with its query and its passage. Raises DataError with what is wrong with it."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not readable as JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise DataError(f"is {kind_of(record)}; an object with query and passage is needed")
+    name = next((name for name in PASSAGES if name in record), None)
+    if name is None or "query" not in record:
+        raise DataError(f'has no "query" or no passage (one of {", ".join(PASSAGES)})')
+    for each in ("query", name):
+        if not isinstance(record[each], str):
+            raise DataError(f'"{each}" is {kind_of(record[each])}; a string is needed')
+    return record, record["query"], record[name]
+
+
+def _write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with whole_file(file) as partial:
+        partial.write_bytes(b"".join(_dumped(row) + b"\n" for row in rows))
+
+
+def _dumped(row: Mapping[str, Any]) -> bytes:
+    """JSON that people can read; with escapes where a text has halves of characters, which UTF-8 cannot hold."""
+    try:
+        return json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(row).encode("ascii")
+
+
+def _count(file: Path) -> int:
+    with file.open("rb") as stream:
+        return sum(1 for _ in stream)
+
+
+class ScoreBatch:
+    """Columns of a batch with their scores added: what Ray Data, Daft, Dask, Spark or Beam calls.
+
+    Takes and gives a mapping of columns: query and document in, the same with score (raw logits, float32) and
+    probability out. It travels as its words; the model opens at the first call, once in a process.
+    """
+
+    def __init__(self, scorer: Scorer | str = "default", *, query: str = "query", document: str = "document") -> None:
+        self._scorer = Scorer(model=scorer) if isinstance(scorer, str) else scorer
+        self._query, self._document = query, document
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        for name in (self._query, self._document):
+            if name not in batch:
+                raise DataError(f"the batch has no column {name!r}; it has {', '.join(map(repr, batch))}")
+        pairs = zip(map(str, batch[self._query]), map(str, batch[self._document]), strict=True)
+        reranker = self._scorer.reranker
+        scores: NDArray[np.float32] = np.asarray(reranker.score_pairs(pairs), np.float32)
+        probabilities = np.asarray([reranker.probability(float(score)) for score in scores], np.float32)
+        return {**batch, "score": scores, "probability": probabilities}

@@ -1,0 +1,118 @@
+"""Scoring on Ray: a model in each actor, blocks of rows dealt to them (ray 2.51 to 2.60, extra `ray`).
+
+Ray restarts an actor that dies and deals its rows anew; a block is written whole or not at all, so no row is lost or
+doubled. Nothing here starts Ray: call `ray.init` first, with RAY_USAGE_STATS_ENABLED=0 in the environment, since Ray
+reports its use by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secondpass.errors import MissingExtra
+from secondpass.scale.batch import Block, Job, ScoreBatch, ScoreBlock, Scorer
+from secondpass.types import Progress
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+OLDEST = (2, 51)  # the first with ActorPoolStrategy as `compute`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actors:
+    """How many workers there are, and what each has: processors (a share of one is a share of its time), GPUs."""
+
+    min_size: int = 1
+    max_size: int = 2
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_size <= self.max_size:
+            raise ValueError(f"{self.min_size} to {self.max_size} actors; give 1 or more, the smaller first")
+
+
+def import_ray() -> Any:
+    """The module ray. Raises MissingExtra where it is not there or too old."""
+    if find_spec("ray") is None:
+        raise MissingExtra("ray", "ray")
+    import ray
+
+    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < OLDEST:
+        raise MissingExtra(f"ray {ray.__version__} is too old: {OLDEST[0]}.{OLDEST[1]} or newer", "ray")
+    return ray
+
+
+def score_dataset(
+    dataset: Dataset,
+    model: Scorer | str = "default",
+    *,
+    query: str = "query",
+    document: str = "document",
+    actors: Actors | None = None,
+    rows_per_batch: int = 2000,
+) -> Dataset:
+    """The dataset with columns score (raw logits) and probability; lazy, as Ray's own operators are.
+
+    Whatever Ray reads and writes is an input and an output: JSON Lines, parquet, object stores. Sort by query first,
+    so that a batch holds whole lists: repeated queries are then tokenised once.
+    """
+    import_ray()
+    return dataset.map_batches(
+        ScoreBatch,
+        fn_constructor_args=(model,),
+        fn_constructor_kwargs={"query": query, "document": document},
+        batch_size=rows_per_batch,
+        **_placement(actors or Actors()),
+    )
+
+
+def score_blocks(job: Job, actors: Actors, progress: Progress | None = None) -> None:
+    """Score the blocks that the job misses, each by the actor that has room."""
+    ray = import_ray()
+    missing, total = job.missing(), len(job.blocks)
+    if not missing:
+        return
+    rows = [{"index": block.index, "block": _plain(block)} for block in missing]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _BlockActor,
+        fn_constructor_args=(str(job.folder.absolute()), job.scorer),
+        batch_size=1,
+        **_placement(actors),
+    )
+    done = total - len(missing)
+    for _ in dataset.iter_rows():
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+
+class _BlockActor:
+    """A ScoreBlock as Ray Data calls it: a batch of one block in, its outcome out."""
+
+    def __init__(self, folder: str, scorer: Scorer) -> None:
+        self._score = ScoreBlock(folder=Path(folder), scorer=scorer)
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[int]]:
+        outcomes = [self._score(_block(plain)) for plain in batch["block"]]
+        return {name: [getattr(each, name) for each in outcomes] for name in ("block", "scored", "failed")}
+
+
+def _plain(block: Block) -> dict[str, Any]:
+    return {**vars(block), "file": str(block.file.absolute())}
+
+
+def _block(plain: Mapping[str, Any]) -> Block:
+    return Block(**{**plain, "file": Path(plain["file"])})
+
+
+def _placement(actors: Actors) -> dict[str, Any]:
+    from ray.data import ActorPoolStrategy
+
+    pool = ActorPoolStrategy(min_size=actors.min_size, max_size=actors.max_size)
+    return {"compute": pool, "num_cpus": actors.cpus, "num_gpus": actors.gpus or None}

@@ -1,0 +1,176 @@
+"""Jobs of many rows: each row comes out once, whatever is wrong with it and whenever the process ends."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from secondpass import Reranker
+from secondpass.command.score import On
+from secondpass.errors import DataError, EngineError
+from secondpass.scale.batch import Job, ScoreBatch, ScoreBlock, Scorer, open_job
+
+WORDS = "river bridge water long short deep stone market garden winter".split()
+SECONDPASS = [sys.executable, "-m", "secondpass"]
+
+
+def rows_of(count: int) -> list[dict[str, Any]]:
+    return [
+        {"id": f"r{i}", "query": f"which {WORDS[i // 7 % 10]}", "passage": " ".join(WORDS[i % 10 :]) + f" {i}"}
+        for i in range(count)
+    ]
+
+
+def write(file: Path, rows: Sequence[Any]) -> Path:
+    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+    return file
+
+
+def results(folder: Path, kind: str = "part-*.jsonl") -> list[dict[str, Any]]:
+    return [
+        json.loads(line) for part in sorted(folder.glob(kind)) for line in part.read_text("utf-8").split("\n")[:-1]
+    ]
+
+
+def run_here(job: Job) -> None:
+    score = ScoreBlock(folder=job.folder, scorer=job.scorer)
+    for block in job.missing():
+        score(block)
+
+
+def test_scores_are_the_librarys_and_rows_keep_their_order_and_fields(tmp_path: Path) -> None:
+    rows = rows_of(25)
+    job = open_job([write(tmp_path / "in.jsonl", rows)], tmp_path / "out", Scorer(), rows_per_block=10)
+    assert len(job.blocks) == 3
+    run_here(job)
+    found = results(job.folder)
+    assert [{name: row[name] for name in ("id", "query", "passage")} for row in found] == rows
+    expected = Reranker().score_pairs([(row["query"], row["passage"]) for row in rows[:10]])
+    assert [row["score"] for row in found[:10]] == expected
+    assert found[0]["probability"] == Reranker().probability(found[0]["score"])
+    assert job.totals() == (25, 0)
+
+
+def test_bad_rows_are_put_aside_with_their_reason_and_every_row_is_there_once(tmp_path: Path) -> None:
+    bad = [
+        "{",
+        "[1]",
+        {"query": "q"},
+        {"query": 5, "passage": "p"},
+        {"passage": "p"},
+        '{"query": "\\ud800", "passage": 1}',
+    ]
+    good: list[Any] = [*rows_of(6), {"query": "q\ud800", "passage": "half\u2028a character \udfff"}]
+    file = write(tmp_path / "in.jsonl", [*good[:3], *bad[:3], "", *good[3:], *bad[3:]])
+    file.write_bytes(file.read_bytes() + b'{"query": "\xff", "passage": "p"}')
+    job = open_job([file], tmp_path / "out", Scorer(), rows_per_block=4)
+    run_here(job)
+    failures = results(job.folder, "errors/*.jsonl")
+    assert len(results(job.folder)) == len(good) and len(failures) == len(bad) + 1
+    assert "not readable as JSON" in failures[0]["reason"] and failures[0]["source"] == f"{file}:4"
+    assert 'has no "query" or no passage' in failures[2]["reason"]
+    assert '"query" is a number; a string is needed' in failures[3]["reason"]
+    assert job.totals() == (len(good), len(bad) + 1)
+
+
+def test_a_pair_that_the_engine_fails_at_does_not_fail_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = Reranker.score_pairs
+
+    def fail(self: Reranker, pairs: Sequence[tuple[str, str]], **options: Any) -> list[float]:
+        if any(passage.endswith(" 5") for _, passage in pairs):
+            raise EngineError("no memory for this pair")
+        return scored(self, pairs, **options)
+
+    monkeypatch.setattr(Reranker, "score_pairs", fail)
+    job = open_job([write(tmp_path / "in.jsonl", rows_of(12))], tmp_path / "out", Scorer(), rows_per_block=12)
+    run_here(job)
+    (failure,) = results(job.folder, "errors/*.jsonl")
+    assert failure == {"record": rows_of(12)[5], "reason": "no memory for this pair"}
+    assert [row["id"] for row in results(job.folder)] == [f"r{i}" for i in range(12) if i != 5]
+
+
+def test_gzip_csv_and_several_files_are_read_as_lines(tmp_path: Path) -> None:
+    rows = rows_of(7)
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows[:4]).encode()))
+    table = tmp_path / "b.csv"
+    table.write_text("id,query,passage\n" + "".join(f"{r['id']},{r['query']},{r['passage']}\n" for r in rows[4:]))
+    job = open_job([packed, table], tmp_path / "out", Scorer(), rows_per_block=3)
+    run_here(job)
+    assert [row["id"] for row in results(job.folder)] == [row["id"] for row in rows]
+    job.close()
+    assert not (job.folder / ".rows.jsonl").exists()
+
+
+def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
+    file = write(tmp_path / "in.jsonl", rows_of(5))
+    open_job([file], tmp_path / "out", Scorer())
+    assert open_job([file], tmp_path / "out", Scorer()).blocks
+    with pytest.raises(DataError, match=r"another job \(options differ\)"):
+        open_job([file], tmp_path / "out", Scorer(max_length=64))
+    with pytest.raises(DataError, match=r"another job \(rows_per_block differ\)"):
+        open_job([file], tmp_path / "out", Scorer(), rows_per_block=3)
+    write(file, rows_of(6))
+    with pytest.raises(DataError, match=r"another job \(inputs differ\)"):
+        open_job([file], tmp_path / "out", Scorer())
+    with pytest.raises(DataError, match="is not empty and holds no scores"):
+        open_job([file], tmp_path, Scorer())
+    with pytest.raises(ValueError, match="rows_per_block is 0"):
+        open_job([file], tmp_path / "other", Scorer(), rows_per_block=0)
+
+
+def test_a_batch_travels_as_words_and_scores_columns() -> None:
+    batch = pickle.loads(pickle.dumps(ScoreBatch("default", document="text")))
+    rows = rows_of(6)
+    columns = {"query": np.array([r["query"] for r in rows]), "text": np.array([r["passage"] for r in rows])}
+    found = batch(columns)
+    expected = Reranker().score_pairs([(row["query"], row["passage"]) for row in rows])
+    assert found["score"].dtype == np.float32 and found["score"].tolist() == pytest.approx(expected)
+    assert set(found) == {"query", "text", "score", "probability"} and "score" not in columns
+    with pytest.raises(DataError, match="no column 'text'; it has 'query'"):
+        batch({"query": columns["query"]})
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    file, folder = write(tmp_path / "in.jsonl", rows_of(600)), tmp_path / "out"
+    command = [*SECONDPASS, "score", str(file), "--output", str(folder), "--rows", "20"]
+    for wanted in (1, 8, 20):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list(folder.glob("part-*"))) < wanted:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    before = {part: part.stat().st_mtime_ns for part in folder.glob("part-*")}
+    assert len(before) >= 20
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "600 pairs" in done.stderr
+    assert [row["id"] for row in results(folder)] == [f"r{i}" for i in range(600)]
+    assert {part: part.stat().st_mtime_ns for part in before} == before
+    assert not list(folder.glob(".*partial*"))
+
+
+def test_the_command_says_what_failed_and_where(tmp_path: Path) -> None:
+    file = write(tmp_path / "in.jsonl", [*rows_of(3), "{"])
+    command = [*SECONDPASS, "score", str(file), "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "3 pairs with scores" in done.stderr and "1 rows could not be scored" in done.stderr
+    command[4] = str(tmp_path / "no")
+    missing = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert missing.returncode == 2 and "no such file" in missing.stderr
+    assert {each.value for each in On} == {"process", "ray"}

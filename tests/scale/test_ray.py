@@ -1,0 +1,121 @@
+"""Ray, for real: two nodes on one machine, actors and nodes that are killed, a driver that is killed and goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secondpass.scale.batch import Scorer, open_job
+from tests.scale.test_batch import SECONDPASS, results, rows_of, run_here, write
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+ray = pytest.importorskip("ray")
+from secondpass.scale.ray import Actors, score_blocks, score_dataset  # noqa: E402  (ray may not be here)
+
+pytestmark = pytest.mark.clients
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head for the driver's own work, and a node that has processors for actors."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    made.add_node(num_cpus=2)
+    ray.init(address=made.address, log_to_driver=False, logging_level="error")
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture
+def expected(tmp_path: Path) -> list[dict[str, Any]]:
+    job = open_job([write(tmp_path / "in.jsonl", rows_of(400))], tmp_path / "alone", Scorer(), rows_per_block=20)
+    run_here(job)
+    return results(job.folder)
+
+
+def actor_pids() -> list[int]:
+    found = subprocess.run(["pgrep", "-f", "ray::.*BlockActor"], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def test_the_same_rows_and_scores_as_in_one_process(
+    cluster: Any, tmp_path: Path, expected: list[dict[str, Any]]
+) -> None:
+    job = open_job([tmp_path / "in.jsonl"], tmp_path / "ray", Scorer(), rows_per_block=20)
+    seen: list[tuple[int, int]] = []
+    score_blocks(job, Actors(max_size=2), lambda done, total: seen.append((done, total)))
+    assert results(job.folder) == expected
+    assert seen[-1] == (20, 20)
+    score_blocks(job, Actors())  # nothing is missing
+
+
+def test_a_killed_actor_loses_and_doubles_nothing(
+    cluster: Any, tmp_path: Path, expected: list[dict[str, Any]]
+) -> None:
+    job = open_job([tmp_path / "in.jsonl"], tmp_path / "ray", Scorer(), rows_per_block=20)
+    killed: list[int] = []
+
+    def kill(done: int, total: int) -> None:
+        if not killed:
+            killed.extend(actor_pids()[:1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    score_blocks(job, Actors(max_size=2), kill)
+    assert killed and results(job.folder) == expected
+
+
+def test_a_dataset_gets_columns(cluster: Any) -> None:
+    rows = [{"query": row["query"], "document": row["passage"]} for row in rows_of(50)]
+    found = score_dataset(
+        ray.data.from_items(rows), Scorer(), actors=Actors(max_size=1), rows_per_batch=25
+    ).take_all()
+    assert sorted(row["document"] for row in found) == sorted(row["document"] for row in rows)
+    assert all(0 <= row["probability"] <= 1 for row in found)
+
+
+def test_a_removed_node_loses_and_doubles_nothing(
+    cluster: Any, tmp_path: Path, expected: list[dict[str, Any]]
+) -> None:
+    job = open_job([tmp_path / "in.jsonl"], tmp_path / "ray", Scorer(), rows_per_block=20)
+    node = cluster.add_node(num_cpus=2)
+    removed: list[Any] = []
+
+    def remove(done: int, total: int) -> None:
+        if not removed:
+            removed.append(node)
+            cluster.remove_node(node, allow_graceful=False)
+
+    score_blocks(job, Actors(min_size=2, max_size=3), remove)
+    assert removed and results(job.folder) == expected
+
+
+def test_a_killed_driver_goes_on(tmp_path: Path, expected: list[dict[str, Any]]) -> None:
+    folder = tmp_path / "ray"
+    command = [
+        *SECONDPASS,
+        "score",
+        str(tmp_path / "in.jsonl"),
+        "--output",
+        str(folder),
+        "--rows",
+        "20",
+        "--on",
+        "ray",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and len(list(folder.glob("part-*"))) < 3:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert results(folder) == expected
