@@ -16,6 +16,7 @@ from secondpass.scale.batch import Scorer, open_job
 from tests.scale.test_batch import SECONDPASS, results, rows_of, run_here, write
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # on a busy machine a node takes longer than 30 s
 ray = pytest.importorskip("ray")
 from secondpass.scale.ray import Actors, score_blocks, score_dataset  # noqa: E402  (ray may not be here)
 
