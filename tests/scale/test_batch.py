@@ -20,7 +20,8 @@ import pytest
 from secondpass import Reranker
 from secondpass.command.score import On
 from secondpass.errors import DataError, EngineError
-from secondpass.scale.batch import Job, ScoreBatch, ScoreBlock, Scorer, open_job
+from secondpass.scale.batch import Job, ScoreBatch, ScoreBlock, open_job
+from secondpass.scoring.open import ModelOptions
 
 WORDS = "river bridge water long short deep stone market garden winter".split()
 SECONDPASS = [sys.executable, "-m", "secondpass"]
@@ -45,14 +46,14 @@ def results(folder: Path, kind: str = "part-*.jsonl") -> list[dict[str, Any]]:
 
 
 def run_here(job: Job) -> None:
-    score = ScoreBlock(folder=job.folder, scorer=job.scorer)
+    score = ScoreBlock(folder=job.folder, options=job.options)
     for block in job.missing():
         score(block)
 
 
 def test_scores_are_the_librarys_and_rows_keep_their_order_and_fields(tmp_path: Path) -> None:
     rows = rows_of(25)
-    job = open_job([write(tmp_path / "in.jsonl", rows)], tmp_path / "out", Scorer(), rows_per_block=10)
+    job = open_job([write(tmp_path / "in.jsonl", rows)], tmp_path / "out", ModelOptions(), rows_per_block=10)
     assert len(job.blocks) == 3
     run_here(job)
     found = results(job.folder)
@@ -75,7 +76,7 @@ def test_bad_rows_are_put_aside_with_their_reason_and_every_row_is_there_once(tm
     good: list[Any] = [*rows_of(6), {"query": "q\ud800", "passage": "half\u2028a character \udfff"}]
     file = write(tmp_path / "in.jsonl", [*good[:3], *bad[:3], "", *good[3:], *bad[3:]])
     file.write_bytes(file.read_bytes() + b'{"query": "\xff", "passage": "p"}')
-    job = open_job([file], tmp_path / "out", Scorer(), rows_per_block=4)
+    job = open_job([file], tmp_path / "out", ModelOptions(), rows_per_block=4)
     run_here(job)
     failures = results(job.folder, "errors/*.jsonl")
     assert len(results(job.folder)) == len(good) and len(failures) == len(bad) + 1
@@ -96,7 +97,7 @@ def test_a_pair_that_the_engine_fails_at_does_not_fail_the_others(
         return scored(self, pairs, **options)
 
     monkeypatch.setattr(Reranker, "score_pairs", fail)
-    job = open_job([write(tmp_path / "in.jsonl", rows_of(12))], tmp_path / "out", Scorer(), rows_per_block=12)
+    job = open_job([write(tmp_path / "in.jsonl", rows_of(12))], tmp_path / "out", ModelOptions(), rows_per_block=12)
     run_here(job)
     (failure,) = results(job.folder, "errors/*.jsonl")
     assert failure == {"record": rows_of(12)[5], "reason": "no memory for this pair"}
@@ -109,7 +110,7 @@ def test_gzip_csv_and_several_files_are_read_as_lines(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows[:4]).encode()))
     table = tmp_path / "b.csv"
     table.write_text("id,query,passage\n" + "".join(f"{r['id']},{r['query']},{r['passage']}\n" for r in rows[4:]))
-    job = open_job([packed, table], tmp_path / "out", Scorer(), rows_per_block=3)
+    job = open_job([packed, table], tmp_path / "out", ModelOptions(), rows_per_block=3)
     run_here(job)
     assert [row["id"] for row in results(job.folder)] == [row["id"] for row in rows]
     job.close()
@@ -118,19 +119,19 @@ def test_gzip_csv_and_several_files_are_read_as_lines(tmp_path: Path) -> None:
 
 def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
     file = write(tmp_path / "in.jsonl", rows_of(5))
-    open_job([file], tmp_path / "out", Scorer())
-    assert open_job([file], tmp_path / "out", Scorer()).blocks
+    open_job([file], tmp_path / "out", ModelOptions())
+    assert open_job([file], tmp_path / "out", ModelOptions()).blocks
     with pytest.raises(DataError, match=r"another job \(options differ\)"):
-        open_job([file], tmp_path / "out", Scorer(max_length=64))
+        open_job([file], tmp_path / "out", ModelOptions(max_length=64))
     with pytest.raises(DataError, match=r"another job \(rows_per_block differ\)"):
-        open_job([file], tmp_path / "out", Scorer(), rows_per_block=3)
+        open_job([file], tmp_path / "out", ModelOptions(), rows_per_block=3)
     write(file, rows_of(6))
     with pytest.raises(DataError, match=r"another job \(inputs differ\)"):
-        open_job([file], tmp_path / "out", Scorer())
+        open_job([file], tmp_path / "out", ModelOptions())
     with pytest.raises(DataError, match="is not empty and holds no scores"):
-        open_job([file], tmp_path, Scorer())
+        open_job([file], tmp_path, ModelOptions())
     with pytest.raises(ValueError, match="rows_per_block is 0"):
-        open_job([file], tmp_path / "other", Scorer(), rows_per_block=0)
+        open_job([file], tmp_path / "other", ModelOptions(), rows_per_block=0)
 
 
 def test_a_batch_travels_as_words_and_scores_columns() -> None:

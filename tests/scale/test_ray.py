@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from secondpass.scale.batch import Scorer, open_job
+from secondpass.scale.batch import open_job
+from secondpass.scoring.open import ModelOptions
 from tests.scale.test_batch import SECONDPASS, results, rows_of, run_here, write
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -38,7 +39,9 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture
 def expected(tmp_path: Path) -> list[dict[str, Any]]:
-    job = open_job([write(tmp_path / "in.jsonl", rows_of(400))], tmp_path / "alone", Scorer(), rows_per_block=20)
+    job = open_job(
+        [write(tmp_path / "in.jsonl", rows_of(400))], tmp_path / "alone", ModelOptions(), rows_per_block=20
+    )
     run_here(job)
     return results(job.folder)
 
@@ -51,7 +54,7 @@ def actor_pids() -> list[int]:
 def test_the_same_rows_and_scores_as_in_one_process(
     cluster: Any, tmp_path: Path, expected: list[dict[str, Any]]
 ) -> None:
-    job = open_job([tmp_path / "in.jsonl"], tmp_path / "ray", Scorer(), rows_per_block=20)
+    job = open_job([tmp_path / "in.jsonl"], tmp_path / "ray", ModelOptions(), rows_per_block=20)
     seen: list[tuple[int, int]] = []
     score_blocks(job, Actors(max_size=2), lambda done, total: seen.append((done, total)))
     assert results(job.folder) == expected
@@ -62,7 +65,7 @@ def test_the_same_rows_and_scores_as_in_one_process(
 def test_a_killed_actor_loses_and_doubles_nothing(
     cluster: Any, tmp_path: Path, expected: list[dict[str, Any]]
 ) -> None:
-    job = open_job([tmp_path / "in.jsonl"], tmp_path / "ray", Scorer(), rows_per_block=20)
+    job = open_job([tmp_path / "in.jsonl"], tmp_path / "ray", ModelOptions(), rows_per_block=20)
     killed: list[int] = []
 
     def kill(done: int, total: int) -> None:
@@ -77,7 +80,7 @@ def test_a_killed_actor_loses_and_doubles_nothing(
 def test_a_dataset_gets_columns(cluster: Any) -> None:
     rows = [{"query": row["query"], "document": row["passage"]} for row in rows_of(50)]
     found = score_dataset(
-        ray.data.from_items(rows), Scorer(), actors=Actors(max_size=1), rows_per_batch=25
+        ray.data.from_items(rows), ModelOptions(), actors=Actors(max_size=1), rows_per_batch=25
     ).take_all()
     assert sorted(row["document"] for row in found) == sorted(row["document"] for row in rows)
     assert all(0 <= row["probability"] <= 1 for row in found)
@@ -86,7 +89,7 @@ def test_a_dataset_gets_columns(cluster: Any) -> None:
 def test_a_removed_node_loses_and_doubles_nothing(
     cluster: Any, tmp_path: Path, expected: list[dict[str, Any]]
 ) -> None:
-    job = open_job([tmp_path / "in.jsonl"], tmp_path / "ray", Scorer(), rows_per_block=20)
+    job = open_job([tmp_path / "in.jsonl"], tmp_path / "ray", ModelOptions(), rows_per_block=20)
     node = cluster.add_node(num_cpus=2)
     removed: list[Any] = []
 

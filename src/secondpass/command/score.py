@@ -39,7 +39,7 @@ class Workers:
 
         with watched("scoring") as progress:
             if self.on is On.process:
-                score, total = ScoreBlock(folder=job.folder, scorer=job.scorer), len(job.blocks)
+                score, total = ScoreBlock(folder=job.folder, options=job.options), len(job.blocks)
                 missing = job.missing()
                 for done, block in enumerate(missing, total - len(missing) + 1):
                     score(block)
@@ -72,13 +72,14 @@ def score(
     probability, in part-00000.jsonl and on. Rows that cannot be scored go to errors/ with the reason; the exit code
     is then 1. Interrupted, it goes on where it stopped when it is called again.
     """
-    from secondpass.scale.batch import Scorer, open_job
+    from secondpass.scale.batch import open_job
+    from secondpass.scoring.open import ModelOptions
 
     files = [Path(name).expanduser() for name in inputs]
     for file in files:
         if not file.is_file():
             raise WrongUse(f"{file}: no such file")
-    scorer = Scorer(
+    options = ModelOptions(
         model=model,
         revision=revision,
         engine=opening.engine,
@@ -88,7 +89,7 @@ def score(
         local_files_only=opening.local_files_only,
     )
     with wrong_use():
-        job = open_job(files, Path(output).expanduser(), scorer, rows_per_block=rows)
+        job = open_job(files, Path(output).expanduser(), options, rows_per_block=rows)
     workers.run(job)
     scored, failed = job.totals()
     job.close()

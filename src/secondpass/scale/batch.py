@@ -25,34 +25,10 @@ from secondpass.data.files import kind_of, records
 from secondpass.data.pairs import PASSAGES
 from secondpass.errors import DataError, EngineError
 from secondpass.reranker import Reranker
+from secondpass.scoring.open import ModelOptions
 
 FACTS, ERRORS, ROWS = "score.json", "errors", ".rows.jsonl"
 ROWS_PER_BLOCK = 2000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scorer:
-    """How a worker opens its model: the words of `Reranker`. Travels to other processes; the model opens there."""
-
-    model: str = "default"
-    revision: str | None = None
-    engine: str = "auto"
-    device: str = "auto"
-    dtype: str = "auto"
-    max_length: int | None = None
-    long_documents: str = "truncate"
-    local_files_only: bool = False
-
-    @cached_property
-    def reranker(self) -> Reranker:
-        return Reranker(**asdict(self))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def identity(self) -> str:
-        """What tells its weights from any others."""
-        return open_checkpoint(self.model, revision=self.revision, local_files_only=self.local_files_only).identity()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +61,7 @@ class Job:
     """A folder of results, and what is still to be done for it."""
 
     folder: Path
-    scorer: Scorer
+    options: ModelOptions
     blocks: list[Block] = field(default_factory=list)
 
     def part(self, index: int) -> Path:
@@ -107,7 +83,9 @@ class Job:
         (self.folder / ROWS).unlink(missing_ok=True)
 
 
-def open_job(inputs: Sequence[Path], folder: Path, scorer: Scorer, *, rows_per_block: int = ROWS_PER_BLOCK) -> Job:
+def open_job(
+    inputs: Sequence[Path], folder: Path, options: ModelOptions, *, rows_per_block: int = ROWS_PER_BLOCK
+) -> Job:
     """The job of a folder, new or to be gone on with.
 
     inputs: JSON Lines, or other files of records (gzipped, CSV, parquet), which are written out once as lines.
@@ -117,17 +95,23 @@ def open_job(inputs: Sequence[Path], folder: Path, scorer: Scorer, *, rows_per_b
         raise ValueError(f"rows_per_block is {rows_per_block}; give 1 or more")
     facts = {
         "inputs": [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in inputs],
-        "weights": scorer.identity(),
-        "options": {name: value for name, value in asdict(scorer).items() if name != "local_files_only"},
+        "weights": _identity(options),
+        "options": {name: value for name, value in asdict(options).items() if name != "local_files_only"},
         "rows_per_block": rows_per_block,
     }
     _claim(folder, json.loads(json.dumps(facts)))
     (folder / ERRORS).mkdir(exist_ok=True)
-    job = Job(folder=folder, scorer=scorer)
+    job = Job(folder=folder, options=options)
     are_lines = all(file.suffix in (".jsonl", ".ndjson") for file in inputs)
     for file in inputs if are_lines else [_as_lines(inputs, folder)]:
         job.blocks += _blocks(file, rows_per_block, job.blocks)
     return job
+
+
+def _identity(options: ModelOptions) -> str:
+    """What tells the weights from any others."""
+    checkpoint = open_checkpoint(options.model, revision=options.revision, local_files_only=options.local_files_only)
+    return checkpoint.identity()
 
 
 def _claim(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -173,13 +157,23 @@ def _blocks(file: Path, rows: int, before: Sequence[Block]) -> Iterator[Block]:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreBlock:
-    """Scores a block and writes what comes of it; the same block gives the same bytes wherever it is scored."""
+    """Scores a block and writes what comes of it; the same block gives the same bytes wherever it is scored.
+
+    Travels to other processes as its words; the model opens there, at the first block.
+    """
 
     folder: Path
-    scorer: Scorer
+    options: ModelOptions
+
+    @cached_property
+    def reranker(self) -> Reranker:
+        return Reranker(**vars(self.options))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "options": self.options}
 
     def __call__(self, block: Block) -> Outcome:
-        job = Job(folder=self.folder, scorer=self.scorer)
+        job = Job(folder=self.folder, options=self.options)
         rows: list[tuple[dict[str, Any], str, str]] = []
         failures: list[dict[str, Any]] = []
         for number, line in enumerate(block.lines(), block.first):
@@ -196,7 +190,7 @@ class ScoreBlock:
             if isinstance(score, EngineError):
                 failures.append({"record": record, "reason": str(score)})
                 continue
-            probability = self.scorer.reranker.probability(score)
+            probability = self.reranker.probability(score)
             written.append({**record, "score": score, "probability": probability})
         _write(job.errors(block.index), failures)
         _write(job.part(block.index), written)
@@ -205,7 +199,7 @@ class ScoreBlock:
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[float | EngineError]:
         """Raw logits; where the engine fails, of halves, until the pair that it fails at is alone."""
         try:
-            return list(self.scorer.reranker.score_pairs(pairs))
+            return list(self.reranker.score_pairs(pairs))
         except EngineError as error:
             if len(pairs) == 1:
                 return [error]
@@ -255,16 +249,25 @@ class ScoreBatch:
     probability out. It travels as its words; the model opens at the first call, once in a process.
     """
 
-    def __init__(self, scorer: Scorer | str = "default", *, query: str = "query", document: str = "document") -> None:
-        self._scorer = Scorer(model=scorer) if isinstance(scorer, str) else scorer
+    def __init__(
+        self, model: ModelOptions | str = "default", *, query: str = "query", document: str = "document"
+    ) -> None:
+        self._options = ModelOptions(model=model) if isinstance(model, str) else model
         self._query, self._document = query, document
+
+    @cached_property
+    def _reranker(self) -> Reranker:
+        return Reranker(**vars(self._options))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_reranker"}
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         for name in (self._query, self._document):
             if name not in batch:
                 raise DataError(f"the batch has no column {name!r}; it has {', '.join(map(repr, batch))}")
         pairs = zip(map(str, batch[self._query]), map(str, batch[self._document]), strict=True)
-        reranker = self._scorer.reranker
+        reranker = self._reranker
         scores: NDArray[np.float32] = np.asarray(reranker.score_pairs(pairs), np.float32)
         probabilities = np.asarray([reranker.probability(float(score)) for score in scores], np.float32)
         return {**batch, "score": scores, "probability": probabilities}

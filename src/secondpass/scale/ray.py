@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondpass.errors import MissingExtra
-from secondpass.scale.batch import Block, Job, ScoreBatch, ScoreBlock, Scorer
+from secondpass.scale.batch import Block, Job, ScoreBatch, ScoreBlock
+from secondpass.scoring.open import ModelOptions
 from secondpass.types import Progress
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def import_ray() -> Any:
 
 def score_dataset(
     dataset: Dataset,
-    model: Scorer | str = "default",
+    model: ModelOptions | str = "default",
     *,
     query: str = "query",
     document: str = "document",
@@ -81,7 +82,7 @@ def score_blocks(job: Job, actors: Actors, progress: Progress | None = None) -> 
     rows = [{"index": block.index, "block": _plain(block)} for block in missing]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _BlockActor,
-        fn_constructor_args=(str(job.folder.absolute()), job.scorer),
+        fn_constructor_args=(str(job.folder.absolute()), job.options),
         batch_size=1,
         **_placement(actors),
     )
@@ -95,8 +96,8 @@ def score_blocks(job: Job, actors: Actors, progress: Progress | None = None) -> 
 class _BlockActor:
     """A ScoreBlock as Ray Data calls it: a batch of one block in, its outcome out."""
 
-    def __init__(self, folder: str, scorer: Scorer) -> None:
-        self._score = ScoreBlock(folder=Path(folder), scorer=scorer)
+    def __init__(self, folder: str, options: ModelOptions) -> None:
+        self._score = ScoreBlock(folder=Path(folder), options=options)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[int]]:
         outcomes = [self._score(_block(plain)) for plain in batch["block"]]
