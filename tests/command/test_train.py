@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from secondpass import Reranker, cli
 from secondpass.training import read_data, save_data
 from tests.checkpoints import tiny_bert
-from tests.training.test_trainer import interrupt_at
+from tests.training.test_trainer import interrupt_at, interruptible  # noqa: F401  (a fixture)
 from tests.training.toy import PASSAGES, THINGS, toy_examples
 
 QUICK = ("--batch", "4", "--negatives", "3", "--device", "cpu", "--dtype", "float32", "--lr", "1e-3")
@@ -146,6 +146,8 @@ def test_wrong_use_is_told(
     assert (found, message in said) == (code, True), said
 
 
+@pytest.mark.slow  # it interrupts its own process, so it runs alone
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_says_how_to_go_on(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
