@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 
 from secondpass import Reranker
-from secondpass.integrations.llama_index import SecondpassEmbedding, SecondpassRerank
+from secondpass.integrations.llama_index import SecondpassEmbedding, SecondpassRerank, SecondpassRetriever
+from secondpass.search.index import Index
 from tests.integrations.question import ANSWER, PASSAGES, QUERY, assert_best_first
 
 pytestmark = pytest.mark.clients
@@ -136,3 +138,19 @@ def test_embedding_finds_the_answer() -> None:
     assert asyncio.run(retriever.aretrieve(QUERY))[0].text == ANSWER
     embedding = SecondpassEmbedding()
     assert embedding.get_text_embedding(ANSWER) == asyncio.run(embedding.aget_text_embedding(ANSWER))
+
+
+def test_an_index_of_files_is_a_retriever(tmp_path: Path) -> None:
+    (tmp_path / "house.md").write_text(
+        "# House\n\n" + "\n\n".join(f"## Part {i}\n\n{t}" for i, t in enumerate(PASSAGES))
+    )
+    index = Index("house", folder=tmp_path / "indexes", create=True)
+    index.add(tmp_path / "house.md")
+    retriever = SecondpassRetriever(index, top_n=2)
+    found = retriever.retrieve(QUERY)
+    assert ANSWER in found[0].text and len(found) == 2
+    assert 0 <= (found[1].score or 0) <= (found[0].score or 0) <= 1
+    assert str(tmp_path / "house.md") in map(str, found[0].metadata.values())
+    assert [node.text for node in asyncio.run(retriever.aretrieve(QUERY))] == [node.text for node in found]
+    with pytest.raises(ValueError, match="top_n is 0"):
+        SecondpassRetriever(index, top_n=0)

@@ -11,7 +11,9 @@ from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from secondpass.integrations.mteb import SecondpassCrossEncoder, SecondpassEncoder
+from secondpass import ColBERT
+from secondpass.integrations.mteb import SecondpassColBERT, SecondpassCrossEncoder, SecondpassEncoder
+from tests.goldens import Golden
 from tests.integrations.question import PASSAGES, QUERY
 
 pytestmark = pytest.mark.clients
@@ -50,3 +52,20 @@ def task_of(kind: str) -> Any:
 def test_the_answer_is_found(kind: str, model: Any) -> None:
     result = mteb.evaluate(model(), task_of(kind), cache=None, co2_tracker=False)
     assert result.task_results[0].get_score() == 1.0
+
+
+def test_colbert_scores_pairs_as_the_library_does() -> None:
+    golden = Golden("colbertv2")
+    if not golden.folder.is_dir():
+        pytest.skip("no reference figures here")
+    model = SecondpassColBERT(str(golden.folder), device="cpu")
+    task = task_of("Reranking")
+    assert 0 <= mteb.evaluate(model, task, cache=None, co2_tracker=False).task_results[0].get_score() <= 1
+    queries, passages = [QUERY, QUERY, "another"], [*PASSAGES[:2], PASSAGES[0]]
+    found = model.predict(
+        [{"text": queries}], [{"text": passages}], task_metadata=task.metadata, hf_split="test", hf_subset="default"
+    )
+    colbert = ColBERT(golden.folder, device="cpu")
+    assert found.tolist() == pytest.approx(
+        colbert.score(QUERY, passages[:2]) + colbert.score("another", passages[2:])
+    )

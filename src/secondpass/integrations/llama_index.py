@@ -1,4 +1,4 @@
-"""LlamaIndex: a node postprocessor and an embedding class (llama-index-core 0.13 to 0.14).
+"""LlamaIndex: a node postprocessor, an embedding class and a retriever (llama-index-core 0.14).
 
 >>> index.as_query_engine(similarity_top_k=50, node_postprocessors=[SecondpassRerank(top_n=5)])
 
@@ -17,10 +17,12 @@ from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.retrievers import BaseRetriever
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 
 from secondpass.embedder import Embedder
 from secondpass.integrations import Ranker, best, open_embedder, open_reranker, vectors_of
+from secondpass.search.index import Index
 
 dispatcher = get_dispatcher(__name__)
 
@@ -168,3 +170,30 @@ class SecondpassEmbedding(BaseEmbedding):
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await asyncio.to_thread(vectors_of, self._embedder(), texts, "document")
+
+
+class SecondpassRetriever(BaseRetriever):
+    """The best top_n chunks of an index that `secondpass add` made: retrieved by words and vectors, and reranked.
+
+    A node's metadata are the chunk's fields (path, lines, headings); its score is a probability (0 to 1).
+    """
+
+    def __init__(self, index: Index | str = "default", top_n: int = 5) -> None:
+        if top_n < 1:
+            raise ValueError(f"top_n is {top_n}; give 1 or more")
+        self._index = Index(index) if isinstance(index, str) else index
+        self._top_n = top_n
+        super().__init__()
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        ranking = self._index.search(query_bundle.query_str, self._top_n)
+        return [
+            NodeWithScore(
+                node=TextNode(id_=str(hit.index), text=hit.document.text, metadata=dict(hit.document.fields)),
+                score=hit.probability if hit.is_scored else None,
+            )
+            for hit in ranking
+        ]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)

@@ -2,6 +2,7 @@
 
 >>> mteb.evaluate(SecondpassCrossEncoder("BAAI/bge-reranker-v2-m3"), tasks, cache=None)
 >>> mteb.evaluate(SecondpassEncoder("BAAI/bge-m3"), tasks, cache=None)
+>>> mteb.evaluate(SecondpassColBERT("colbert-ir/colbertv2.0"), reranking_tasks, cache=None)
 
 A retrieval task is reranked as `task.convert_to_reranking(predictions, top_k=100)`. Without `cache=None` mteb looks
 results up by the model's name. What is read of a document is the title, a space, and the text, as mteb joins them.
@@ -10,6 +11,7 @@ results up by the model's name. What is read of a document is the title, a space
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.types import PromptType
 from numpy.typing import NDArray
 
+from secondpass.colbert.colbert import ColBERT
 from secondpass.integrations import open_embedder, open_reranker
 
 Batches = Iterable[Mapping[str, Any]]
@@ -63,6 +66,33 @@ class SecondpassCrossEncoder:
     ) -> NDArray[np.float32]:
         pairs = list(zip(_texts(inputs1), _texts(inputs2), strict=True))
         return np.array(self._reranker.score_pairs(pairs), np.float32)
+
+
+class SecondpassColBERT:
+    """A CrossEncoderProtocol over late interaction: MaxSim of pairs, each query encoded once."""
+
+    def __init__(self, model_name: str, revision: str | None = None, device: str | None = None) -> None:
+        self._colbert = ColBERT(model_name, revision=revision, device=device or "auto")
+        self.mteb_model_meta = _meta(model_name, revision, "late-interaction", type(self))
+
+    def predict(
+        self,
+        inputs1: Batches,
+        inputs2: Batches,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        **encode_kwargs: Any,
+    ) -> NDArray[np.float32]:
+        pairs = zip(_texts(inputs1), _texts(inputs2), strict=True)
+        scores: list[float] = []
+        for query, group in groupby(pairs, key=lambda pair: pair[0]):  # mteb lists a query's pairs side by side
+            scores += self._colbert.score(query, [passage for _, passage in group])
+        return np.array(scores, np.float32)
 
 
 class SecondpassEncoder(AbsEncoder):
