@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check test test-slow fuzz test-clients test-frameworks record-clients bench
+.PHONY: check test test-slow fuzz test-clients test-frameworks test-ray record-clients bench
 
 check:
 	$(PYTHON) -m ruff check .
@@ -39,6 +39,15 @@ $(CLIENTS)/frameworks/ready: tests/integrations/requirements.txt
 test-frameworks: $(CLIENTS)/frameworks/ready
 	$(CLIENTS)/frameworks/bin/python -m pip install -qq -e ".[serve]"
 	$(CLIENTS)/frameworks/bin/python -m pytest -W ignore -o asyncio_mode=auto -m clients tests/integrations
+
+$(CLIENTS)/ray/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install -qq -e ".[ray]" pytest==9.2.0
+	touch $@
+
+# Two nodes on this machine, actors, nodes and drivers that are killed: some minutes.
+test-ray: $(CLIENTS)/ray/ready
+	$(CLIENTS)/ray/bin/python -m pytest -W ignore -m clients tests/scale
 
 test-clients: $(CLIENTS)/all/ready $(CLIENTS)/newest/ready $(CLIENTS)/infinity/ready $(CLIENTS)/more/ready
 	$(CLIENTS)/all/bin/python -m pip install -qq -e ".[serve]"
