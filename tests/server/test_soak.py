@@ -114,8 +114,8 @@ LETTERS = (
     "ابتثجحخدذرزسشصض",
     "🙂🚀é̈ﬀ",
 )
-# Cohere's read windows: what they say of a text that fits is what all say.
-WINDOWED = ("cohere", "cohere-v1")
+# Cohere's and Jina's read windows: what they say of a text that fits is what all say.
+WINDOWED = ("cohere", "cohere-v1", "jina")
 
 
 def words(generator: random.Random, most: int) -> str:

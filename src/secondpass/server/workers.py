@@ -122,7 +122,7 @@ def with_room(settings: Settings) -> Settings:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return settings
-    room = max(soft - SPARE_FILES, soft // 2, 1)
+    room = max(soft - SPARE_FILES, soft // 4, 1)
     log.warning(
         "this process may open %d files; max_connections is %d in place of %d", soft, room, wanted - SPARE_FILES
     )
