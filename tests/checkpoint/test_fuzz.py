@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 fuzzed = settings(
     max_examples=NUM_EXAMPLES,
     deadline=None,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,  # the suite tries the same ones each time, a longer run others
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -75,7 +77,7 @@ def edited(content: Any, edits: list[Edit]) -> Any:
             if removes:
                 del node[key]
             else:
-                node[key] = value
+                node[key] = deepcopy(value)  # a list drawn twice would else be put into itself
     return content
 
 

@@ -49,6 +49,8 @@ def change(file: Path, **values: Any) -> None:
         ("architectures", "BertForSequenceClassification"),
         ("architectures", [1]),
         ("id2label", ["a"]),
+        ("scripts", None),
+        ("scripts", [1]),
         ("num_labels", "1"),
         ("model_type", ["bert"]),
     ],
@@ -173,6 +175,13 @@ def test_a_tokenizer_that_never_ends_a_match_is_an_error(tmp_path: Path) -> None
 def test_a_length_that_is_none(tmp_path: Path, limit: object) -> None:
     change(tiny_bert(tmp_path) / "tokenizer_config.json", model_max_length=limit)
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: model_max_length is"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_length_without_room_for_a_text(tmp_path: Path, limit: int) -> None:
+    change(tiny_bert(tmp_path) / "tokenizer_config.json", model_max_length=limit)
+    with pytest.raises(CheckpointError, match=rf"max_length is {limit}; what stands around the texts leaves no room"):
         opened(tmp_path)
 
 

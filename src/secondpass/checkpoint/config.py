@@ -91,13 +91,15 @@ def _needed(key: str) -> tuple[str, Callable[[Any], bool]] | None:
     return _OTHERS.get(key)
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
 _OTHERS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "model_type": ("a text", lambda value: value is None or isinstance(value, str)),
     "id2label": ("an object", lambda value: value is None or isinstance(value, dict)),
-    "architectures": (
-        "a list of texts",
-        lambda value: value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value)),
-    ),
+    "architectures": ("a list of texts", lambda value: value is None or _are_texts(value)),
+    "scripts": ("a list of texts", _are_texts),
 }
 
 

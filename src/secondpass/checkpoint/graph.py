@@ -63,14 +63,14 @@ def check_graph(file: Path) -> None:
     try:
         if file.suffix == ".xml":
             check_plain(file, MAX_XML)
-            content = file.read_bytes()
-            if b"<!DOCTYPE" in content or b"<!ENTITY" in content or content[:2] in (b"\xfe\xff", b"\xff\xfe"):
+            content = file.read_text("utf-8")
+            if "<!DOCTYPE" in content or "<!ENTITY" in content:
                 raise CheckpointError(f"{file}: no graph of OpenVINO: plain UTF-8 without a DOCTYPE is needed")
         else:
             with file.open("rb") as stream:
                 if stream.read(1) != _ONNX:
                     raise CheckpointError(f"{file}: no ONNX graph; export it again")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file}: cannot be read: {error}") from error
 
 

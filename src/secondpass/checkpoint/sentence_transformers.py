@@ -10,6 +10,7 @@ from typing import Any
 from secondpass.checkpoint.layout import LENGTH, inside
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.json_file import read_json, read_json_list
+from secondpass.text.documents import clean
 
 # Their key -> ours. A newer form of the file has "pooling_mode" with one of the values.
 _POOLINGS = {
@@ -92,5 +93,5 @@ def _prompts(file: Path) -> dict[str, str]:
     prompts = _read(file).get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values() if text):
         raise CheckpointError(f"{file}: prompts is no object of texts")
-    found = {kind: [prompts[name] for name in names if prompts.get(name)] for kind, names in _KINDS.items()}
+    found = {kind: [clean(prompts[name]) for name in names if prompts.get(name)] for kind, names in _KINDS.items()}
     return {kind: values[0] for kind, values in found.items() if values}

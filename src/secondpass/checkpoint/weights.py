@@ -149,9 +149,8 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 def _read_bin(file: Path) -> Mapping[str, Tensor]:
     import torch
 
-    # Files of torch before 1.6 are no zip archives and cannot be mapped.
-    is_archive = zipfile.is_zipfile(file)
     try:
+        is_archive = zipfile.is_zipfile(file)  # files of torch before 1.6 are none, and cannot be mapped
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other versions, which are tried all the same
             tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)

@@ -124,7 +124,7 @@ def compile_graph(file: Path, dtype: str, output: str | None = None) -> Compiled
         if plan.unpacks:
             _unpack(graph)
         model = core.compile_model(graph, "CPU", dict(plan.settings))
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # a message may cut a letter in two
         raise CheckpointError(f"{file}: not a graph that OpenVINO can run: {error}") from error
     streams, threads = (int(model.get_property(name)) for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS"))
     reason = f"{file.name} has {plan.reason}, {streams} at a time on {threads} threads"

@@ -9,6 +9,7 @@ from pathlib import Path
 from secondpass.calibration import Calibration, as_calibration
 from secondpass.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from secondpass.engine.open import open_engine
+from secondpass.errors import CheckpointError
 from secondpass.scoring.scoring import Scoring
 from secondpass.text.reader import Reader
 from secondpass.types import Run
@@ -68,9 +69,8 @@ def open_scoring(options: ModelOptions) -> Scoring:
     run = changed(Run(), options.cutoff_layer, options.compress_ratio, options.compress_layers)
     engine.check(run)
     reader = _reader(checkpoint, options, engine.facts.max_length)
-    usual = checkpoint.usual_length or reader.recipe.default_length or reader.longest
     limits = reader.limits(
-        min(usual, reader.longest) if options.max_length is None else options.max_length,
+        _usual_length(checkpoint, reader) if options.max_length is None else options.max_length,
         reader.recipe.truncation if options.truncation is None else options.truncation,
     )
     return Scoring(
@@ -83,6 +83,16 @@ def open_scoring(options: ModelOptions) -> Scoring:
         scripts=tuple(checkpoint.config["scripts"]) if "scripts" in checkpoint.config else None,
         revision=checkpoint.revision,
     )
+
+
+def _usual_length(checkpoint: Checkpoint, reader: Reader) -> int:
+    """The length that the checkpoint asks for. Raises CheckpointError where no text has room in it."""
+    usual = min(checkpoint.usual_length or reader.recipe.default_length or reader.longest, reader.longest)
+    try:
+        reader.limits(usual, reader.recipe.truncation)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.name}: {error}") from error
+    return usual
 
 
 def _reader(checkpoint: Checkpoint, options: ModelOptions, longest: int) -> Reader:

@@ -42,19 +42,19 @@ def as_document(document: DocumentLike, index: int, rank_fields: Sequence[str] |
 def text_of(document: Document, rank_fields: Sequence[str] | None, index: int) -> str:
     """What is read of a document: its text, or the named fields as `name: value` lines in that order."""
     if rank_fields is None:
-        return _clean(document.text)
+        return clean(document.text)
     values = {"text": document.text, **document.fields}
     lines = [f"{name}: {_as_line(values[name])}" for name in rank_fields if name in values]
     if not lines:
         raise ValueError(f"documents[{index}] has none of the rank_fields {list(rank_fields)}")
-    return _clean("\n".join(lines))
+    return clean("\n".join(lines))
 
 
 def _as_line(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """The text with lone surrogates, which no tokenizer can read, as U+FFFD."""
     try:
         text.encode()
@@ -66,7 +66,7 @@ def _clean(text: str) -> str:
 def clean_query(query: str) -> str:
     if not isinstance(query, str):
         raise TypeError(f"query is {_kind(query)}; a str is needed")
-    return _clean(query)
+    return clean(query)
 
 
 def is_blank(text: str) -> bool:

@@ -181,10 +181,11 @@ class Tokenizer:
             return {}
         found = self._inner.get_added_tokens_decoder().items()
         special = {key: token.content for key, token in found if token.special and token.content not in _UNKNOWN}
-        letters = {
-            key: [i for letter in name for i in self._inner.encode(letter, add_special_tokens=False).ids]
-            for key, name in special.items()
-        }
+        with _library_errors():
+            letters = {
+                key: [i for letter in name for i in self._inner.encode(letter, add_special_tokens=False).ids]
+                for key, name in special.items()
+            }
         return {key: [i for i in ids if i not in special] for key, ids in letters.items()}
 
     @cached_property
@@ -222,7 +223,8 @@ class Tokenizer:
 
     def encode_with_words(self, text: str) -> tuple[list[int], list[int | None]]:
         """Ids, and for each the word that it is a piece of, by the tokenizer's own borders; None for no word."""
-        encoding = self._inner.encode(text, add_special_tokens=False)
+        with _library_errors():
+            encoding = self._inner.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.word_ids
 
     def token_of(self, token_id: int) -> str:
