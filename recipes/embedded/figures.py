@@ -9,7 +9,7 @@ from sets import Lists, read_lists
 
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.checkpoint.export.trace import traceable
-from secondpass.models.cross_encoder import CrossEncoder
+from secondpass.models.cross_encoder import CrossEncoderModel
 from secondpass.models.late_interaction import LateInteraction
 from secondpass.packed import pack, plan
 from secondpass.text.recipe import Limits
@@ -20,7 +20,7 @@ TOKEN_BUDGET = 4096
 
 
 @torch.inference_mode()
-def figures(model: CrossEncoder, rows: list[Row]) -> np.ndarray:
+def figures(model: CrossEncoderModel, rows: list[Row]) -> np.ndarray:
     """(rows, figures of the head and shares of word matching)."""
     head, matching = model.head, model.word_match
     assert isinstance(head, LateInteraction) and matching is not None

@@ -55,7 +55,7 @@ _NONE: Vectors = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedding:
+class Embedded:
     """What is known of N texts: vectors (N, C), weights by token id, and unit vectors (T, D) that `lengths` cuts.
 
     A part that was not asked for is empty.
@@ -72,23 +72,23 @@ def lexical_score(query: Mapping[int, float], document: Mapping[int, float]) -> 
     return sum(weight * document[token] for token, weight in query.items() if token in document)
 
 
-def _dense_scores(query: Embedding, documents: Embedding) -> Vectors:
+def _dense_scores(query: Embedded, documents: Embedded) -> Vectors:
     cosines: Vectors = unit(documents.dense) @ unit(query.dense)[0]
     return cosines
 
 
-def _sparse_scores(query: Embedding, documents: Embedding) -> Vectors:
+def _sparse_scores(query: Embedded, documents: Embedded) -> Vectors:
     return np.array([lexical_score(query.sparse[0], weights) for weights in documents.sparse], np.float32)
 
 
-def _colbert_scores(query: Embedding, documents: Embedding) -> Vectors:
+def _colbert_scores(query: Embedded, documents: Embedded) -> Vectors:
     """Means over the query's tokens, where ColBERT has sums."""
     sums = maxsim(query.tokens, documents.tokens, documents.lengths)
     means: Vectors = sums / np.float32(len(query.tokens))
     return means
 
 
-_SCORES: Mapping[str, Callable[[Embedding, Embedding], Vectors]] = {
+_SCORES: Mapping[str, Callable[[Embedded, Embedded], Vectors]] = {
     "dense": _dense_scores,
     "sparse": _sparse_scores,
     "colbert": _colbert_scores,
@@ -286,7 +286,7 @@ class Embedder:
             truncation="end",
         )
 
-    def _embed(self, texts: Iterable[DocumentLike], kind: str, parts: Collection[str]) -> Embedding:
+    def _embed(self, texts: Iterable[DocumentLike], kind: str, parts: Collection[str]) -> Embedded:
         _check_choice("kind", kind, KINDS)
         self._check_parts(parts)
         rows = self._rows(_texts(texts), kind)
@@ -295,7 +295,7 @@ class Embedder:
         ids = [row.ids for row in rows]
         is_first = np.zeros(int(lengths.sum()) + len(rows), np.bool_)
         is_first[np.cumsum(lengths + 1) - lengths - 1] = True
-        return Embedding(
+        return Embedded(
             dense=self._finished(found.get("pooled", _NONE)),
             sparse=self._weights_by_id(ids, found["weights"][:, 0]) if "weights" in found else [],
             tokens=unit(found["tokens"][~is_first]) if "tokens" in found else _NONE,

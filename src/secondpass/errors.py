@@ -52,9 +52,5 @@ class WrongUse(SecondpassError):
     """The command was called in a way that cannot work: exit code 2."""
 
 
-class InputError(SecondpassError):
-    """A file or a text that should be read cannot be: exit code 1."""
-
-
 class StoreError(SecondpassError):
     """An index cannot be opened, read or written; says which, and what to do."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secondpass.checkpoint.weights import load_weights
 from secondpass.errors import CheckpointError
-from secondpass.models.cross_encoder import CrossEncoder
+from secondpass.models.cross_encoder import CrossEncoderModel
 
 CONFIG = {
     "num_labels": 1,
@@ -56,14 +56,14 @@ def hf_tensors() -> dict[str, Tensor]:
     return {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
 
 
-def load(*files: Path, dtype: torch.dtype | None = None) -> CrossEncoder:
+def load(*files: Path, dtype: torch.dtype | None = None) -> CrossEncoderModel:
     with torch.device("meta"):
-        model = CrossEncoder(CONFIG)
+        model = CrossEncoderModel(CONFIG)
     load_weights(model, files, renames=model.renames, ignored=model.ignored, dtype=dtype)
     return model
 
 
-def load_tensors(folder: Path, tensors: dict[str, Tensor]) -> CrossEncoder:
+def load_tensors(folder: Path, tensors: dict[str, Tensor]) -> CrossEncoderModel:
     save_file(tensors, folder / "model.safetensors")
     return load(folder / "model.safetensors")
 

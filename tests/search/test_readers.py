@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secondpass.errors import InputError
+from secondpass.errors import DataError
 from secondpass.search import formats
 from secondpass.search.features import entities_of
 from secondpass.search.folder import files_in
@@ -93,11 +93,11 @@ def test_encodings(data: bytes, text: str) -> None:
 
 
 def test_binaries_and_broken_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a binary file"):
+    with pytest.raises(DataError, match="is a binary file"):
         read(written(tmp_path, "a.txt", b"ab\0c"))
-    with pytest.raises(InputError, match="is not a whole gzip file"):
+    with pytest.raises(DataError, match="is not a whole gzip file"):
         read(written(tmp_path, "a.txt.gz", gzip.compress(b"abc" * 1000)[:-9]))
-    with pytest.raises(InputError, match=r"files that end in \.exe are not read"):
+    with pytest.raises(DataError, match=r"files that end in \.exe are not read"):
         read(written(tmp_path, "a.exe", b""))
 
 
@@ -170,17 +170,17 @@ def test_a_docx_is_read_and_a_zip_bomb_is_not(tmp_path: Path) -> None:
     ):
         for _ in range(210):
             out.write(b" " * 1_000_000)
-    with pytest.raises(InputError, match="has 210 MB when unpacked"):
+    with pytest.raises(DataError, match="has 210 MB when unpacked"):
         read(file)
 
 
 @pytest.mark.parametrize("data", [b"", b"%PDF-1.7\nbroken", b"PK\x03\x04 broken", os.urandom(3000)])
 @pytest.mark.parametrize("suffix", [".pdf", ".docx"])
 def test_damaged_documents_are_refused_by_name(tmp_path: Path, data: bytes, suffix: str) -> None:
-    with pytest.raises(InputError, match=f"a{suffix}: cannot be read"):
+    with pytest.raises(DataError, match=f"a{suffix}: cannot be read"):
         read(written(tmp_path, f"a{suffix}", data))
 
 
 def test_a_document_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"took more than 0 s to read"):
+    with pytest.raises(DataError, match=r"took more than 0 s to read"):
         formats.read(written(tmp_path, "a.eml", b"x"), seconds=0.001)

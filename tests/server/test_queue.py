@@ -1,25 +1,25 @@
 from __future__ import annotations
 
-from secondpass.server.queue import PATIENCE, Portion, Queue, Request
+from secondpass.server.queue import PATIENCE, Queue, QueuedRequest, RequestSlice
 from secondpass.types import Row, Run
 
 SPEED = 0.001  # seconds per token
 
 
-def request(*lengths: int, arrived: float = 0.0, **options: object) -> Request:
+def request(*lengths: int, arrived: float = 0.0, **options: object) -> QueuedRequest:
     rows = [Row([1] * length, (1, length)) for length in lengths]
-    return Request(rows=rows, arrived=arrived, **options)  # type: ignore[arg-type]
+    return QueuedRequest(rows=rows, arrived=arrived, **options)  # type: ignore[arg-type]
 
 
-def queue(*requests: Request) -> Queue:
+def queue(*requests: QueuedRequest) -> Queue:
     found = Queue()
     for each in requests:
         found.add(each)
     return found
 
 
-def taken(portions: list[Portion]) -> list[tuple[Request, list[int]]]:
-    return [(portion.request, portion.places) for portion in portions]
+def taken(portions: list[RequestSlice]) -> list[tuple[QueuedRequest, list[int]]]:
+    return [(portion.request, portion.indices) for portion in portions]
 
 
 def test_a_batch_is_cut_where_it_is_full() -> None:

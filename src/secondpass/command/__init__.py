@@ -1,1 +1,1 @@
-"""What the commands do: inputs to passages, results to tables. Their options are in options/."""
+"""The commands, a file each: its flags, and what it does. `secondpass.cli` has the list."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secondpass.command.flags import wrong_use
+from secondpass.command.flags import GradientCheckpointing, TokenBudget, TrainedIn, TrainedOn, wrong_use
 
 if TYPE_CHECKING:
     from secondpass.training.settings import (
@@ -98,14 +98,10 @@ class Course:
     max_gradient_norm: Annotated[float, typer.Option("--clip", help="Highest norm of the gradient.")] = 1.0
     max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a pair; else 512.")] = None
     has_frozen_words: Annotated[bool, typer.Option("--freeze-words", help="Leave the word embeddings.")] = False
-    has_gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
-    ] = False
-    token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens in one forward pass.")] = None
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where it is trained.")] = "auto"
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16", help="Of the computation; weights are float32.")
-    ] = "auto"
+    has_gradient_checkpointing: GradientCheckpointing = False
+    token_budget: TokenBudget = None
+    device: TrainedOn = "auto"
+    dtype: TrainedIn = "auto"
     seed: Annotated[int, typer.Option(help="Of order, draws and new weights.")] = 1
     eval_every: Annotated[int | None, typer.Option(min=1, help="Steps; else at the end of an epoch.")] = None
     measure: Annotated[str, typer.Option(metavar="nDCG@10|MRR@10", help="By which the best is kept.")] = "nDCG@10"

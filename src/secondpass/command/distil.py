@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secondpass.command import output
-from secondpass.command.flags import Json, Opening, wrong_use
+from secondpass.command.flags import Json, Opening, TrainedIn, TrainedOn, wrong_use
 from secondpass.errors import MissingExtra, TrainingError
 
 if TYPE_CHECKING:
@@ -53,10 +53,8 @@ class Lessons:
     num_negatives: Annotated[int, typer.Option("--negatives", min=1, help="Beside the teacher's best.")] = 11
     temperature: Annotated[float, typer.Option(help="Of both softmaxes.")] = 1.0
     max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a pair; else 512.")] = None
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where it is trained.")] = "auto"
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16", help="Of the computation; weights are float32.")
-    ] = "auto"
+    device: TrainedOn = "auto"
+    dtype: TrainedIn = "auto"
     seed: Annotated[int, typer.Option(help="Of order and draws.")] = 1
 
 

@@ -30,6 +30,14 @@ Offline = Annotated[bool, typer.Option("--local-files-only", "--offline", help="
 Seed = Annotated[int, typer.Option(help="Of draws.")]
 SetSplit = Annotated[str | None, typer.Option(help="Else the first there is of test, dev, validation, train.")]
 Search = Annotated[str, typer.Option(metavar="bm25|embedder:NAME", help="What finds negatives in BEIR folders.")]
+GradientCheckpointing = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
+]
+TokenBudget = Annotated[int | None, typer.Option(min=1, help="Tokens in one forward pass.")]
+TrainedOn = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where it is trained.")]
+TrainedIn = Annotated[
+    str, typer.Option(metavar="auto|float32|bfloat16", help="Of the computation; weights are float32.")
+]
 JudgedSplit = Annotated[str | None, typer.Option(help="Judgements of BEIR folders; else train.")]
 
 

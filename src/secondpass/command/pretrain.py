@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secondpass.command.flags import wrong_use
+from secondpass.command.flags import GradientCheckpointing, TokenBudget, TrainedIn, TrainedOn, wrong_use
 from secondpass.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -50,14 +50,10 @@ class PretrainCourse:
     warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.1
     weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.01
     max_length: Annotated[int | None, typer.Option(min=8, help="Most tokens of a text; else 512.")] = None
-    has_gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
-    ] = False
-    token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens in one forward pass.")] = None
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where it is trained.")] = "auto"
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|bfloat16", help="Of the computation; weights are float32.")
-    ] = "auto"
+    has_gradient_checkpointing: GradientCheckpointing = False
+    token_budget: TokenBudget = None
+    device: TrainedOn = "auto"
+    dtype: TrainedIn = "auto"
     seed: Annotated[int, typer.Option(help="Of order, masks and new weights.")] = 1
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200
     log_every: Annotated[int, typer.Option(min=1, help="Steps between lines.")] = 10

@@ -25,7 +25,7 @@ class On(str, Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workers:
+class Placement:
     """Who scores."""
 
     on: Annotated[On, typer.Option(help="This process, or actors on Ray.")] = On.process
@@ -63,7 +63,7 @@ def score(
     model: Model = "default",
     revision: Revision = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of a block, which is finished or not.")] = 2000,
-    workers: Workers,
+    placement: Placement,
     opening: Opening,
 ) -> None:
     """Score pairs of query and passage, millions of them.
@@ -90,7 +90,7 @@ def score(
     )
     with wrong_use():
         job = open_job(files, Path(output).expanduser(), options, rows_per_block=rows)
-    workers.run(job)
+    placement.run(job)
     scored, failed = job.totals()
     job.close()
     sys.stderr.write(f"{scored:,} pairs with scores in {job.folder}\n")

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from secondpass.engine.batches import Budget, in_batches
 from secondpass.engine.engine import Turns
-from secondpass.engine.prefix import Portion
-from secondpass.models.cross_encoder import CrossEncoder
+from secondpass.engine.prefix import SharedRows
+from secondpass.models.cross_encoder import CrossEncoderModel
 from secondpass.packed import Packed, pack
 from secondpass.types import Advance, Row, Run
 
@@ -32,9 +32,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Held:
-    """The states (T, C) of the rows `places` of a portion, which are the rows of `batch`, at one layer."""
+    """The states (T, C) of the rows `indices` of a portion, which are the rows of `batch`, at one layer."""
 
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     states: Tensor
     batch: Packed
 
@@ -43,37 +43,37 @@ class Held:
 class Carried:
     """Rows of a portion on their way through the model; kept is what they share, as `kept_states` gives it."""
 
-    portion: Portion
+    portion: SharedRows
     kept: Sequence[KeysValues]
-    places: list[int]
+    indices: list[int]
     held: list[Held] = field(default_factory=list)
 
-    def start(self, places: Sequence[int], model: CrossEncoder, device: torch.device) -> tuple[Tensor, Packed]:
+    def start(self, indices: Sequence[int], model: CrossEncoderModel, device: torch.device) -> tuple[Tensor, Packed]:
         """The states of these rows and their batch: the words', or those that are held."""
         for held in self.held:
-            if held.places == tuple(places):
+            if held.indices == tuple(indices):
                 return held.states, held.batch
         if not self.held:
-            batch = self._packed(places, [self.portion.rows[place] for place in places]).to(device)
+            batch = self._packed(indices, [self.portion.rows[index] for index in indices]).to(device)
             return model.decoder().embed(batch), batch
-        found = {place: part for held in self.held for place, part in _parts(held)}
-        states, rows = zip(*(found[place] for place in places), strict=True)
-        return torch.cat(states), self._packed(places, rows).to(device)
+        found = {index: part for held in self.held for index, part in _parts(held)}
+        states, rows = zip(*(found[index] for index in indices), strict=True)
+        return torch.cat(states), self._packed(indices, rows).to(device)
 
-    def keep(self, places: Collection[int]) -> None:
-        """Only those rows go on whose places in the whole are among these."""
-        self.places = [place for place in self.places if self.portion.places[place] in places]
+    def keep(self, indices: Collection[int]) -> None:
+        """Only those rows go on whose indices in the whole are among these."""
+        self.indices = [index for index in self.indices if self.portion.indices[index] in indices]
 
-    def _packed(self, places: Sequence[int], rows: Sequence[Row]) -> Packed:
-        spans = [self.portion.spans[place] for place in places] if self.portion.spans else None
+    def _packed(self, indices: Sequence[int], rows: Sequence[Row]) -> Packed:
+        spans = [self.portion.spans[index] for index in indices] if self.portion.spans else None
         return pack(rows, spans, num_kept=sum(map(len, self.portion.shared)))
 
 
 def _parts(held: Held) -> Iterator[tuple[int, tuple[Tensor, Row]]]:
     """Each row's states, and a row of its length: of the ids nothing is needed any more."""
     ends = list(accumulate(held.batch.lengths))
-    for place, length, passage, end in zip(held.places, held.batch.lengths, held.batch.passages, ends, strict=True):
-        yield place, (held.states[end - length : end], Row([0] * length, passage))
+    for index, length, passage, end in zip(held.indices, held.batch.lengths, held.batch.passages, ends, strict=True):
+        yield index, (held.states[end - length : end], Row([0] * length, passage))
 
 
 @dataclass(kw_only=True)
@@ -102,11 +102,11 @@ class Race:
 class EarlyExits:
     """Scores the candidates of one query. `portions` lays rows out, with the states of what they share."""
 
-    model: CrossEncoder
+    model: CrossEncoderModel
     run: Run  # as the model's `resolved` gives it
     budget: Budget
     device: torch.device
-    portions: Callable[[Sequence[Row]], list[tuple[Portion, list[KeysValues]]]]
+    portions: Callable[[Sequence[Row]], list[tuple[SharedRows, list[KeysValues]]]]
     turns: Turns
     seconds: list[float] = field(default_factory=list)  # of computing, since progress heard of it
 
@@ -120,33 +120,33 @@ class EarlyExits:
         scores = np.empty((len(rows), 2), np.float32)
         waves = _waves(rows)
         for wave in waves:
-            portions = self.portions([rows[place] for place in wave])
+            portions = self.portions([rows[index] for index in wave])
             carried = [Carried(portion, kept, list(range(len(portion.rows)))) for portion, kept in portions]
-            for places, found, layer in self._wave(carried, race, can_settle=len(waves) == 1):
-                scores[[wave[place] for place in places]] = np.column_stack([found, np.full(len(found), layer)])
+            for indices, found, layer in self._wave(carried, race, can_settle=len(waves) == 1):
+                scores[[wave[index] for index in indices]] = np.column_stack([found, np.full(len(found), layer)])
                 if progress is not None:
-                    progress(len(places), sum(self.seconds))
+                    progress(len(indices), sum(self.seconds))
                     self.seconds.clear()
         return scores
 
     def _wave(
         self, carried: Sequence[Carried], race: Race, *, can_settle: bool
     ) -> Iterator[tuple[NDArray[np.intp], Floats, int]]:
-        """The places in the wave, the scores and the layer of the rows that leave, layer by layer."""
+        """The indices in the wave, the scores and the layer of the rows that leave, layer by layer."""
         begin = 0
         for layer, bound in self._stops():
-            places, scores = self._carry(carried, (begin, layer))
+            indices, scores = self._carry(carried, (begin, layer))
             stays = race.staying(scores, bound)
             if layer == self._top:
                 race.finish(scores)
                 stays[:] = False
             elif can_settle and race.is_settled(scores[stays], bound):
                 stays[:] = False
-            yield places[~stays], scores[~stays], layer
+            yield indices[~stays], scores[~stays], layer
             if not stays.any():
                 return
             for each in carried:
-                each.keep(set(places[stays].tolist()))
+                each.keep(set(indices[stays].tolist()))
             begin = layer
 
     def _stops(self) -> list[tuple[int, float]]:
@@ -160,20 +160,20 @@ class EarlyExits:
         return self.run.cutoff_layers[-1]
 
     def _carry(self, carried: Sequence[Carried], blocks: tuple[int, int]) -> tuple[NDArray[np.intp], Floats]:
-        """Take all rows through these blocks: their places in the wave and their scores (N,) there."""
-        places: list[int] = []
+        """Take all rows through these blocks: their indices in the wave and their scores (N,) there."""
+        indices: list[int] = []
         values: list[Tensor] = []
         for each in carried:
             held: list[Held] = []
-            lengths = [len(each.portion.rows[place]) for place in each.places]
+            lengths = [len(each.portion.rows[index]) for index in each.indices]
             forward = partial(self._forward, each, blocks)
             for batch, (states, scores) in in_batches(lengths, self.budget, forward):
-                chosen = tuple(each.places[i] for i in batch)
+                chosen = tuple(each.indices[i] for i in batch)
                 held += [] if states is None else [Held(chosen, *states)]
-                places += [each.portion.places[place] for place in chosen]
+                indices += [each.portion.indices[index] for index in chosen]
                 values.append(scores)
             each.held = held
-        return np.array(places), torch.cat(values).cpu().double().numpy()
+        return np.array(indices), torch.cat(values).cpu().double().numpy()
 
     def _forward(
         self, rows: Carried, blocks: tuple[int, int], batch: Sequence[int]
@@ -181,7 +181,7 @@ class EarlyExits:
         """The states of the batch after these blocks, None after the last, and its scores (N,) there."""
         is_last = blocks[1] == self._top
         with self.turns as turn:
-            states, packed = rows.start([rows.places[i] for i in batch], self.model, self.device)
+            states, packed = rows.start([rows.indices[i] for i in batch], self.model, self.device)
             x, packed = self.model.decoder().advance(
                 states, packed, blocks, self.run, rows.kept, "last" if is_last else "all"
             )
@@ -191,13 +191,13 @@ class EarlyExits:
 
 
 def _waves(rows: Sequence[Row]) -> list[list[int]]:
-    """The rows' places in their order, MAX_HELD tokens at a time."""
+    """The rows' indices in their order, MAX_HELD tokens at a time."""
     waves: list[list[int]] = []
     room = 0
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if not waves or len(row) > room:
             waves.append([])
             room = MAX_HELD
-        waves[-1].append(place)
+        waves[-1].append(index)
         room -= len(row)
     return waves

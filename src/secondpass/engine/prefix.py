@@ -18,41 +18,41 @@ MAX_KEPT = 4096
 
 
 @dataclass(kw_only=True)
-class Portion:
-    """Rows to be scored, by their places in the whole; where they share, what comes after what they share.
+class SharedRows:
+    """Rows to be scored, by their indices in the whole; where they share, what comes after what they share.
 
     row i begins with the tokens spans[i] of the `shared` rows laid end to end.
     """
 
-    places: list[int] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     shared: list[Row] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
 
 
-def share(rows: Sequence[Row]) -> list[Portion]:
+def share(rows: Sequence[Row]) -> list[SharedRows]:
     """The rows in portions; those of one query are together where two or more of them are to be scored."""
     by_start: dict[tuple[int, ...], list[int]] = {}
-    for place, row in enumerate(rows):
-        by_start.setdefault(tuple(row.ids[: row.passage[0]]), []).append(place)
-    starts = [start for start, places in by_start.items() if len(places) > 1 and len(start) >= MIN_SHARED]
-    together = {place for start in starts for place in by_start[start]}
-    alone = [place for place in range(len(rows)) if place not in together]
-    portions = [Portion(places=alone, rows=[rows[place] for place in alone])] if alone else []
+    for index, row in enumerate(rows):
+        by_start.setdefault(tuple(row.ids[: row.passage[0]]), []).append(index)
+    starts = [start for start, indices in by_start.items() if len(indices) > 1 and len(start) >= MIN_SHARED]
+    together = {index for start in starts for index in by_start[start]}
+    alone = [index for index in range(len(rows)) if index not in together]
+    portions = [SharedRows(indices=alone, rows=[rows[index] for index in alone])] if alone else []
     for batch in plan([len(start) for start in starts], token_budget=MAX_KEPT):
         portions.append(_portion(rows, [(starts[index], by_start[starts[index]]) for index in batch]))
     return portions
 
 
-def _portion(rows: Sequence[Row], groups: Sequence[tuple[tuple[int, ...], list[int]]]) -> Portion:
-    portion = Portion()
+def _portion(rows: Sequence[Row], groups: Sequence[tuple[tuple[int, ...], list[int]]]) -> SharedRows:
+    portion = SharedRows()
     begin = 0
-    for start, places in groups:
+    for start, indices in groups:
         length = len(start)
         portion.shared.append(Row(list(start), (length, length)))
-        portion.places += places
-        portion.spans += [(begin, begin + length)] * len(places)
-        portion.rows += [_rest(rows[place], length) for place in places]
+        portion.indices += indices
+        portion.spans += [(begin, begin + length)] * len(indices)
+        portion.rows += [_rest(rows[index], length) for index in indices]
         begin += length
     return portion
 

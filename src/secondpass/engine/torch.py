@@ -20,10 +20,10 @@ from secondpass.engine.cuda.graphs import open_graphs
 from secondpass.engine.device import pick_device, pick_precision
 from secondpass.engine.early_exit import EarlyExits
 from secondpass.engine.engine import TURN_TOKENS, EngineFacts, Turns
-from secondpass.engine.prefix import Portion, share
+from secondpass.engine.prefix import SharedRows, share
 from secondpass.errors import EngineError
 from secondpass.models.attention import pick_kernel, use_kernel
-from secondpass.models.cross_encoder import CrossEncoder
+from secondpass.models.cross_encoder import CrossEncoderModel
 from secondpass.packed import pack, plan
 from secondpass.types import Advance, Row, Run
 
@@ -98,15 +98,15 @@ class TorchEngine:
                     kept = kept or self._kept(portion.shared, run)
                     forward = partial(self._forward, portion, run, kept, part)
                     for batch, values in self._in_batches([lengths[i] for i in part], self._budget, forward):
-                        pending.append(([portion.places[part[i]] for i in batch], Arrival(values)))
+                        pending.append(([portion.indices[part[i]] for i in batch], Arrival(values)))
                         if progress is not None:
                             progress(len(batch), turn.lap())
-        for places, arrival in pending:
-            scores[places] = arrival.numpy()
+        for indices, arrival in pending:
+            scores[indices] = arrival.numpy()
         return scores
 
     def _scores_with_exits(self, rows: Sequence[Row], run: Run, progress: Advance | None) -> NDArray[np.float32]:
-        def portions(rows: Sequence[Row]) -> list[tuple[Portion, list[KeysValues]]]:
+        def portions(rows: Sequence[Row]) -> list[tuple[SharedRows, list[KeysValues]]]:
             with self._turns, torch.inference_mode():
                 return [(portion, self._kept(portion.shared, run)) for portion in self._portions(rows)]
 
@@ -121,10 +121,10 @@ class TorchEngine:
         with torch.inference_mode():
             return exits.scores(rows, progress)
 
-    def _portions(self, rows: Sequence[Row]) -> list[Portion]:
+    def _portions(self, rows: Sequence[Row]) -> list[SharedRows]:
         if self.shares and self.model.is_causal:
             return share(rows)
-        return [Portion(places=list(range(len(rows))), rows=list(rows))]
+        return [SharedRows(indices=list(range(len(rows))), rows=list(rows))]
 
     def _kept(self, shared: Sequence[Row], run: Run) -> list[KeysValues]:
         """Keys and values of what the rows of a portion share, up to the highest layer that is run."""
@@ -135,7 +135,7 @@ class TorchEngine:
             return self.model.decoder().kept_states(pack(shared).to(self._device), top)
 
     def _forward(
-        self, portion: Portion, run: Run, kept: Sequence[KeysValues], part: Sequence[int], batch: Sequence[int]
+        self, portion: SharedRows, run: Run, kept: Sequence[KeysValues], part: Sequence[int], batch: Sequence[int]
     ) -> torch.Tensor:
         rows = [portion.rows[part[i]] for i in batch]
         replayed = None if self._graphs is None or kept else self._graphs.scores(rows)
@@ -147,12 +147,12 @@ class TorchEngine:
         return values
 
 
-def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> CrossEncoder:
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> CrossEncoderModel:
     """The model; its tokenizer is only read where the score is a word's logit."""
     recipe = checkpoint.recipe
     answer_ids = recipe.answer_ids(checkpoint.tokenizer) if recipe.answers else []
     with torch.device("meta"):
-        model = CrossEncoder(checkpoint.config, recipe, answer_ids=answer_ids)
+        model = CrossEncoderModel(checkpoint.config, recipe, answer_ids=answer_ids)
     load_weights(
         model,
         checkpoint.weight_files(),

@@ -14,7 +14,7 @@ from secondpass.evaluation.datasets.dataset import Dataset
 from secondpass.evaluation.datasets.trec import Run
 from secondpass.evaluation.measures import ranked
 from secondpass.retrieval.bm25 import BM25, Found
-from secondpass.retrieval.vectors import Encoder, VectorIndex
+from secondpass.retrieval.vectors import TextEmbedder, VectorIndex
 from secondpass.types import Progress
 
 
@@ -30,7 +30,7 @@ def bm25_run(dataset: Dataset, depth: int) -> Run:
     return _run(dataset, BM25(dataset.documents.values()), depth)
 
 
-def vector_run(dataset: Dataset, encoder: Encoder, depth: int, progress: Progress | None = None) -> Run:
+def vector_run(dataset: Dataset, encoder: TextEmbedder, depth: int, progress: Progress | None = None) -> Run:
     """The first `depth` documents by the cosine of an embedder's vectors."""
     texts: Sequence[str] = list(dataset.documents.values())
     return _run(dataset, VectorIndex(encoder, texts, progress=progress), depth)

@@ -23,7 +23,7 @@ from secondpass.evaluation.datasets.load import load_dataset
 from secondpass.evaluation.measures import Measure, parse
 from secondpass.evaluation.significance import Difference, difference
 from secondpass.retrieval.fusion import FUSIONS
-from secondpass.retrieval.vectors import Encoder
+from secondpass.retrieval.vectors import TextEmbedder
 from secondpass.search.features import digest_of, entities_of
 from secondpass.search.indexing import Indexing, IndexReport
 from secondpass.search.pipeline import PairReader, Pipeline, Question
@@ -84,7 +84,7 @@ def load_timed(source: str | Path, *, split: str | None = None, num_queries: int
 def measure_pipeline(
     timed: TimedSet,
     *,
-    encoder: Encoder | None,
+    encoder: TextEmbedder | None,
     reranker: PairReader | None,
     options: Question,
     cognitive: Cognitive,
@@ -169,7 +169,7 @@ class _Kept:
         return self.reranker.score_pairs(pairs)
 
 
-def _fill(store: SqliteStore, timed: TimedSet, encoder: Encoder | None) -> dict[int, str]:
+def _fill(store: SqliteStore, timed: TimedSet, encoder: TextEmbedder | None) -> dict[int, str]:
     """Put the documents into the store. Returns their names by id."""
     documents = timed.dataset.documents
     changes = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from secondpass.embedder import Embedder
 from secondpass.reranker import Reranker
@@ -25,6 +25,7 @@ class Ranker(Protocol):
 def open_reranker(
     model: str = "default",
     *,
+    revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     max_length: int | None = None,
@@ -34,6 +35,7 @@ def open_reranker(
     """The reranker, opened once in a process for the same words; it is safe to use from several threads."""
     return Reranker(
         model,
+        revision=revision,
         device=device,
         dtype=dtype,
         max_length=max_length,
@@ -44,10 +46,15 @@ def open_reranker(
 
 @lru_cache(maxsize=8)
 def open_embedder(
-    model: str = "default", *, device: str = "auto", dtype: str = "auto", max_length: int | None = None
+    model: str = "default",
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_length: int | None = None,
 ) -> Embedder:
     """The embedder, opened once in a process for the same words."""
-    return Embedder(model, device=device, dtype=dtype, max_length=max_length)
+    return Embedder(model, revision=revision, device=device, dtype=dtype, max_length=max_length)
 
 
 def best(
@@ -76,3 +83,8 @@ def vectors_of(embedder: Embedder, texts: Sequence[str], kind: str) -> list[list
     """Vectors as lists of numbers, which frameworks pass around."""
     vectors: list[list[float]] = embedder.encode(texts, kind=kind).tolist()
     return vectors
+
+
+def parameters(made: object) -> dict[str, Any]:
+    """What an object was made with, which it keeps under the same names; a framework's own notes begin with _."""
+    return {name: value for name, value in vars(made).items() if not name.startswith("_")}

@@ -10,7 +10,7 @@ results up by the model's name. What is read of a document is the title, a space
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -37,8 +37,31 @@ def _texts(batches: Batches) -> list[str]:
     return [text for batch in batches for text in batch["text"]]
 
 
-class SecondpassCrossEncoder:
-    """A CrossEncoderProtocol: raw logits of pairs, all queries in one packed run."""
+class _PairModel:
+    """A CrossEncoderProtocol: `predict` over what `score` says of (query, passage) pairs."""
+
+    def __init__(self, meta: Any, score: Callable[[list[tuple[str, str]]], list[float]]) -> None:
+        self.mteb_model_meta = meta
+        self._score = score
+
+    def predict(
+        self,
+        inputs1: Batches,
+        inputs2: Batches,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        **encode_kwargs: Any,
+    ) -> NDArray[np.float32]:
+        return np.array(self._score(list(zip(_texts(inputs1), _texts(inputs2), strict=True))), np.float32)
+
+
+class SecondpassCrossEncoder(_PairModel):
+    """Raw logits of pairs, all queries in one packed run."""
 
     def __init__(
         self,
@@ -48,51 +71,22 @@ class SecondpassCrossEncoder:
         *,
         max_length: int | None = None,
     ) -> None:
-        self._reranker = open_reranker(model_name, device=device or "auto", max_length=max_length)
-        self.mteb_model_meta = _meta(model_name, revision, "cross-encoder", type(self))
-
-    def predict(
-        self,
-        inputs1: Batches,
-        inputs2: Batches,
-        *,
-        task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
-        prompt_type: PromptType | None = None,
-        batch_size: int | None = None,
-        show_progress_bar: bool = False,
-        **encode_kwargs: Any,
-    ) -> NDArray[np.float32]:
-        pairs = list(zip(_texts(inputs1), _texts(inputs2), strict=True))
-        return np.array(self._reranker.score_pairs(pairs), np.float32)
+        reranker = open_reranker(model_name, revision=revision, device=device or "auto", max_length=max_length)
+        super().__init__(_meta(model_name, revision, "cross-encoder", type(self)), reranker.score_pairs)
 
 
-class SecondpassColBERT:
-    """A CrossEncoderProtocol over late interaction: MaxSim of pairs, each query encoded once."""
+class SecondpassColBERT(_PairModel):
+    """Late interaction: MaxSim of pairs, each query encoded once."""
 
     def __init__(self, model_name: str, revision: str | None = None, device: str | None = None) -> None:
         self._colbert = ColBERT(model_name, revision=revision, device=device or "auto")
-        self.mteb_model_meta = _meta(model_name, revision, "late-interaction", type(self))
+        super().__init__(_meta(model_name, revision, "late-interaction", type(self)), self._by_query)
 
-    def predict(
-        self,
-        inputs1: Batches,
-        inputs2: Batches,
-        *,
-        task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
-        prompt_type: PromptType | None = None,
-        batch_size: int | None = None,
-        show_progress_bar: bool = False,
-        **encode_kwargs: Any,
-    ) -> NDArray[np.float32]:
-        pairs = zip(_texts(inputs1), _texts(inputs2), strict=True)
+    def _by_query(self, pairs: list[tuple[str, str]]) -> list[float]:
         scores: list[float] = []
         for query, group in groupby(pairs, key=lambda pair: pair[0]):  # mteb lists a query's pairs side by side
             scores += self._colbert.score(query, [passage for _, passage in group])
-        return np.array(scores, np.float32)
+        return scores
 
 
 class SecondpassEncoder(AbsEncoder):
@@ -106,7 +100,7 @@ class SecondpassEncoder(AbsEncoder):
         *,
         max_length: int | None = None,
     ) -> None:
-        self._embedder = open_embedder(model_name, device=device or "auto", max_length=max_length)
+        self._embedder = open_embedder(model_name, revision=revision, device=device or "auto", max_length=max_length)
         self.mteb_model_meta = _meta(model_name, revision, "dense", type(self))
 
     def encode(

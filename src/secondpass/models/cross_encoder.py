@@ -65,7 +65,7 @@ HEADS: dict[str, Callable[[BackboneConfig, Recipe], Head]] = {
 }
 
 
-class CrossEncoder(nn.Module):
+class CrossEncoderModel(nn.Module):
     """Scores (N, outputs) of the packed rows; one output, unless there are heads at several layers.
 
     answer_ids are the tokens whose logits are the score, where the recipe's head reads such.

@@ -14,7 +14,7 @@ from secondpass.retrieval.bm25 import Found, best
 CHUNK = 512  # texts that are read at a time, so that progress shows
 
 
-class Encoder(Protocol):
+class TextEmbedder(Protocol):
     """Anything that makes vectors of texts, as `secondpass.Embedder` does."""
 
     def encode(self, texts: Iterable[str], *, kind: str = "document") -> NDArray[np.float32]:
@@ -26,7 +26,7 @@ class VectorIndex:
     """Finds texts by the cosine of their vectors to the query's. Memory: 4 N C bytes."""
 
     def __init__(
-        self, encoder: Encoder, texts: Sequence[str], *, progress: Callable[[int, int], None] | None = None
+        self, encoder: TextEmbedder, texts: Sequence[str], *, progress: Callable[[int, int], None] | None = None
     ) -> None:
         self._encoder = encoder
         parts = []

@@ -48,7 +48,7 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class BlockOutcome:
     """What a finished block holds."""
 
     block: int
@@ -172,7 +172,7 @@ class ScoreBlock:
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "options": self.options}
 
-    def __call__(self, block: Block) -> Outcome:
+    def __call__(self, block: Block) -> BlockOutcome:
         job = Job(folder=self.folder, options=self.options)
         rows: list[tuple[dict[str, Any], str, str]] = []
         failures: list[dict[str, Any]] = []
@@ -194,7 +194,7 @@ class ScoreBlock:
             written.append({**record, "score": score, "probability": probability})
         _write(job.errors(block.index), failures)
         _write(job.part(block.index), written)
-        return Outcome(block=block.index, scored=len(written), failed=len(failures))
+        return BlockOutcome(block=block.index, scored=len(written), failed=len(failures))
 
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[float | EngineError]:
         """Raw logits; where the engine fails, of halves, until the pair that it fails at is alone."""

@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from io import BytesIO
 from pathlib import Path
 
-from secondpass.errors import InputError, MissingExtra
+from secondpass.errors import DataError, MissingExtra
 from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page
 
 MAX_SECONDS = 60.0
@@ -30,19 +30,19 @@ _CHILD = "from secondpass.search.formats import main; main()"
 
 
 def read(file: Path, *, seconds: float = MAX_SECONDS) -> list[Page]:
-    """The pages of a PDF, docx or e-mail file. Raises InputError, or MissingExtra without the extra `search`."""
+    """The pages of a PDF, docx or e-mail file. Raises DataError, or MissingExtra without the extra `search`."""
     import json
 
     command = [sys.executable, "-c", _CHILD, str(file.absolute())]
     try:
         done = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:
-        raise InputError(f"{file}: took more than {seconds:.0f} s to read; left out") from error
+        raise DataError(f"{file}: took more than {seconds:.0f} s to read; left out") from error
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
     if done.returncode == _MISSING:
         raise MissingExtra(said[-1], "search")
     if done.returncode:
-        raise InputError(f"{file}: cannot be read: {said[-1][:200] if said else f'code {done.returncode}'}")
+        raise DataError(f"{file}: cannot be read: {said[-1][:200] if said else f'code {done.returncode}'}")
     return [Page(**page) for page in json.loads(done.stdout)]
 
 
@@ -84,7 +84,7 @@ def _docx(file: Path) -> Iterator[Page]:
     with zipfile.ZipFile(file) as container:
         size = sum(each.file_size for each in container.infolist())
     if size > MAX_UNZIPPED:
-        raise InputError(f"has {size / 1e6:.0f} MB when unpacked; {MAX_UNZIPPED / 1e6:.0f} are read at most")
+        raise DataError(f"has {size / 1e6:.0f} MB when unpacked; {MAX_UNZIPPED / 1e6:.0f} are read at most")
     with file.open("rb") as stream:
         page = html_page(mammoth.convert_to_html(stream, convert_image=lambda image: []).value)
     yield Page(text=page.text, kind=page.kind, title=page.title or file.stem)

@@ -15,7 +15,7 @@ from typing import Any
 
 from secondpass.cognitive import Cognitive, seconds_of
 from secondpass.errors import CheckpointError, MissingExtra, SecondpassError, StoreError
-from secondpass.retrieval.vectors import Encoder
+from secondpass.retrieval.vectors import TextEmbedder
 from secondpass.search.indexing import Indexing, IndexReport
 from secondpass.search.pipeline import PairReader, Pipeline, Question, figures_of, winning_sentence
 from secondpass.search.stores.sqlite import SqliteStore
@@ -74,7 +74,7 @@ class Index:
         name: str = "default",
         *,
         folder: str | Path | None = None,
-        embedder: str | Encoder | None = None,
+        embedder: str | TextEmbedder | None = None,
         reranker: str | PairReader | None = "default",
         create: bool = False,
     ) -> None:
@@ -224,7 +224,7 @@ class Index:
         return Pipeline(store=self.store, encoder=self.encoder, open_reranker=self.reranker_for)
 
     @cached_property
-    def encoder(self) -> Encoder | None:
+    def encoder(self) -> TextEmbedder | None:
         """The embedder of the index. Another one than before makes all vectors anew at the next `update`."""
         before = self.store.meta("embedder")
         asked = self._asked_embedder or before or "auto"
@@ -258,7 +258,7 @@ def _reranker(name: str, *, is_needed: bool) -> PairReader | None:
         return None  # the multilingual package is not installed: the fused order is better than English eyes
 
 
-def _embedder(name: str) -> tuple[str, Encoder | None]:
+def _embedder(name: str) -> tuple[str, TextEmbedder | None]:
     """The name under which an embedder is remembered, and itself."""
     from secondpass.embedder import Embedder
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from secondpass.colbert.maxsim import unit
-from secondpass.errors import DataError, InputError, MissingExtra
-from secondpass.retrieval.vectors import Encoder
+from secondpass.errors import DataError, MissingExtra
+from secondpass.retrieval.vectors import TextEmbedder
 from secondpass.search.chunking import chunks, lines_of
 from secondpass.search.features import digest_of, entities_of, near_duplicates, similarity_of
 from secondpass.search.folder import files_in
@@ -50,7 +50,7 @@ class Indexing:
     """A store and the embedder that makes its vectors; without one there are words alone."""
 
     store: Store
-    encoder: Encoder | None = None
+    encoder: TextEmbedder | None = None
 
     def update(self, roots: Sequence[Path], *, progress: Progress | None = None) -> IndexReport:
         """Bring the store up to what lies at the roots: files and folders. Those that went are forgotten."""
@@ -105,7 +105,7 @@ class Indexing:
                     report.unchanged += 1
                     continue
                 yield Change(file=file, chunks=_chunks(str(path), read(path)))
-            except (InputError, DataError, MissingExtra) as error:
+            except (DataError, MissingExtra) as error:
                 report.failed.append((str(path), str(error)))
                 continue
             report.added += before is None

@@ -12,7 +12,7 @@ from typing import Any
 
 from secondpass.cognitive import Cognitive, seconds_of
 from secondpass.errors import StoreError
-from secondpass.retrieval.vectors import Encoder
+from secondpass.retrieval.vectors import TextEmbedder
 from secondpass.retrieval.words import terms
 from secondpass.search.features import digest_of, entities_of, similarity_of
 from secondpass.search.index import Index
@@ -39,7 +39,7 @@ class Memory:
         *,
         namespace: str = "default",
         folder: str | Path | None = None,
-        embedder: str | Encoder | None = None,
+        embedder: str | TextEmbedder | None = None,
         reranker: str | PairReader | None = "default",
     ) -> None:
         self.namespace = namespace

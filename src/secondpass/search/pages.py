@@ -9,7 +9,7 @@ from html import unescape
 from typing import Any
 
 from secondpass.data.html import sections
-from secondpass.errors import InputError
+from secondpass.errors import DataError
 
 MAX_UNZIPPED = 200_000_000  # bytes of what a container holds
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
@@ -32,11 +32,11 @@ class Page:
 
 
 def decoded(data: bytes, name: str) -> str:
-    """Text of bytes, with \\n at the end of lines. Raises InputError for what is no text."""
+    """Text of bytes, with \\n at the end of lines. Raises DataError for what is no text."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = data.decode("utf-16", "replace")
     elif b"\0" in data[:8192]:
-        raise InputError(f"{name}: is a binary file; text is needed")
+        raise DataError(f"{name}: is a binary file; text is needed")
     else:
         text = _in_known_encoding(data)
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")

@@ -14,7 +14,7 @@ from secondpass.calibration import sigmoid
 from secondpass.cognitive import Cognitive, Signals, Weighed, order, seconds_of, signals_of, weigh
 from secondpass.colbert.maxsim import unit
 from secondpass.retrieval.fusion import FUSIONS, Fused
-from secondpass.retrieval.vectors import Encoder
+from secondpass.retrieval.vectors import TextEmbedder
 from secondpass.retrieval.words import terms
 from secondpass.search.features import NEAR_BITS, distance
 from secondpass.search.stores.store import Filter, Store, Stored
@@ -88,7 +88,7 @@ class Pipeline:
     """The stages over one store. open_reranker is called when a question is reranked; it may be None for a script."""
 
     store: Store
-    encoder: Encoder | None
+    encoder: TextEmbedder | None
     open_reranker: Callable[[str], PairReader | None]
 
     def search(self, question: Question) -> Ranking:

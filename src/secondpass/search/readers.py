@@ -13,7 +13,7 @@ from typing import Any
 
 from secondpass.data.files import records
 from secondpass.data.files import suffix as suffix_of
-from secondpass.errors import InputError
+from secondpass.errors import DataError
 from secondpass.search import formats
 from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page
 
@@ -33,22 +33,22 @@ Reader = Callable[[Path], Iterable[Page]]
 
 
 def read(file: Path) -> list[Page]:
-    """The pages of a file. Raises InputError that says why it cannot be read, MissingExtra where a package lacks."""
+    """The pages of a file. Raises DataError that says why it cannot be read, MissingExtra where a package lacks."""
     reader = READERS.get(suffix_of(file))
     if reader is None:
-        raise InputError(f"{file}: files that end in {suffix_of(file) or 'nothing'} are not read")
+        raise DataError(f"{file}: files that end in {suffix_of(file) or 'nothing'} are not read")
     try:
         return [page for page in reader(file) if page.text.strip() or page.title]
     except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
     except RecursionError as error:
-        raise InputError(f"{file}: is nested too deeply") from error
+        raise DataError(f"{file}: is nested too deeply") from error
 
 
 def text_of(file: Path) -> str:
     """The text of a file, gzipped or not, in UTF-8, UTF-16, GB 18030 or, failing those, Windows-1252."""
     if file.stat().st_size > MAX_BYTES:
-        raise InputError(f"{file}: has {file.stat().st_size / 1e6:.0f} MB; {MAX_BYTES / 1e6:.0f} are read at most")
+        raise DataError(f"{file}: has {file.stat().st_size / 1e6:.0f} MB; {MAX_BYTES / 1e6:.0f} are read at most")
     return decoded(_unzipped(file), str(file))
 
 
@@ -60,9 +60,9 @@ def _unzipped(file: Path) -> bytes:
         with gzip.open(file) as stream:
             data = stream.read(MAX_UNZIPPED + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{file}: is not a whole gzip file: {error}") from error
+        raise DataError(f"{file}: is not a whole gzip file: {error}") from error
     if len(data) > MAX_UNZIPPED:
-        raise InputError(f"{file}: is more than {MAX_UNZIPPED / 1e6:.0f} MB when unpacked")
+        raise DataError(f"{file}: is more than {MAX_UNZIPPED / 1e6:.0f} MB when unpacked")
     return data
 
 
@@ -93,7 +93,7 @@ def _read_records(file: Path) -> Iterator[Page]:
     for place, record in records(file):
         text = next((record[name] for name in _TEXTS if isinstance(record.get(name), str)), None)
         if text is None:
-            raise InputError(f'{place}: has no "text" (it has {", ".join(map(str, record)) or "nothing"})')
+            raise DataError(f'{place}: has no "text" (it has {", ".join(map(str, record)) or "nothing"})')
         line = place.rpartition(":")[2]
         metadata = record.get("metadata")
         others = {**(metadata if isinstance(metadata, dict) else {}), **record}

@@ -17,6 +17,8 @@ from secondpass.server.service import Service
 from secondpass.server.settings import ModelSource, Settings, SettingsError, model_of
 from secondpass.wire.calls import Fault, Refusal
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
 
 def admin_routes(service: Service, settings: Settings) -> list[BaseRoute]:
     """GET and POST /admin/models, DELETE /admin/models/NAME."""
@@ -35,9 +37,12 @@ def admin_routes(service: Service, settings: Settings) -> list[BaseRoute]:
         await service.unload(name)
         return JSONResponse({"unloaded": name})
 
+    def told(endpoint: Endpoint) -> Endpoint:
+        return refusing(endpoint, prefix="the model cannot be loaded: ", parameter="path")
+
     return [
-        Route("/admin/models", _refusing(models), methods=["GET", "POST"]),
-        Route("/admin/models/{name:path}", _refusing(unload), methods=["DELETE"]),
+        Route("/admin/models", told(models), methods=["GET", "POST"]),
+        Route("/admin/models/{name:path}", told(unload), methods=["DELETE"]),
     ]
 
 
@@ -52,8 +57,11 @@ def _source(body: Any) -> ModelSource:
         raise Refusal(Fault.malformed, str(error)) from error
 
 
-def _refusing(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint, with refusals as answers."""
+def refusing(endpoint: Endpoint, *, prefix: str = "", parameter: str | None = None) -> Endpoint:
+    """The endpoint, with refusals and errors as answers.
+
+    An error that is no refusal is told behind `prefix`, as of `parameter`.
+    """
 
     async def answered(request: Request) -> Response:
         try:
@@ -61,7 +69,7 @@ def _refusing(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[R
         except Refusal as refusal:
             found = refusal
         except (SecondpassError, ValueError) as error:
-            found = Refusal(Fault.invalid, f"the model cannot be loaded: {error}", parameter="path")
+            found = Refusal(Fault.invalid, f"{prefix}{error}", parameter=parameter)
         except Disconnected:
             return Response(status_code=499)
         reply = refusals.cohere(found, request.state.request_id)

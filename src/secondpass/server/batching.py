@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from secondpass.engine.engine import EngineFacts
 from secondpass.errors import EngineError, SecondpassError
-from secondpass.server.queue import Outcome, Portion, Queue, Request
+from secondpass.server.queue import Outcome, Queue, QueuedRequest, RequestSlice
 from secondpass.types import Advance, Row, Run
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,9 @@ class BatchedEngine:
         Raises QueueFull and EngineDown; the future raises those, Expired, and EngineError or ValueError where the
         engine cannot score these rows.
         """
-        request = Request(rows=rows, run=run or Run(), priority=priority, deadline=deadline, arrived=time.monotonic())
+        request = QueuedRequest(
+            rows=rows, run=run or Run(), priority=priority, deadline=deadline, arrived=time.monotonic()
+        )
         if not rows:
             request.scores = np.empty((0, 1), np.float32)
             request.finish()
@@ -211,7 +213,7 @@ class BatchedEngine:
         if self._state is State.closed:
             raise EngineDown(self._reason, LAST_BATCH_S)
 
-    def _check_room(self, request: Request) -> None:
+    def _check_room(self, request: QueuedRequest) -> None:
         if len(self._queue) and self._lacks_room(request):
             self._expire()
         if not len(self._queue) or not self._lacks_room(request):
@@ -227,12 +229,12 @@ class BatchedEngine:
             message = f"{waiting} requests with {tokens} tokens are waiting; this one would be done too late"
         raise QueueFull(message, retry_s)
 
-    def _lacks_room(self, request: Request) -> bool:
+    def _lacks_room(self, request: QueuedRequest) -> bool:
         waiting, tokens = len(self._queue), self._queue.tokens
         is_full = waiting >= self._max_requests or tokens + request.tokens > self._max_tokens
         return is_full or self._seconds_late(request) > 0
 
-    def _seconds_late(self, request: Request) -> float:
+    def _seconds_late(self, request: QueuedRequest) -> float:
         """How long after its deadline a request would be done, by the speed that was measured."""
         if request.deadline is None or not self._is_measured:
             return 0.0
@@ -250,7 +252,7 @@ class BatchedEngine:
                 self._restart(failure, portions)
             self._busy_since = None
 
-    def _failure(self, portions: Sequence[Portion]) -> str | None:
+    def _failure(self, portions: Sequence[RequestSlice]) -> str | None:
         """Compute them; in words what the engine failed of. The error itself would keep the engine in memory."""
         try:
             self._compute(portions)
@@ -259,7 +261,7 @@ class BatchedEngine:
             return f"{type(error).__name__}: {error}"
         return None
 
-    def _next(self) -> list[Portion]:
+    def _next(self) -> list[RequestSlice]:
         """The rows of the next batch, as soon as there are some; none: the end."""
         with self._changed:
             while True:
@@ -278,7 +280,7 @@ class BatchedEngine:
         seconds = BATCH_SECONDS + part * (LONGEST_BATCH_SECONDS - BATCH_SECONDS)
         return min(max(int(seconds * self._rate), MIN_BATCH_TOKENS), MAX_BATCH_TOKENS)
 
-    def _compute(self, portions: Sequence[Portion]) -> None:
+    def _compute(self, portions: Sequence[RequestSlice]) -> None:
         rows = [row for portion in portions for row in portion.rows()]
         run = portions[0].request.run
         started = time.monotonic()
@@ -293,20 +295,20 @@ class BatchedEngine:
             self._probe = (min(rows, key=len), run)
         begin, per_token = 0, seconds / max(sum(map(len, rows)), 1)
         for portion in portions:
-            end = begin + len(portion.places)
+            end = begin + len(portion.indices)
             portion.request.own_s += per_token * sum(map(len, rows[begin:end]))
             self._credit(portion, scores[begin:end], started, seconds)
             begin = end
 
-    def _credit(self, portion: Portion, scores: NDArray[np.float32], started: float, seconds: float) -> None:
+    def _credit(self, portion: RequestSlice, scores: NDArray[np.float32], started: float, seconds: float) -> None:
         request = portion.request
         request.started = started if request.started is None else request.started
         request.compute_s += seconds
-        request.add_scores(portion.places, scores)
+        request.add_scores(portion.indices, scores)
         if not request.pending:
             request.finish()
 
-    def _blame(self, portions: Sequence[Portion], error: Exception) -> None:
+    def _blame(self, portions: Sequence[RequestSlice], error: Exception) -> None:
         """Find the request that cannot be scored by running each alone, so that no other fails with it.
 
         Raises the error where the engine cannot score either what it has scored before: it is dead, then.
@@ -335,7 +337,7 @@ class BatchedEngine:
                 Batch(requests=num_requests, rows=len(rows), tokens=tokens, padded_tokens=padded, seconds=seconds)
             )
 
-    def _restart(self, failure: str, portions: Sequence[Portion]) -> None:
+    def _restart(self, failure: str, portions: Sequence[RequestSlice]) -> None:
         """Fail what was being computed and what waits, then open the engine anew, with longer and longer pauses."""
         now = time.monotonic()
         is_calm = now - self._failed > CALM_S

@@ -7,7 +7,7 @@ No request names a file to read: search and get answer from what is in the index
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,11 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from secondpass.errors import SecondpassError
 from secondpass.search.index import Index
 from secondpass.search.pipeline import document_of
-from secondpass.server.body import Disconnected, parse_json, read_body
-from secondpass.server.dialects import refusals
+from secondpass.server.admin import refusing
+from secondpass.server.body import parse_json, read_body
 from secondpass.server.settings import Settings
 from secondpass.types import Hit
 from secondpass.wire.calls import Fault, Refusal
@@ -53,7 +52,7 @@ def index_routes(settings: Settings) -> list[BaseRoute]:
             body = await _body(request, settings, fields)
             return JSONResponse(await asyncio.to_thread(work, index, body))
 
-        return Route(f"/v1/index/{name}", _refusing(answered), methods=["POST"])
+        return Route(f"/v1/index/{name}", refusing(answered), methods=["POST"])
 
     return [
         route("search", SEARCH, _search),
@@ -128,21 +127,3 @@ async def _body(request: Request, settings: Settings, fields: Mapping[str, tuple
         if name in fields and not body.get(name):
             raise Refusal(Fault.invalid, f"{name} is missing", parameter=name)
     return body
-
-
-def _refusing(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint, with refusals and errors as answers."""
-
-    async def answered(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except Refusal as refusal:
-            found = refusal
-        except (SecondpassError, ValueError) as error:
-            found = Refusal(Fault.invalid, str(error))
-        except Disconnected:
-            return Response(status_code=499)
-        reply = refusals.cohere(found, request.state.request_id)
-        return JSONResponse(reply.body, reply.status, headers=dict(reply.headers))
-
-    return answered

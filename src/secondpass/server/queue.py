@@ -30,7 +30,7 @@ class Outcome:
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
-class Request:
+class QueuedRequest:
     """Rows that belong together, and what is known of them so far. Times are of time.monotonic()."""
 
     rows: Sequence[Row]
@@ -98,21 +98,21 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
+class RequestSlice:
     """Rows of one request that are computed together."""
 
-    request: Request
-    places: list[int]
+    request: QueuedRequest
+    indices: list[int]
 
     def rows(self) -> list[Row]:
-        return [self.request.rows[index] for index in self.places]
+        return [self.request.rows[index] for index in self.indices]
 
 
 class Queue:
     """Requests with rows that wait. For one thread at a time."""
 
     def __init__(self) -> None:
-        self._requests: list[Request] = []
+        self._requests: list[QueuedRequest] = []
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -121,30 +121,30 @@ class Queue:
     def tokens(self) -> int:
         return sum(request.tokens for request in self._requests)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: QueuedRequest) -> None:
         self._requests.append(request)
 
-    def before(self, request: Request, *, seconds_per_token: float) -> int:
+    def before(self, request: QueuedRequest, *, seconds_per_token: float) -> int:
         """Tokens of the requests that come before this one."""
         due = request.due(seconds_per_token)
         return sum(other.tokens for other in self._requests if other.due(seconds_per_token) <= due)
 
-    def take(self, max_tokens: int, *, seconds_per_token: float) -> list[Portion]:
+    def take(self, max_tokens: int, *, seconds_per_token: float) -> list[RequestSlice]:
         """The most urgent rows of at most max_tokens, all of one kind of run; one longer row comes alone."""
         order = sorted(self._requests, key=lambda request: request.due(seconds_per_token))
-        portions: list[Portion] = []
+        portions: list[RequestSlice] = []
         room = max_tokens
         for request in order:
             if request.run != order[0].run or (portions and request.is_whole):
                 continue
             indices = request.take(room, at_least_one=not portions)
             if indices:
-                portions.append(Portion(request, indices))
+                portions.append(RequestSlice(request, indices))
                 room -= sum(len(request.rows[index]) for index in indices)
         self._requests = [request for request in self._requests if request.tokens]
         return portions
 
-    def drop(self, now: float) -> list[Request]:
+    def drop(self, now: float) -> list[QueuedRequest]:
         """Take out what was cancelled or is past its deadline; the latter are returned."""
         late = [r for r in self._requests if r.deadline is not None and r.deadline <= now]
         gone = set(map(id, late)) | {id(r) for r in self._requests if r.future.done()}
@@ -152,10 +152,10 @@ class Queue:
             self._requests = [request for request in self._requests if id(request) not in gone]
         return late
 
-    def discard(self, request: Request) -> None:
+    def discard(self, request: QueuedRequest) -> None:
         """Take out a request that failed, whatever of it still waits."""
         self._requests = [other for other in self._requests if other is not request]
 
-    def clear(self) -> list[Request]:
+    def clear(self) -> list[QueuedRequest]:
         requests, self._requests = self._requests, []
         return requests

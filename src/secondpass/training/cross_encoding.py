@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secondpass.checkpoint.save import save_model
 from secondpass.engine.batches import memory_checked
-from secondpass.models.cross_encoder import CrossEncoder
+from secondpass.models.cross_encoder import CrossEncoderModel
 from secondpass.models.heads import LayerHeads
 from secondpass.packed import pack, plan
 from secondpass.text.recipe import TRUNCATIONS, Limits
@@ -49,7 +49,7 @@ class CrossEncoding:
     Raises ValueError for a length that is too long, and for layers or compression that the model does not have.
     """
 
-    def __init__(self, trainable: Trainable[CrossEncoder], settings: TrainingSettings) -> None:
+    def __init__(self, trainable: Trainable[CrossEncoderModel], settings: TrainingSettings) -> None:
         self.trainable, self._settings = trainable, settings
         self._model, self._recipe = trainable.model, trainable.model.recipe
         self.limits = _limits(trainable, settings)
@@ -62,7 +62,7 @@ class CrossEncoding:
         is_encoder = not self.reads_prompts
         loads = ["```python\nfrom secondpass import Reranker\n\nReranker(folder).rank(query, passages, top_n=5)\n```"]
         if is_encoder:
-            loads.append("It loads as `sentence_transformers.CrossEncoder` as well.")
+            loads.append("It loads as `sentence_transformers.CrossEncoderModel` as well.")
         return Kind(
             family=self._recipe.family,
             title="A reranker",
@@ -175,14 +175,14 @@ def _teacher(groups: Sequence[Group], device: torch.device) -> Tensor:
     return torch.tensor(padded, device=device)
 
 
-def _layers_of(model: CrossEncoder, settings: TrainingSettings) -> tuple[int, ...]:
+def _layers_of(model: CrossEncoderModel, settings: TrainingSettings) -> tuple[int, ...]:
     if not isinstance(model.head, LayerHeads):
         return ()
     is_alone = settings.layers is not None and settings.layers.trains_last_alone
     return model.head.layers[-1:] if is_alone else model.head.layers
 
 
-def _layer_loss(model: CrossEncoder, settings: TrainingSettings) -> LayerLoss | None:
+def _layer_loss(model: CrossEncoderModel, settings: TrainingSettings) -> LayerLoss | None:
     """How the layers learn; None for a model with one score."""
     if not isinstance(model.head, LayerHeads):
         if settings.layers is not None or settings.compression is not None:
@@ -200,7 +200,7 @@ def _layer_loss(model: CrossEncoder, settings: TrainingSettings) -> LayerLoss | 
     )
 
 
-def _limits(trainable: Trainable[CrossEncoder], settings: TrainingSettings) -> Limits:
+def _limits(trainable: Trainable[CrossEncoderModel], settings: TrainingSettings) -> Limits:
     longest = trainable.max_length
     length = min(longest, DEFAULT_LENGTH) if settings.max_length is None else settings.max_length
     if length > longest:

@@ -20,7 +20,7 @@ from secondpass.checkpoint.weights import Change, load_weights, read_tensors, re
 from secondpass.errors import UnknownModel
 from secondpass.models import decoder
 from secondpass.models.attention import pick_kernel, use_kernel
-from secondpass.models.cross_encoder import CrossEncoder
+from secondpass.models.cross_encoder import CrossEncoderModel
 from secondpass.models.heads import LogitConfig
 from secondpass.text.families import FAMILIES, SavedHead, family_of, num_labels, recipe_for, saved_head
 from secondpass.text.tokenizer import Tokenizer
@@ -88,7 +88,7 @@ def open_trainable(
     start_layer: int | None = None,
     has_frozen_words: bool = False,
     has_gradient_checkpointing: bool = False,
-) -> Trainable[CrossEncoder]:
+) -> Trainable[CrossEncoderModel]:
     """The reranker of a folder or of the hub as it is; a plain encoder with a fresh head drawn by `seed`.
 
     is_low_rank: only updates and the head will be trained, so that a decoder's weights are kept in `dtype`.
@@ -168,12 +168,12 @@ def load_float32(net: nn.Module, checkpoint: Checkpoint, source: Source, ignored
 
 def _open_encoder(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, seed: int
-) -> Trainable[CrossEncoder]:
+) -> Trainable[CrossEncoderModel]:
     has_head = _has_head(checkpoint.config)
     layout = None if has_head else saved_head(checkpoint.config)
     config = dict(checkpoint.config) if layout is None else classifier_config(checkpoint.config, layout)
     with torch.device("meta"):
-        net = CrossEncoder(config, recipe_for(config))
+        net = CrossEncoderModel(config, recipe_for(config))
     source = Source(checkpoint, net, net.renames, layout, seed)
     load_float32(net, checkpoint, source, net.ignored if has_head else ())
     return Trainable(
@@ -189,7 +189,7 @@ def _open_encoder(
 
 def _open_decoder(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, start_layer: int | None, *, is_low_rank: bool
-) -> Trainable[CrossEncoder]:
+) -> Trainable[CrossEncoderModel]:
     is_raw = start_layer is not None and checkpoint.config.get("start_layer") is None
     config = dict(checkpoint.config) if not is_raw else layered_config(checkpoint.config, int(start_layer or 0))
     recipe = recipe_for(config)
@@ -197,7 +197,7 @@ def _open_decoder(
         config["heads_by_layer"] = True  # each layer's own head is trained, whatever a reference reads alone
     answer_ids = recipe.answer_ids(checkpoint.tokenizer) if recipe.answers else []
     with torch.device("meta"):
-        net = CrossEncoder(config, recipe, answer_ids=answer_ids)
+        net = CrossEncoderModel(config, recipe, answer_ids=answer_ids)
     naming = Naming(renames=net.renames)
     load_weights(
         net,
@@ -222,7 +222,7 @@ def _open_decoder(
     )
 
 
-def _decoder_source(checkpoint: Checkpoint, net: CrossEncoder, naming: Naming, *, is_raw: bool) -> Change:
+def _decoder_source(checkpoint: Checkpoint, net: CrossEncoderModel, naming: Naming, *, is_raw: bool) -> Change:
     """What is read: with its adapter, with new heads where the model is raw, and each name noted."""
     adapted, reads = change_of(checkpoint), net.backbone.config.reads
 
@@ -265,7 +265,7 @@ def layered_config(config: Mapping[str, Any], start_layer: int) -> dict[str, Any
 
 
 def _with_layer_heads(
-    tensors: Tensors, net: CrossEncoder, reads: LogitConfig, answer: int
+    tensors: Tensors, net: CrossEncoderModel, reads: LogitConfig, answer: int
 ) -> Iterator[tuple[str, Tensor]]:
     """The backbone, and for each layer a head that is the answer's row of the output matrix."""
     for name, tensor in tensors:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from secondpass.calibration import sigmoid
 from secondpass.errors import RemoteError
 from secondpass.wire.calls import Fault
 
@@ -469,10 +470,6 @@ def _shape(value: Any) -> str:
     if isinstance(value, dict):
         return "an object with " + (", ".join(repr(str(name)[:40]) for name in list(value)[:8]) or "nothing in it")
     return "a list" if isinstance(value, list) else "null" if value is None else f"a {type(value).__name__}"
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
 def logit(p: float) -> float:

@@ -18,7 +18,7 @@ from secondpass.models.attention import use_kernel
 from secondpass.models.attention.reference import Kernel
 from secondpass.models.attention.sdpa import attend_sdpa
 from secondpass.models.attention.varlen import attend_varlen
-from secondpass.models.cross_encoder import CrossEncoder
+from secondpass.models.cross_encoder import CrossEncoderModel
 from secondpass.packed import pack
 from secondpass.text.families import recipe_for
 from secondpass.types import Row, Run
@@ -36,14 +36,14 @@ def unpinned(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "sent", lambda x, device: torch.empty(x.shape, dtype=x.dtype, device=device))
 
 
-def model_of(name: str, dtype: torch.dtype, kernel: Kernel) -> CrossEncoder:
+def model_of(name: str, dtype: torch.dtype, kernel: Kernel) -> CrossEncoderModel:
     folder = SHARED / "golden" / name
     if not folder.is_dir():
         pytest.skip("no reference figures here")
     config = json.loads((folder / "config.json").read_text("utf-8"))
     recipe = recipe_for(config)
     with META:
-        model = CrossEncoder(config, recipe, answer_ids=[5] * len(recipe.answers)).eval()
+        model = CrossEncoderModel(config, recipe, answer_ids=[5] * len(recipe.answers)).eval()
     for parameter_name, parameter in model.named_parameters():
         if not FULL_PRECISION.fullmatch(parameter_name):
             parameter.data = parameter.data.to(dtype)

@@ -23,7 +23,7 @@ from secondpass.models.attention import use_kernel, varlen
 from secondpass.models.attention.reference import Rule, masked_attention
 from secondpass.models.attention.sdpa import attend_sdpa
 from secondpass.models.attention.varlen import attend_varlen
-from secondpass.models.cross_encoder import CrossEncoder
+from secondpass.models.cross_encoder import CrossEncoderModel
 from secondpass.packed import pack
 from secondpass.text.families import recipe_for
 from secondpass.types import Row, Run
@@ -246,7 +246,7 @@ def test_a_forward_never_waits_for_the_device(name: str, run: Run, monkeypatch: 
     config = json.loads((folder / "config.json").read_text("utf-8"))
     recipe = recipe_for(config)
     with torch.device("meta"):
-        model = CrossEncoder(config, recipe, answer_ids=[5] * len(recipe.answers)).eval()
+        model = CrossEncoderModel(config, recipe, answer_ids=[5] * len(recipe.answers)).eval()
     use_kernel(model, attend_varlen)
     for parameter_name, parameter in model.named_parameters():
         if not FULL_PRECISION.fullmatch(parameter_name):

@@ -14,7 +14,7 @@ from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.graph import STATES
 from secondpass.checkpoint.save import Naming
 from secondpass.checkpoint.weights import load_weights
-from secondpass.models.cross_encoder import CrossEncoder
+from secondpass.models.cross_encoder import CrossEncoderModel
 from secondpass.models.late_interaction import LateInteraction
 from secondpass.packed import Packed
 
@@ -25,7 +25,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 class Padded(nn.Module):
     """A cross-encoder over padded inputs (N, L); `naming` knows what its parameters are called in the checkpoint."""
 
-    def __init__(self, model: CrossEncoder, naming: Naming) -> None:
+    def __init__(self, model: CrossEncoderModel, naming: Naming) -> None:
         super().__init__()
         self.model = model
         self.naming = naming
@@ -60,7 +60,7 @@ class Padded(nn.Module):
 def traceable(checkpoint: Checkpoint) -> Padded:
     """The model with its weights, an adapter's changes in them. Raises ValueError for a decoder."""
     with torch.device("meta"):
-        model = CrossEncoder(checkpoint.config)
+        model = CrossEncoderModel(checkpoint.config)
     if model.is_causal:
         raise ValueError(
             f"{checkpoint.name} is a decoder ({checkpoint.config['model_type']}); only encoders can be exported, "

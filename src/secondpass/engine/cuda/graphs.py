@@ -21,7 +21,7 @@ from torch import Tensor
 from secondpass.engine.batches import Budget
 from secondpass.models.attention.reference import Kernel
 from secondpass.models.attention.varlen import attend_varlen
-from secondpass.models.cross_encoder import CrossEncoder
+from secondpass.models.cross_encoder import CrossEncoderModel
 from secondpass.models.late_interaction import LateInteraction
 from secondpass.packed import Packed, pack
 from secondpass.types import Row
@@ -250,7 +250,7 @@ class _CudaGraph:
         self._graph.reset()
 
 
-def open_graphs(model: CrossEncoder, kernel: Kernel, device: torch.device, budget: Budget) -> Graphs | None:
+def open_graphs(model: CrossEncoderModel, kernel: Kernel, device: torch.device, budget: Budget) -> Graphs | None:
     """Graphs for a model that runs on this kernel, None off GPUs; given up where memory is short."""
     if device.type != "cuda":
         return None
@@ -266,7 +266,7 @@ def open_graphs(model: CrossEncoder, kernel: Kernel, device: torch.device, budge
     return graphs
 
 
-def obstacle_of(model: CrossEncoder, kernel: Kernel) -> str | None:
+def obstacle_of(model: CrossEncoderModel, kernel: Kernel) -> str | None:
     """Why a forward pass depends on figures of the host, which a graph would repeat; None where it seems not to."""
     if model.is_causal:
         return "a decoder first computes what rows share"

@@ -7,11 +7,11 @@ from typing import Any
 from secondpass.server.dialects import refusals
 from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Route, Signs
 from secondpass.server.dialects.documents import read_texts
-from secondpass.server.dialects.fields import Request, Response, Texts, read
+from secondpass.server.dialects.fields import RequestBody, Response, Texts, read
 from secondpass.wire.calls import Fault, Ranked, Refusal, ScoreCall
 
 
-class DeepInfraRequest(Request):
+class DeepInfraRequest(RequestBody):
     """The i-th query is scored with the i-th document."""
 
     queries: Texts

@@ -75,7 +75,7 @@ FIELDS: Mapping[str, Any] = {
 }
 
 
-class Request(BaseModel):
+class RequestBody(BaseModel):
     """A request body: no value is converted to another type, fields that are not known are let through."""
 
     model_config = ConfigDict(strict=True, extra="allow")
@@ -87,7 +87,7 @@ class Response(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
 
 
-R = TypeVar("R", bound=Request)
+R = TypeVar("R", bound=RequestBody)
 
 
 def read(model: type[R], body: object) -> R:

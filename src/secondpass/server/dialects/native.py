@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Route
 from secondpass.server.dialects.documents import read_documents
-from secondpass.server.dialects.fields import Above, Count, Documents, Positive, Request, Response, read
+from secondpass.server.dialects.fields import Above, Count, Documents, Positive, RequestBody, Response, read
 from secondpass.server.dialects.refusals import refuses
 from secondpass.wire.apis import APIS
 from secondpass.wire.calls import Budgets, Effort, Ranked, RerankCall, ServerCard
 
 
-class NativeRequest(Request):
+class NativeRequest(RequestBody):
     """documents are strings or objects with `text`. top_n 0 or null is all. "chunk" reads long ones in windows.
 
     The others are what `Reranker.rank` has by these names.

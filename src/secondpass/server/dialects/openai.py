@@ -13,7 +13,7 @@ from pydantic import WithJsonSchema
 from secondpass.server.dialects import refusals
 from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Route
 from secondpass.server.dialects.documents import read_texts
-from secondpass.server.dialects.fields import Positive, Request, Response, read
+from secondpass.server.dialects.fields import Positive, RequestBody, Response, read
 from secondpass.server.dialects.rerank import usage
 from secondpass.wire.calls import EmbedCall, Fault, ModelCard, Refusal, ServerCard, Vectors
 
@@ -24,7 +24,7 @@ Input = Annotated[
 ]
 
 
-class EmbeddingsRequest(Request):
+class EmbeddingsRequest(RequestBody):
     """input_type is not OpenAI's own: "query" embeds as queries, anything else as documents."""
 
     input: Input

@@ -17,7 +17,7 @@ from secondpass.server.dialects.fields import (
     AnyTexts,
     Documents,
     Flag,
-    Request,
+    RequestBody,
     Response,
     TextOrObject,
     Texts,
@@ -210,11 +210,11 @@ def dialect(name: str, *more: Route, **quirks: Any) -> Dialect:
 
 
 @cache
-def _models(name: str) -> tuple[type[Request], type[BaseModel]]:
+def _models(name: str) -> tuple[type[RequestBody], type[BaseModel]]:
     return _request_model(APIS[name]), _response_model(APIS[name])
 
 
-def request_model(api: Api) -> type[Request]:
+def request_model(api: Api) -> type[RequestBody]:
     return _models(api.name)[0]
 
 
@@ -238,7 +238,7 @@ def _options(api: Api) -> dict[str, Any]:
     return {name: (kind | None, None) for name, kind in names.items()}
 
 
-def _request_model(api: Api) -> type[Request]:
+def _request_model(api: Api) -> type[RequestBody]:
     word, model = _word(api), {"model": (str | None, None)}
     texts: Any = AnyTexts if api.takes_one else Documents if api.reads_objects else Texts
     asked = {"query": (TextOrObject if api.reads_query_objects else str, ...), api.documents: (texts, ...)}
@@ -274,8 +274,8 @@ def _response_model(api: Api) -> type[BaseModel]:
     return _answer(f"{word}Response", f"Results, {order}.", {**head, **results})
 
 
-def _created(name: str, words: str, fields: dict[str, Any]) -> type[Request]:
-    return create_model(name, __base__=Request, __doc__=words, **fields)
+def _created(name: str, words: str, fields: dict[str, Any]) -> type[RequestBody]:
+    return create_model(name, __base__=RequestBody, __doc__=words, **fields)
 
 
 def _answer(name: str, words: str, fields: dict[str, Any]) -> type[Response]:

@@ -14,7 +14,7 @@ from pydantic import create_model
 from secondpass.server.dialects import rerank
 from secondpass.server.dialects.dialect import Body, Headers, Reply, Route
 from secondpass.server.dialects.documents import as_list, read_documents
-from secondpass.server.dialects.fields import FIELDS, AnyTexts, Flag, Request, Response, read, truth
+from secondpass.server.dialects.fields import FIELDS, AnyTexts, Flag, RequestBody, Response, read, truth
 from secondpass.server.dialects.rerank import Values, usage
 from secondpass.wire.apis import APIS, VLLM_SIGNS, Api
 from secondpass.wire.calls import Budgets, Fault, Ranked, Refusal, ScoreCall
@@ -26,9 +26,9 @@ _OPTIONS = ("model", "priority", "instruction", "max_tokens_per_doc", *VLLM_SIGN
 
 _FIELDS: dict[str, Any] = {name: (AnyTexts | None, None) for name in _NAMES}
 _FIELDS |= {name: (FIELDS.get(name, Flag) | None, None) for name in _OPTIONS}
-ScoreRequest: type[Request] = create_model(
+ScoreRequest: type[RequestBody] = create_model(
     "VllmScoreRequest",
-    __base__=Request,
+    __base__=RequestBody,
     __doc__="Two sides: queries and documents (or items), data_1 and data_2, or text_1 and text_2.",
     **_FIELDS,
 )

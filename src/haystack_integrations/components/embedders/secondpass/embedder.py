@@ -8,7 +8,7 @@ from typing import Any
 
 from haystack import Document, component, default_from_dict, default_to_dict
 
-from secondpass.integrations import open_embedder, vectors_of
+from secondpass.integrations import open_embedder, parameters, vectors_of
 
 
 @component
@@ -22,7 +22,7 @@ class SecondpassTextEmbedder:
         open_embedder(self.model, device=self.device, max_length=self.max_length)
 
     def to_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = default_to_dict(self, **_parameters(self))
+        state: dict[str, Any] = default_to_dict(self, **parameters(self))
         return state
 
     @classmethod
@@ -64,7 +64,7 @@ class SecondpassDocumentEmbedder:
         open_embedder(self.model, device=self.device, max_length=self.max_length)
 
     def to_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = default_to_dict(self, **_parameters(self))
+        state: dict[str, Any] = default_to_dict(self, **parameters(self))
         return state
 
     @classmethod
@@ -87,8 +87,3 @@ class SecondpassDocumentEmbedder:
     async def run_async(self, documents: list[Document]) -> dict[str, list[Document]]:
         result: dict[str, list[Document]] = await asyncio.to_thread(self.run, documents)
         return result
-
-
-def _parameters(made: object) -> dict[str, Any]:
-    """What a component was made with; Haystack keeps notes of its own beside it."""
-    return {name: value for name, value in vars(made).items() if not name.startswith("_")}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 from typing import Any
 
 from haystack import Document, component, default_from_dict, default_to_dict
 
-from secondpass.integrations import best, open_reranker
+from secondpass.integrations import best, open_reranker, parameters
+from secondpass.reranker import Reranker
 
 
 @component
@@ -47,12 +49,10 @@ class SecondpassRanker:
 
     def warm_up(self) -> None:
         """Open the model; objects that name it alike share it."""
-        open_reranker(
-            self.model, device=self.device, max_length=self.max_length, long_documents=self.long_documents
-        ).warm_up()
+        self._opened().warm_up()
 
     def to_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = default_to_dict(self, **_parameters(self))
+        state: dict[str, Any] = default_to_dict(self, **parameters(self))
         return state
 
     @classmethod
@@ -75,9 +75,7 @@ class SecondpassRanker:
             raise ValueError(f"top_k must be > 0, but got {top_k}")
         kept = _distinct(documents)
         found = best(
-            open_reranker(
-                self.model, device=self.device, max_length=self.max_length, long_documents=self.long_documents
-            ),
+            self._opened(),
             self.query_prefix + query + self.query_suffix,
             [self._text(document) for document in kept],
             top_n=top_k,
@@ -100,6 +98,11 @@ class SecondpassRanker:
         )
         return result
 
+    def _opened(self) -> Reranker:
+        return open_reranker(
+            self.model, device=self.device, max_length=self.max_length, long_documents=self.long_documents
+        )
+
     def _text(self, document: Document) -> str:
         if document.content is None:
             raise ValueError(f"document {document.id!r} has no content to rank by; leave it out, or give it text")
@@ -112,12 +115,10 @@ def _distinct(documents: list[Document]) -> list[Document]:
     """One document for each id, the best scored, in the order of the ids."""
     found: dict[str, Document] = {}
     for document in documents:
-        known = found.get(document.id)
-        if known is None or (document.score or float("-inf")) > (known.score or float("-inf")):
+        if document.id not in found or _score(document) > _score(found[document.id]):
             found[document.id] = document
     return list(found.values())
 
 
-def _parameters(made: object) -> dict[str, Any]:
-    """What a component was made with; Haystack keeps notes of its own beside it."""
-    return {name: value for name, value in vars(made).items() if not name.startswith("_")}
+def _score(document: Document) -> float:
+    return -math.inf if document.score is None else document.score
