@@ -70,6 +70,7 @@ def test_help_is_quick_and_imports_nothing_heavy(place: Place) -> None:
         assert f"'{name}'" not in shown.stderr
 
 
+@pytest.mark.slow
 def test_piped_output_is_tab_separated(place: Place) -> None:
     shown = run(place, place.rank(str(place.notes), "--explain"))
     rows = [line.split("\t") for line in shown.stdout.splitlines()]
@@ -129,6 +130,7 @@ def read_all(descriptor: int) -> str:
         parts.append(part)
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_quietly(place: Place) -> None:
     stdin = "".join(f"river {number} {'cold ' * 40}\n" for number in range(2000))
     command = [*place.rank("--top", "0", "--max-length", "8")]
@@ -287,6 +289,7 @@ def test_a_shell_is_told_what_could_come_next(place: Place) -> None:
         assert expected in shown.stdout.split(), shown.stderr
 
 
+@pytest.mark.slow
 def test_closed_streams_are_no_error(place: Place) -> None:
     """`>&-`: what would be printed is lost, as was asked for, and no file gets the stream's number."""
     line = shlex.join(place.rank(str(place.notes)))

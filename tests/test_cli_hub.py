@@ -32,6 +32,7 @@ def command(hub: Hub, cache: Path, *arguments: str, **more: str) -> subprocess.C
     return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120)
 
 
+@pytest.mark.slow
 def test_pull_then_rank_offline(hub: Hub, tmp_path: Path) -> None:
     pulled = command(hub, tmp_path, "pull", f"{NAME}@main")
     assert pulled.returncode == 0, pulled.stderr

@@ -12,11 +12,11 @@ from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.checkpoint.export.export import export
 
 BOUNDS = [
-    ("openvino", "float32", 1e-5),
     ("openvino", "auto", 0.02),
-    ("openvino", "int8", 0.04),
-    ("torch", "float32", 1e-5),
-    ("torch", "bfloat16", 0.02),
+    pytest.param("openvino", "float32", 1e-5, marks=pytest.mark.slow),
+    pytest.param("openvino", "int8", 0.04, marks=pytest.mark.slow),
+    pytest.param("torch", "float32", 1e-5, marks=pytest.mark.slow),
+    pytest.param("torch", "bfloat16", 0.02, marks=pytest.mark.slow),
 ]
 WORDS = "how the river of a long bridge keeps water and light in winter while people cross it at night .".split()
 QUERIES = ["How long is the river?", "why do people cross a bridge at night in winter"]

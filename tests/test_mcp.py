@@ -73,7 +73,7 @@ def test_in_memory(folder: Path, mode: dict[str, str]) -> None:
     talk(make_server(Tools(folder=str(folder))), converse, **mode)
 
 
-@pytest.mark.parametrize("mode", [{}, {"mode": "legacy"}])
+@pytest.mark.parametrize("mode", [{}, pytest.param({"mode": "legacy"}, marks=pytest.mark.slow)])
 def test_over_standard_input_and_output(folder: Path, mode: dict[str, str]) -> None:
     command = StdioServerParameters(
         command=sys.executable,
@@ -102,6 +102,7 @@ def address(folder: Path) -> Iterator[str]:
     server.wait(30)
 
 
+@pytest.mark.slow
 def test_over_http(address: str) -> None:
     talk(address, converse)
 

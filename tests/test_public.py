@@ -165,8 +165,15 @@ print(*(reranker.score("q", ["a river"]) == (wanted or reranker.score("q", ["a r
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
-@pytest.mark.parametrize("has_run", ["run", "loaded"])
-@pytest.mark.parametrize("engine", ["openvino", "torch"])
+@pytest.mark.parametrize(
+    ("engine", "has_run"),
+    [
+        ("openvino", "run"),
+        pytest.param("openvino", "loaded", marks=pytest.mark.slow),
+        pytest.param("torch", "run", marks=pytest.mark.slow),
+        pytest.param("torch", "loaded", marks=pytest.mark.slow),
+    ],
+)
 def test_a_forked_child_scores_or_says_what_to_do(folder: Path, engine: str, has_run: str) -> None:
     model = "default" if engine == "openvino" else str(folder)
     shown = subprocess.run(

@@ -162,6 +162,7 @@ def test_a_damaged_adapter(source: Path, tmp_path: Path, edits: list[Edit]) -> N
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 @pytest.mark.parametrize("name", ["openvino/openvino_model.xml", "openvino/openvino_model.bin"])
+@pytest.mark.slow
 def test_a_damaged_graph(graph: Path, tmp_path: Path, name: str, engine: str) -> None:
     copy = Path(shutil.copytree(graph, tmp_path / "copy"))
     content = (graph / name).read_bytes()
@@ -178,6 +179,7 @@ def test_a_damaged_graph(graph: Path, tmp_path: Path, name: str, engine: str) ->
 @pytest.mark.parametrize(
     "name", ["modules.json", "1_Pooling/config.json", "config_sentence_transformers.json", LENGTH]
 )
+@pytest.mark.slow
 def test_damaged_settings_of_an_embedder(tmp_path: Path, name: str) -> None:
     folder = tiny_embedder(tmp_path / "embedder")
     content = EMBEDDER[name]
@@ -199,6 +201,7 @@ def test_damaged_settings_of_an_embedder(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "old.bin", "model.safetensors", "vocab.txt"])
+@pytest.mark.slow
 def test_damaged_bytes(copy: Path, source: Path, name: str) -> None:
     weights = load_file(source / "model.safetensors")
     if name.endswith(".bin"):

@@ -56,6 +56,7 @@ def manual(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_student_comes_nearer_to_its_teacher(
     tmp_path: Path, manual: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

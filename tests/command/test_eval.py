@@ -192,6 +192,7 @@ def test_bad_data_is_named(capsys: pytest.CaptureFixture[str], place: Place, tmp
     assert code == 1 and "nowhere.run: there is no such file" in err
 
 
+@pytest.mark.slow
 def test_bm25_and_the_embedded_model_need_no_torch(place: Place) -> None:
     """With the import of torch made to fail, as in a default install."""
     code = (

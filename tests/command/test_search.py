@@ -109,6 +109,7 @@ def test_bars_have_eighths() -> None:
     assert explained({"a": 1, "b": 0.25}) == "a=1 b=0.250"
 
 
+@pytest.mark.slow
 def test_feedback_is_recorded_by_rank_and_learnt_from_when_there_is_enough(
     notes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

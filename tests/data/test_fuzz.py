@@ -145,6 +145,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.slow
 def test_a_small_file_does_not_fill_the_memory(name: str) -> None:
     tracemalloc.start()
     try:

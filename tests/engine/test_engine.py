@@ -146,6 +146,7 @@ def test_an_engine_that_cannot_be_opened_may_be_tried_again() -> None:
         engine.check(Run(compress_ratio=2))
 
 
+@pytest.mark.slow
 def test_the_old_one_is_gone_before_the_new_one_is_opened() -> None:
     seen: list[weakref.ref[OneEngine]] = []
 

@@ -55,6 +55,7 @@ def test_goldens_exported_give_the_scores_of_torch(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["xlm-roberta-cross-encoder", "bert-cross-encoder"])
+@pytest.mark.slow
 def test_no_position_is_read_that_is_not_there(name: str, tmp_path: Path) -> None:
     """Where the tokenizer says no length, that of the table of positions counts; RoBERTa's first ones are unused."""
     source = SHARED / "golden" / name
@@ -124,6 +125,7 @@ def test_int8_products_stay_near(int8: Path, folders: tuple[Path, Path]) -> None
 
 
 @pytest.mark.parametrize("num_streams", [1, 3])
+@pytest.mark.slow
 def test_streams_do_not_change_scores(
     folders: tuple[Path, Path], int8: Path, monkeypatch: pytest.MonkeyPatch, num_streams: int
 ) -> None:

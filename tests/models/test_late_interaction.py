@@ -109,6 +109,7 @@ def test_graphs_say_the_same(folder: Path, tmp_path: Path, format: str, dtype: s
         assert scores(out, "torch") == pytest.approx(scores(out, "openvino"), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_the_scores_and_halves_the_file(folder: Path, tmp_path: Path) -> None:
     sizes = {}
     for dtype in ("float32", "float16"):
@@ -129,6 +130,7 @@ def test_the_graph_is_an_embedder_too(folder: Path, tmp_path: Path) -> None:
     assert np.abs(vectors - expected.numpy()).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_torch_reads_the_embedder_out_of_the_weights(folder: Path, tmp_path: Path) -> None:
     out = export(open_checkpoint(folder), tmp_path / "out")
     texts = [passage for _, passage in PAIRS]

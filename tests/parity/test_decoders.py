@@ -133,6 +133,7 @@ def test_float32_scores_equal_the_reference(golden: Golden, run: dict[str, Any],
 
 
 @token_runs
+@pytest.mark.slow
 def test_bfloat16_stays_near_and_keeps_clear_orders(golden: Golden, run: dict[str, Any]) -> None:
     scores = engine(golden.folder, "bfloat16").run(rows_of(golden, run), Run())[:, 0]
     want = expected(golden, run)[:, 0]

@@ -87,6 +87,7 @@ def test_a_pair_alone_scores_as_it_does_together(golden: Golden, run: dict[str, 
 
 
 @runs
+@pytest.mark.slow
 def test_bfloat16_stays_near_and_keeps_clear_orders(golden: Golden, run: dict[str, Any]) -> None:
     check_near(golden, run, "bfloat16", BF16_TOLERANCE.get(golden.name, 0.075))
 

@@ -104,6 +104,7 @@ def test_what_was_cut_is_counted(server: str, local: Reranker) -> None:
     assert (usage.tokens, usage.truncated) == (there.tokens, there.truncated) and usage.truncated == 1
 
 
+@pytest.mark.slow
 def test_long_documents_go_in_bodies_that_the_server_takes(tmp_path: Path) -> None:
     """Ten megabytes in all: more than one request may have."""
     documents = [(f"{place} the river and the old bridge. " * 300)[:10_000] for place in range(1000)]

@@ -68,6 +68,7 @@ def test_equal_scores_keep_input_order_and_certain_ones_keep_theirs() -> None:
         assert [hit.index for hit in client(server).rank("q", list("abcde"))] == [1, 3, 4, 0, 2]
 
 
+@pytest.mark.slow
 def test_threads_share_a_reranker(lengths: Loopback) -> None:
     with client(lengths, max_batch=3) as remote, ThreadPoolExecutor(8) as pool:
         texts = [["x" * (i + j) for j in range(10)] for i in range(20)]

@@ -165,6 +165,7 @@ def test_killed_at_any_moment_it_goes_on_with_what_is_missing(tmp_path: Path) ->
     assert not list(folder.glob(".*partial*"))
 
 
+@pytest.mark.slow
 def test_the_command_says_what_failed_and_where(tmp_path: Path) -> None:
     file = write(tmp_path / "in.jsonl", [*rows_of(3), "{"])
     command = [*SECONDPASS, "score", str(file), "--output", str(tmp_path / "out")]

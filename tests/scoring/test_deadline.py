@@ -239,6 +239,7 @@ def test_windows_of_a_document_are_scored_together(folder: Path, monkeypatch: py
 
 @settings(deadline=None, max_examples=30)
 @given(call=st.floats(1e-5, 3e-3), token=st.floats(1e-6, 3e-4), budget=st.floats(5, 400), count=st.integers(1, 40))
+@pytest.mark.slow
 def test_an_even_pace_is_kept_and_its_time_is_used(
     folder: Path, call: float, token: float, budget: float, count: int
 ) -> None:

@@ -73,6 +73,7 @@ def layer_of(hit: Any) -> int:
     return int(hit.parts["layer"])
 
 
+@pytest.mark.slow
 def test_no_change_of_any_pair_is_beyond_the_bounds(reranker: Reranker, bounds: dict[int, float]) -> None:
     last = np.array(reranker.score(QUERY, TEXTS))
     changes = {layer: np.abs(last - reranker.score(QUERY, TEXTS, cutoff_layer=layer)) for layer in LAYERS}
@@ -174,6 +175,7 @@ def test_all_stop_when_the_order_is_settled(reranker: Reranker) -> None:
     assert calls == []
 
 
+@pytest.mark.slow
 def test_shared_beginnings_budgets_and_waves_give_the_same(
     reranker: Reranker, bounds: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:

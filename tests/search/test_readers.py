@@ -152,6 +152,7 @@ def test_email_with_its_subject_and_date(tmp_path: Path) -> None:
     assert [page.title for page in pages] == ["Café", "two"]
 
 
+@pytest.mark.slow
 def test_a_docx_is_read_and_a_zip_bomb_is_not(tmp_path: Path) -> None:
     pytest.importorskip("mammoth")
     body = '<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:body><w:p><w:r>'

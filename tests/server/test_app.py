@@ -281,6 +281,7 @@ def test_what_the_client_no_longer_waits_for_is_not_computed(url: str) -> None:
     assert metric(url, "secondpass_tokens_total", model="default") - before < 200 * 300
 
 
+@pytest.mark.slow
 def test_no_more_bodies_are_held_than_there_is_room_for(tmp_path: Path) -> None:
     with serving(tiny_bert(tmp_path / "bert"), max_queue_requests=1) as url:
         parts = urlsplit(url)

@@ -345,6 +345,7 @@ def test_a_reopening_that_fails_is_tried_until_it_succeeds(folder: Path, made: M
     assert batched.close(grace_s=SECONDS)
 
 
+@pytest.mark.slow
 def test_an_embedder_that_is_opened_anew_is_in_memory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching.log, "disabled", True)  # pytest keeps what is logged, and with it the engine
     gc.collect()

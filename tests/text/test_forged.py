@@ -22,6 +22,7 @@ FAMILIES = (
     "qwen2-llm-reranker",
     "qwen3-llm-reranker",
 )
+QUICK = FAMILIES[:3]
 QUERY = "how long is the river"
 SPAMS = ("cheap watches for everyone", "buy now", "the moon is made of cheese", "why")
 SPAM = SPAMS[0]
@@ -57,7 +58,7 @@ def ids_of(reranker: Reranker, text: str) -> list[int]:
     return scoring.reader.read([(QUERY, text)], scoring.limits)[0].row.ids
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[3:])])
 def test_forged_frames_count_where_they_are_parsed_and_not_by_default(name: str) -> None:
     if not Golden(name).folder.is_dir():
         pytest.skip("no reference figures here")

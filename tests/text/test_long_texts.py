@@ -35,7 +35,9 @@ def limits(reranker: Reranker) -> Limits:
     return reranker._scoring.limits
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize(
+    "name", ["words", "chinese", *(pytest.param(name, marks=pytest.mark.slow) for name in [*TEXTS][2:])]
+)
 def test_it_is_read_as_if_all_of_it_had_been_tokenised(reranker: Reranker, reader: Reader, name: str) -> None:
     text = TEXTS[name]
     frame = reader.recipe.frame(reader.tokenizer, "where is the bridge", limits(reranker))

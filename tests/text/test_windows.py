@@ -235,6 +235,7 @@ def test_windows_reject_limits_that_make_no_progress(max_tokens: int, overlap: i
 
 
 @pytest.mark.parametrize("text", [ENGLISH, UNPUNCTUATED, "x", "🇩🇪", FAMILY, "e" + "\u0301" * 60_000, ". ", "\n"])
+@pytest.mark.slow
 def test_time_grows_with_the_length_of_the_text(text: str) -> None:
     text = (text * (60_000 // len(text) + 1))[:60_000]
     tokenizer = tokenizer_of("byte_bpe")

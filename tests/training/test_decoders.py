@@ -122,6 +122,7 @@ def test_heads_at_layers_learn_as_the_reference(golden: TrainingGolden, run: dic
 
 
 @pytest.mark.parametrize(("golden", "run"), golden_runs("compress-gemma2"))
+@pytest.mark.slow
 def test_compressed_layers_learn_as_the_reference(
     tmp_path: Path, golden: TrainingGolden, run: dict[str, Any]
 ) -> None:

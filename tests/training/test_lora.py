@@ -19,6 +19,7 @@ PAIRS = [("what is the river", "the river is long and cold"), ("where is a king"
     ("family", "targets"),
     [("bert", "all"), ("bert", "attention"), ("xlm-roberta", "all"), ("modernbert", "all"), ("deberta-v2", "all")],
 )
+@pytest.mark.slow
 def test_merged_and_adapter_score_alike(tmp_path: Path, family: str, targets: str) -> None:
     peft = pytest.importorskip("peft", exc_type=ImportError)
     transformers = pytest.importorskip("transformers")

@@ -148,6 +148,7 @@ def test_the_reference_hides_the_start_of_other_tokenizers(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("decoder_weight", [1.0, 0.0])
+@pytest.mark.slow
 def test_a_run_leaves_an_encoder_that_can_be_fine_tuned(tmp_path: Path, decoder_weight: float) -> None:
     transformers = pytest.importorskip("transformers")
     base = tiny_bert(tmp_path / "base")

@@ -309,6 +309,7 @@ def test_run_json_says_what_the_run_was_told(tmp_path: Path) -> None:
     assert run["data"] == DATA.fingerprint
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_what_is_saved(tmp_path: Path) -> None:
     example = toy_examples(1)[0]
     passages = [*example.positives, *example.negatives]
@@ -330,6 +331,7 @@ def test_a_folder_with_a_graph_alone_is_no_place_for_a_result(tmp_path: Path) ->
     assert not (tmp_path / "out" / "training").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
     held = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "out")], stdout=subprocess.PIPE, stdin=subprocess.PIPE

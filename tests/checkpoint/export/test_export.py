@@ -52,6 +52,7 @@ def test_every_format_and_precision_keeps_the_scores(source: Path, tmp_path: Pat
     assert (np.abs(got - expected).max() > 1e-5) == (dtype != "float32")  # else nothing was rounded
 
 
+@pytest.mark.slow
 def test_modernbert_gives_the_scores_of_torch(tmp_path: Path) -> None:
     made = random_checkpoint(tmp_path / "source", "modernbert-small").folder
     folder = export(open_checkpoint(made), tmp_path / "out")
@@ -83,6 +84,7 @@ def test_goldens_keep_their_scores(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.slow
 def test_torch_reads_the_weights_of_a_graph(source: Path, tmp_path: Path, dtype: str) -> None:
     folder = export(open_checkpoint(source), tmp_path / "out", dtype=dtype)
     assert scores(folder, "torch") == pytest.approx(scores(folder, "openvino"), abs=1e-5)
@@ -233,6 +235,7 @@ export(checkpoint, Path(sys.argv[2]), format=sys.argv[3])
 
 @pytest.mark.skipif(os.name == "nt", reason="a limit on files is POSIX's")
 @pytest.mark.parametrize("format", ["openvino", "onnx"])
+@pytest.mark.slow
 def test_a_graph_that_does_not_fit_is_one_sentence(source: Path, tmp_path: Path, format: str) -> None:
     pytest.importorskip(format)
     command = [sys.executable, "-c", FULL, str(source), str(tmp_path / "out"), format]

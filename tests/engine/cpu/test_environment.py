@@ -48,6 +48,7 @@ def test_what_the_user_left_open_is_set() -> None:
     assert environment == {"GOMP_SPINCOUNT": "7", **KEPT_KERNELS}
 
 
+@pytest.mark.slow
 def test_a_command_says_it_before_torch_is_imported(tmp_path: Path) -> None:
     code = """
 import os, sys
@@ -66,6 +67,7 @@ main()
     assert said.split()[0] == WAITING["GOMP_SPINCOUNT"]
 
 
+@pytest.mark.slow
 def test_a_library_call_changes_neither_the_environment_nor_the_threads(tmp_path: Path) -> None:
     code = """
 import json, os, sys
