@@ -12,7 +12,7 @@ from secondpass.text.families import FAMILIES
 PACKAGE = Path(__file__).parents[1] / "src" / "secondpass"
 # Each layer may import itself and the ones before it.
 LAYERS = (
-    ("_lazy", "errors", "json_file", "public", "types"),
+    ("_lazy", "atomic", "errors", "json_file", "public", "types"),
     ("packed", "text", "calibration"),
     ("models",),
     ("checkpoint",),

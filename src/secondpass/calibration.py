@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from secondpass.atomic import write_text
 from secondpass.errors import SecondpassError
 
 FILE = "calibration.json"
@@ -53,11 +54,17 @@ class Calibration:
         return self.slope * score + self.intercept
 
     def save(self, place: str | Path) -> Path:
-        """Write it as JSON to a file, or into a folder as calibration.json. Returns the file."""
+        """Write it as JSON to a file, or into a folder as calibration.json. Returns the file.
+
+        Raises SecondpassError where it cannot be written; an earlier one is whole then.
+        """
         file = _file(place)
         text = json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, indent=2, allow_nan=False)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text + "\n", "utf-8")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SecondpassError(f"{file}: cannot be written ({error})") from error
+        write_text(file, text + "\n")
         return file
 
     @classmethod

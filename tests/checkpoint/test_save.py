@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from secondpass import Reranker
-from secondpass.checkpoint.atomic import whole_file, write_text
+from secondpass.atomic import whole_file, write_text
 from secondpass.checkpoint.save import save_model, write_tensors
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.text.families import FAMILIES, saved_head

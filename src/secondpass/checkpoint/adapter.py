@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondpass.checkpoint.atomic import whole_folder
+from secondpass.atomic import whole_folder
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.layout import ADAPTER, INDEX, LENGTH, tokenizer_files
 from secondpass.checkpoint.save import write_tensors

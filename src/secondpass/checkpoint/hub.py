@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secondpass.checkpoint.atomic import write_text
+from secondpass.atomic import write_text
 from secondpass.checkpoint.layout import INDEX, inside, read_header, settings_of, shard_names, weights_of
 from secondpass.errors import CheckpointError, DownloadError
 from secondpass.json_file import read_json

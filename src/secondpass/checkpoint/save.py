@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondpass.checkpoint.atomic import whole_file, write_text
+from secondpass.atomic import whole_file, write_text
 from secondpass.checkpoint.layout import GRAPHS, REPORT, graph_parts, tokenizer_files
 from secondpass.checkpoint.weights import Renames, rename
 from secondpass.json_file import read_json

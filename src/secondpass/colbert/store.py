@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.checkpoint.atomic import whole_folder
+from secondpass.atomic import whole_folder
 from secondpass.errors import CheckpointError
 from secondpass.json_file import read_json
 from secondpass.types import Document

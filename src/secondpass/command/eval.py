@@ -14,7 +14,7 @@ import typer
 from secondpass.command.flags import Json, Opening, wrong_use
 from secondpass.command.output import as_json, watched
 from secondpass.command.sets import SetFlags, Sets
-from secondpass.errors import DataError, WrongUse
+from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
     from secondpass.evaluation.datasets.dataset import Dataset
@@ -251,7 +251,6 @@ def _show(text: str) -> None:
 
 
 def _write(name: str, text: str) -> None:
-    try:
-        Path(name).expanduser().write_text(text, "utf-8")
-    except OSError as error:
-        raise DataError(f"{name}: cannot be written: {error.strerror or error}") from error
+    from secondpass.atomic import write_text
+
+    write_text(Path(name).expanduser(), text)

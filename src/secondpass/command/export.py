@@ -98,7 +98,7 @@ def export(
     """
     if find_spec("torch") is None:
         raise MissingExtra("torch", "export")
-    from secondpass.checkpoint.atomic import write_text
+    from secondpass.atomic import write_text
     from secondpass.checkpoint.checkpoint import open_checkpoint
     from secondpass.checkpoint.layout import REPORT
     from secondpass.data.pairs import read_pairs, sample_pairs

@@ -157,7 +157,7 @@ def _prepare_once(preparation: _Preparation, file: Path) -> None:
     """Prepare the data, unless it is there and was prepared from the same. Raises TrainingError where it was not."""
     import json
 
-    from secondpass.checkpoint.atomic import write_text
+    from secondpass.atomic import write_text
 
     note, how = file.with_name(NOTE), preparation.as_json()
     if file.exists() and note.exists():

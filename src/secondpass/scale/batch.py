@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.checkpoint.atomic import whole_file, write_text
+from secondpass.atomic import whole_file, write_text
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.data.files import kind_of, records
 from secondpass.data.pairs import PASSAGES

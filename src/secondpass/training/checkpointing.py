@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from secondpass.checkpoint.atomic import whole_folder, write_text
+from secondpass.atomic import whole_folder, write_text
 from secondpass.checkpoint.save import write_tensors
 from secondpass.checkpoint.weights import read_tensors
 from secondpass.errors import CheckpointError, TrainingError

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from secondpass.checkpoint.atomic import write_lines
+from secondpass.atomic import write_lines
 from secondpass.data.files import lines, parsed, suffix
 from secondpass.errors import DataError
 from secondpass.text.documents import clean_query

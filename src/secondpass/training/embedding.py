@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secondpass.checkpoint.atomic import whole_file
+from secondpass.atomic import whole_file
 from secondpass.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from secondpass.checkpoint.layout import LENGTH
 from secondpass.checkpoint.save import save_model

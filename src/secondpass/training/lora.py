@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secondpass.atomic import write_text
 from secondpass.checkpoint.adapter import WEIGHTS
-from secondpass.checkpoint.atomic import write_text
 from secondpass.checkpoint.layout import ADAPTER, LENGTH
 from secondpass.checkpoint.save import write_tensors
 from secondpass.models.heads import Classifier

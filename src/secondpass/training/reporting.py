@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from secondpass import __version__
+from secondpass.atomic import write_text
 from secondpass.checkpoint.checkpoint import EMBEDDED
 from secondpass.training.data import Data, Example, Texts
 from secondpass.training.dev import MEASURES, DevSet
@@ -224,7 +225,7 @@ def _written(value: float) -> str:
 def _forget_after(file: Path, step: int) -> None:
     """Drop the lines of steps that will be done again."""
     kept = [line for line in read_log(file.parent) if line["step"] <= step]
-    file.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+    write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _board(folder: Path, done: int) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from secondpass.checkpoint.atomic import write_text
+from secondpass.atomic import write_text
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.errors import DataError, MissingExtra, TrainingError
 from secondpass.training.checkpointing import RUN, check_output, claimed, read_state, restore, save_state, steps_in

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secondpass.atomic import whole_folder, write_text
 from secondpass.checkpoint.adapter import write_merged
-from secondpass.checkpoint.atomic import whole_folder, write_text
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.layout import LENGTH, REPORT, tokenizer_files
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from secondpass.atomic import write_text
 from secondpass.data.files import SUFFIXES, Source, columns, lines, parsed, records, suffix, text_in
-from secondpass.errors import DataError
+from secondpass.errors import CheckpointError, DataError
 from secondpass.evaluation.measures import ranked
 
 Qrels = dict[str, dict[str, int]]  # query -> document -> grade
@@ -146,7 +147,7 @@ def _json_run(file: Path) -> Run:
 def write_run(file: Path, run: Run, tag: str) -> None:
     """The ranking in TREC's six columns, which trec_eval reads in the same order.
 
-    Raises DataError for a name that has blanks, which columns cannot hold, or where the file cannot be written.
+    Raises DataError for a name that has blanks, which columns cannot hold, or a file that cannot be written.
     """
     rows = []
     for query, scores in run.items():
@@ -156,9 +157,9 @@ def write_run(file: Path, run: Run, tag: str) -> None:
                 raise DataError(f"{file}: {query!r} {document!r} {tag!r}: TREC's columns hold no names with blanks")
             rows.append(" ".join(columns) + "\n")
     try:
-        file.write_text("".join(rows), "utf-8")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be written: {error.strerror or error}") from error
+        write_text(file, "".join(rows))
+    except CheckpointError as error:
+        raise DataError(str(error)) from error
 
 
 def read_candidates(file: Path) -> dict[str, list[str]]:

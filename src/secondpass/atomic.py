@@ -20,13 +20,18 @@ _EXCHANGE = {"linux": ("renameat2", (-100,), 2), "darwin": ("renamex_np", (), 2)
 def whole_file(file: Path) -> Iterator[Path]:
     """A name to write under; afterwards the file has its own name and is on disk. On an error nothing is left.
 
-    Raises CheckpointError where the disk is full or the folder cannot be written to.
+    A link's target is replaced, not the link; a pipe or a device is written to as it is. Raises CheckpointError where
+    the disk is full or the folder cannot be written to.
     """
     from safetensors import SafetensorError
 
+    is_stream = file.is_fifo() or file.is_char_device() or file.parts[:2] in (("/", "dev"), ("/", "proc"))
+    file = file if is_stream else Path(os.path.realpath(file))
     partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
     try:
-        yield partial
+        yield file if is_stream else partial
+        if is_stream:
+            return
         with partial.open("rb+") as stream:
             os.fsync(stream.fileno())
         partial.replace(file)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from secondpass.checkpoint import atomic
-from secondpass.checkpoint.atomic import exchanged, whole_file, whole_folder, write_text
+from secondpass import atomic
+from secondpass.atomic import exchanged, whole_file, whole_folder, write_text
 from secondpass.errors import CheckpointError
 
 HAS_EXCHANGE = sys.platform in ("linux", "darwin")
@@ -60,7 +60,7 @@ def test_two_folders_are_exchanged(tmp_path: Path) -> None:
 KILLED = """
 import os
 from pathlib import Path
-from secondpass.checkpoint import atomic
+from secondpass import atomic
 
 folder, way, renames = Path({folder!r}), {way!r}, {renames}
 rename = Path.rename
@@ -123,10 +123,24 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
+def test_a_link_is_written_through_and_a_pipe_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_text(tmp_path / "link", "through")
+    assert (tmp_path / "target").read_text() == "through" and (tmp_path / "link").is_symlink()
+    command = (
+        "from pathlib import Path; from secondpass.atomic import write_text as w; w(Path('/dev/stdout'), 'seen')"
+    )
+    with (tmp_path / "out").open("wb") as out:
+        subprocess.run([sys.executable, "-c", command], stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "seen"
+    with pytest.raises(CheckpointError, match="/dev/full: cannot be written"):
+        write_text(Path("/dev/full"), "x")
+
+
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from secondpass.checkpoint.atomic import write_text
+from secondpass.atomic import write_text
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
