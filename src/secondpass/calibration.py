@@ -53,12 +53,12 @@ class Calibration:
         """A raw logit as that of the probability."""
         return self.slope * score + self.intercept
 
-    def save(self, place: str | Path) -> Path:
+    def save(self, path: str | Path) -> Path:
         """Write it as JSON to a file, or into a folder as calibration.json. Returns the file.
 
         Raises SecondpassError where it cannot be written; an earlier one is whole then.
         """
-        file = _file(place)
+        file = _file(path)
         text = json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, indent=2, allow_nan=False)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,9 +68,9 @@ class Calibration:
         return file
 
     @classmethod
-    def load(cls, place: str | Path) -> Calibration:
+    def load(cls, path: str | Path) -> Calibration:
         """What `save` wrote. Raises SecondpassError for a file that is not there or is none."""
-        file = _file(place)
+        file = _file(path)
         try:
             value = json.loads(file.read_text("utf-8"))
             if value["format"] != FORMAT:
@@ -89,9 +89,9 @@ class Calibration:
             ) from error
 
 
-def _file(place: str | Path) -> Path:
-    place = Path(place).expanduser()
-    return place / FILE if place.is_dir() else place
+def _file(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    return path / FILE if path.is_dir() else path
 
 
 def as_calibration(calibration: Calibration | str | Path | None) -> Calibration | None:

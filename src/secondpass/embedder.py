@@ -244,13 +244,13 @@ class Embedder:
         mode = self._mode if mode is None else mode
         _check_choice("mode", mode, tuple(MODES))
         texts = _texts(documents)
-        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        indices = {text: index for index, text in enumerate(dict.fromkeys(texts))}
         asked = self._embed([clean_query(query)], "query", MODES[mode])
-        found = self._embed(list(places), "document", MODES[mode])
-        if not places:
+        found = self._embed(list(indices), "document", MODES[mode])
+        if not indices:
             return []
         scores = self._combined({part: _SCORES[part](asked, found) for part in MODES[mode]})
-        return [float(scores[places[text]]) for text in texts]
+        return [float(scores[indices[text]]) for text in texts]
 
     @property
     def facts(self) -> EngineFacts:

@@ -54,9 +54,9 @@ def plan(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:
 class Shared:
     """What rows begin with that was computed before: row n with the tokens spans[n] of `num_kept` kept ones.
 
-    index, rows and positions are (S,), of all keys of all rows, end to end: their places among the kept tokens
-    followed by the batch's own, the row that sees them, and their places in it. lengths are the keys per row, starts
-    (N + 1,) is cumulative.
+    index, rows and positions are (S,), of all keys of all rows, end to end: their positions among the kept tokens
+    followed by the batch's own, the row that sees them, and their positions in it. lengths are the keys per row,
+    starts (N + 1,) is cumulative.
     """
 
     spans: tuple[tuple[int, int], ...]
@@ -82,7 +82,7 @@ class Shared:
 class Packed:
     """N rows of T tokens in all, without padding.
 
-    ids, positions, types and rows are (T,): token ids, places within the row from 0, token types, and the row
+    ids, positions, types and rows are (T,): token ids, positions within the row from 0, token types, and the row
     that a token belongs to. starts is (N + 1,) cumulative. lengths and passages are the same facts on the host,
     so that no launch waits for the device. Rows of one length that lie side by side are one of `groups`,
     (count, length), and are attended to together. Where `mask` (N, L) is set, the batch is the padded form that
@@ -125,15 +125,15 @@ class Packed:
         return self.starts.int()
 
     def first(self) -> Tensor:
-        """Places (N,) of each row's first token."""
+        """Indices (N,) of each row's first token."""
         return self.starts[:-1]
 
     def last(self) -> Tensor:
-        """Places (N,) of each row's last token."""
+        """Indices (N,) of each row's last token."""
         return self.starts[1:] - 1
 
-    def places(self, keep: Keep) -> Tensor | None:
-        """Places (N,) of the tokens to keep, one of each row; None for all tokens."""
+    def kept(self, keep: Keep) -> Tensor | None:
+        """Indices (N,) of the tokens to keep, one of each row; None for all tokens."""
         return {"all": lambda: None, "first": self.first, "last": self.last}[keep]()
 
     def to(self, device: torch.device) -> Packed:
@@ -176,17 +176,17 @@ def pack(rows: Sequence[Row], spans: Sequence[tuple[int, int]] | None = None, *,
     lengths = tuple(len(row) for row in rows)
     if not lengths or min(lengths) == 0:
         raise ValueError("pack needs at least one row, and each row at least one token")
-    places, positions, starts = _places(lengths)
+    row_index, positions, starts = _layout(lengths)
     passage_starts = torch.tensor([row.passage[0] for row in rows])
-    types = (positions >= passage_starts[places]).long()
+    types = (positions >= passage_starts[row_index]).long()
     shared = None if spans is None else _share(lengths, spans, num_kept)
     if spans is not None:
-        positions = positions + torch.tensor([stop - start for start, stop in spans])[places]
+        positions = positions + torch.tensor([stop - start for start, stop in spans])[row_index]
     return Packed(
         ids=torch.tensor([token for row in rows for token in row.ids]),
         positions=positions,
         types=types,
-        rows=places,
+        rows=row_index,
         starts=starts,
         lengths=lengths,
         passages=tuple(row.passage for row in rows),
@@ -194,8 +194,8 @@ def pack(rows: Sequence[Row], spans: Sequence[tuple[int, int]] | None = None, *,
     )
 
 
-def _places(lengths: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """The row (T,) and the place in it (T,) of each token, and where rows start (N + 1,)."""
+def _layout(lengths: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The row (T,) and the position in it (T,) of each token, and where rows start (N + 1,)."""
     import torch
 
     starts = torch.tensor([0, *accumulate(lengths)])
@@ -207,7 +207,7 @@ def _share(lengths: Sequence[int], spans: Sequence[tuple[int, int]], num_kept: i
     import torch
 
     num_keys = [length + stop - start for length, (start, stop) in zip(lengths, spans, strict=True)]
-    rows, positions, starts = _places(num_keys)
+    rows, positions, starts = _layout(num_keys)
     first, before = (torch.tensor(column)[rows] for column in zip(*((a, b - a) for a, b in spans), strict=True))
     own = num_kept + torch.tensor([0, *accumulate(lengths)])[rows] + positions - before
     return Shared(

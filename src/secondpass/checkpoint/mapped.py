@@ -21,8 +21,8 @@ def is_mapped(tensor: Tensor) -> bool:
         return False
     address = tensor.data_ptr()
     for line in MAPS.read_text("utf-8", "surrogateescape").splitlines():
-        places, _, _, _, inode, *_ = line.split(maxsplit=5)
-        start, end = (int(place, 16) for place in places.split("-"))
+        addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
+        start, end = (int(address, 16) for address in addresses.split("-"))
         if start <= address < end:
             return inode != "0"
     return False

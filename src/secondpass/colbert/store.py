@@ -56,15 +56,15 @@ class TokenVectors:
 
     def take(self, indices: Sequence[int]) -> TokenVectors:
         """The documents at `indices`, in that order: what a first stage found of a whole collection."""
-        places = np.asarray(indices, np.int64).reshape(-1)
-        if len(places) and not (0 <= places.min() and places.max() < len(self)):
-            raise IndexError(f"indices reach from {places.min()} to {places.max()}; there are {len(self)} documents")
+        wanted = np.asarray(indices, np.int64).reshape(-1)
+        if len(wanted) and not (0 <= wanted.min() and wanted.max() < len(self)):
+            raise IndexError(f"indices reach from {wanted.min()} to {wanted.max()}; there are {len(self)} documents")
         stops = np.cumsum(self.lengths)
-        parts = [self.vectors[stops[i] - self.lengths[i] : stops[i]] for i in places]
+        parts = [self.vectors[stops[i] - self.lengths[i] : stops[i]] for i in wanted]
         return TokenVectors(
             vectors=np.concatenate(parts) if parts else self.vectors[:0],
-            lengths=self.lengths[places],
-            documents=tuple(self.documents[i] for i in places),
+            lengths=self.lengths[wanted],
+            documents=tuple(self.documents[i] for i in wanted),
             origin=self.origin,
         )
 

@@ -157,7 +157,7 @@ def _queries(paths: Sequence[str], making: Making, seed: int) -> tuple[list[str]
         queries = made_queries(texts, [str(document.fields.get("heading", "")) for document in documents])
     if len(queries) > making.max_queries:
         chosen = np.random.default_rng(seed).choice(len(queries), making.max_queries, replace=False)
-        queries = [queries[place] for place in sorted(chosen.tolist())]
+        queries = [queries[index] for index in sorted(chosen.tolist())]
     return texts, queries
 
 

@@ -10,7 +10,7 @@ import typer
 
 from secondpass.command import output
 from secondpass.command.flags import Json
-from secondpass.command.index import Place
+from secondpass.command.index import IndexLocation
 from secondpass.command.search import Asking, source_of
 from secondpass.errors import WrongUse
 
@@ -23,7 +23,7 @@ Ranks = Annotated[list[int] | None, typer.Option(min=1, metavar="RANK", help="As
 def feedback(
     query: Annotated[str | None, typer.Argument(metavar="QUESTION", help="What was searched for.")] = None,
     *,
-    place: Place,
+    location: IndexLocation,
     asking: Asking,
     opened: Ranks = None,
     kept: Ranks = None,
@@ -43,11 +43,11 @@ def feedback(
     if fit == (query is not None):
         raise WrongUse('give a question and what was of use, as in "..." --used 2, or --fit alone')
     if fit:
-        _fit(place.open(), is_json=json)
+        _fit(location.open(), is_json=json)
         return
     if not given:
         raise WrongUse("say what was opened, kept, used or rejected, as in --used 2")
-    index = place.open(reranker="default")
+    index = location.open(reranker="default")
     ranking = asking.search(index, query or "", explain=False)
     for kind, rank in given:
         if rank > len(ranking):

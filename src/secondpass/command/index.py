@@ -25,7 +25,7 @@ Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Files and fold
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class IndexLocation:
     """Which index, and where indexes are."""
 
     name: Annotated[str, typer.Option(help="Of the index.")] = "default"
@@ -48,7 +48,7 @@ Embedder = Annotated[
 def add(
     paths: Paths,
     *,
-    place: Place,
+    location: IndexLocation,
     embedder: Embedder = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on, and follow changes until Ctrl-C.")] = False,
     json: Json = False,
@@ -62,7 +62,7 @@ def add(
     for path in paths:
         if not Path(path).expanduser().exists():
             raise WrongUse(f"{path}: there is no such file or folder")
-    index = place.open(embedder=embedder, create=True)
+    index = location.open(embedder=embedder, create=True)
     with output.watched("indexing") as progress:
         report = index.add(*paths, progress=progress)
     _show(index, report, is_json=json)
@@ -72,13 +72,13 @@ def add(
 
 def update(
     *,
-    place: Place,
+    location: IndexLocation,
     embedder: Embedder = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on, and follow changes until Ctrl-C.")] = False,
     json: Json = False,
 ) -> None:
     """Bring an index up to what its files and folders now hold."""
-    index = place.open(embedder=embedder)
+    index = location.open(embedder=embedder)
     with output.watched("indexing") as progress:
         report = index.update(progress=progress)
     _show(index, report, is_json=json)
@@ -86,11 +86,11 @@ def update(
         _watch(index)
 
 
-def collections(*, place: Place, json: Json = False) -> None:
+def collections(*, location: IndexLocation, json: Json = False) -> None:
     """List the indexes: name, files, chunks, size, embedder and folders."""
     from secondpass.search.index import Index, index_names
 
-    status = [Index(name, folder=place.folder).status() for name in index_names(place.folder)]
+    status = [Index(name, folder=location.folder).status() for name in index_names(location.folder)]
     if json:
         output.as_json([asdict(each) for each in status])
     elif sys.stdout.isatty():
@@ -110,13 +110,13 @@ def remove(
         list[str] | None, typer.Argument(metavar="PATH", help="Files and folders; none with --all.")
     ] = None,
     *,
-    place: Place,
+    location: IndexLocation,
     all: Annotated[bool, typer.Option("--all", help="The whole index, with its file.")] = False,
 ) -> None:
     """Forget files or folders of an index, or all of it. The files themselves stay."""
     if bool(paths) == all:
         raise WrongUse("name the files and folders to forget, or give --all for the whole index")
-    index = place.open()
+    index = location.open()
     if not all:
         sys.stderr.write(f"{index.remove(*(paths or []))} chunks forgotten\n")
         return

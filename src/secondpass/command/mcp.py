@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from secondpass.command.index import Place
+from secondpass.command.index import IndexLocation
 from secondpass.errors import MissingExtra, WrongUse
 
 
 def mcp(
     *,
-    place: Place,
+    location: IndexLocation,
     namespace: Annotated[str, typer.Option(help="Whose memory it is.")] = "default",
     model: Annotated[str, typer.Option(metavar="MODEL", help="The reranker.")] = "default",
     http: Annotated[
@@ -29,7 +29,7 @@ def mcp(
         if error.name is None or error.name.split(".")[0] == "secondpass":
             raise
         raise MissingExtra(error.name.split(".")[0], "mcp") from error
-    tools = Tools(index_name=place.name, folder=place.folder, namespace=namespace, reranker_name=model)
+    tools = Tools(index_name=location.name, folder=location.folder, namespace=namespace, reranker_name=model)
     server = make_server(tools)
     if http is None:
         server.run("stdio")

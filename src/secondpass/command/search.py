@@ -14,7 +14,7 @@ import typer
 
 from secondpass.command import output
 from secondpass.command.flags import Json, wrong_use
-from secondpass.command.index import Place
+from secondpass.command.index import IndexLocation
 from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Asking:
 def search(
     query: Annotated[str, typer.Argument(metavar="QUESTION", help="What is asked.")],
     *,
-    place: Place,
+    location: IndexLocation,
     asking: Asking,
     explain: Annotated[bool, typer.Option("--explain", help="Show what every stage thought.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Show whole chunks.")] = False,
@@ -88,7 +88,7 @@ def search(
     """
     if not query.strip():
         raise WrongUse('the question is empty; give one, as in: secondpass search "how long do beans cook"')
-    index = place.open(reranker=model)
+    index = location.open(reranker=model)
     ranking = asking.search(index, query, explain=explain or json)
     if json:
         output.as_json({"query": query, "usage": asdict(ranking.usage), "results": [hit_object(h) for h in ranking]})

@@ -64,7 +64,7 @@ def fitting(free: int, usual: int, *, width: int, mlp_width: int, itemsize: int)
 def in_batches(
     lengths: Sequence[int], budget: Budget, forward: Callable[[list[int]], T]
 ) -> Iterator[tuple[list[int], T]]:
-    """What `forward` makes of each batch of places in `lengths`; batches that do not fit in memory are halved.
+    """What `forward` makes of each batch of indices into `lengths`; batches that do not fit in memory are halved.
 
     Raises OutOfMemory where a single row does not fit.
     """
@@ -83,9 +83,9 @@ def in_batches(
             continue
         budget.halve(sum(lengths[i] for i in batch))  # here, where the error and what it held are gone
         _free()
-        places = [i for each in left for i in each]
-        again = plan([lengths[i] for i in places], token_budget=budget.tokens)
-        left = deque([places[i] for i in each] for each in again)
+        positions = [i for each in left for i in each]
+        again = plan([lengths[i] for i in positions], token_budget=budget.tokens)
+        left = deque([positions[i] for i in each] for each in again)
 
 
 _SIGNS = ("out of memory", "not enough memory", "can't allocate memory")

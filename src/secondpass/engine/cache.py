@@ -72,14 +72,14 @@ class ScoreCache:
             return self._inner.run(rows, run)
         keys = self._keys(rows, run)
         found = self._read(keys)
-        missing = [place for place, key in enumerate(keys) if key not in found]
+        missing = [position for position, key in enumerate(keys) if key not in found]
         if progress is not None and len(missing) < len(rows):
             progress(len(rows) - len(missing), 0.0)
-        lengths = [len(rows[place]) for place in missing]
+        lengths = [len(rows[position]) for position in missing]
         for batch in plan(lengths, token_budget=BATCHES * self.facts.token_budget):
-            places = [missing[index] for index in batch]
-            scores = self._inner.run([rows[place] for place in places], run, progress)
-            new = {keys[place]: scores[index] for index, place in enumerate(places)}
+            positions = [missing[index] for index in batch]
+            scores = self._inner.run([rows[position] for position in positions], run, progress)
+            new = {keys[position]: scores[index] for index, position in enumerate(positions)}
             self._write(new)
             found |= new
         return np.stack([found[key] for key in keys])

@@ -116,14 +116,14 @@ class TorchEncoder:
 
 
 def _put(found: dict[str, Vectors], batch: list[int], copies: dict[str, Arrival], starts: NDArray[np.int64]) -> None:
-    """Copy the vectors of a batch to the places of its rows, or of their tokens, in the whole."""
+    """Copy the vectors of a batch to the positions of its rows, or of their tokens, in the whole."""
     tokens = np.concatenate([np.arange(starts[index], starts[index + 1]) for index in batch])
     for name, copy in copies.items():
         part = copy.numpy()
-        places, size = (tokens, int(starts[-1])) if name in _BY_TOKEN else (batch, len(starts) - 1)
+        positions, size = (tokens, int(starts[-1])) if name in _BY_TOKEN else (batch, len(starts) - 1)
         if name not in found:
             found[name] = np.empty((size, part.shape[1]), np.float32)
-        found[name][places] = part
+        found[name][positions] = part
 
 
 def _load(checkpoint: Checkpoint, heads: Heads, dtype: torch.dtype) -> TextEncoder:

@@ -119,11 +119,11 @@ class Bert(nn.Module):
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
-        places = batch.places(keep)
+        kept = batch.kept(keep)
         x = self.embed(batch)
         for layer in self.layers[:-1]:
             x = layer(x, batch, None)
-        states: Tensor = self.layers[-1](x, batch, places)
+        states: Tensor = self.layers[-1](x, batch, kept)
         return states
 
     def embed(self, batch: Packed, words: Tensor | None = None) -> Tensor:

@@ -41,12 +41,12 @@ def _token(config: BackboneConfig, recipe: Recipe) -> Head:
 
 
 def _layers(config: BackboneConfig, recipe: Recipe) -> Head:
-    return LayerHeads(config.width, _logits(config, recipe).layers, by_place=False)
+    return LayerHeads(config.width, _logits(config, recipe).layers, in_order=False)
 
 
-def _layers_by_place(config: BackboneConfig, recipe: Recipe) -> Head:
+def _layers_in_order(config: BackboneConfig, recipe: Recipe) -> Head:
     reads = _logits(config, recipe)
-    return LayerHeads(config.width, reads.layers, by_place=True, softcap=reads.softcap)
+    return LayerHeads(config.width, reads.layers, in_order=True, softcap=reads.softcap)
 
 
 def _logits(config: BackboneConfig, recipe: Recipe) -> LogitConfig:
@@ -61,7 +61,7 @@ HEADS: dict[str, Callable[[BackboneConfig, Recipe], Head]] = {
     "token": _token,
     "label": _label,
     "layers": _layers,
-    "layers_by_place": _layers_by_place,
+    "layers_in_order": _layers_in_order,
 }
 
 
@@ -81,7 +81,7 @@ class CrossEncoderModel(nn.Module):
         matching, late = WordMatchConfig.from_hf(config), LateInteractionConfig.from_hf(config)
         self.head = LateInteraction(late) if late else HEADS[self.recipe.head](architecture.config, self.recipe)
         if isinstance(self.head, LayerHeads) and config.get("heads_by_layer"):  # as `secondpass train` leaves them
-            self.head.by_place = False
+            self.head.in_order = False
         self.word_match = None if matching is None else WordMatch(matching)
         self.renames: tuple[tuple[str, str], ...] = architecture.renames
         self.ignored: tuple[str, ...] = architecture.ignored
@@ -136,7 +136,7 @@ class CrossEncoderModel(nn.Module):
             return run
         cutoffs = _cutoffs(run, self.head.layers)
         resolved = Run(cutoff_layers=cutoffs, early_exit=_early_exit(run, cutoffs, self.head.layers))
-        if self.recipe.head == "layers_by_place":
+        if self.recipe.head == "layers_in_order":
             if run.early_exit is not None and self.recipe.family == "mistral-matroyshka":
                 raise ValueError("early_exit: rows of this model cannot leave it, their weights are of a whole run")
             return replace(resolved, **self._compression(run))

@@ -193,12 +193,12 @@ class Deberta(nn.Module):
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
-        places = batch.places(keep)
+        kept = batch.kept(keep)
         distances = self._distances(batch)
         x: Tensor = self.norm(self._embedded(batch))
         for layer in self.layers[:-1]:
             x = layer(x, batch, distances, None)
-        x = self.layers[-1](x, batch, distances, places)
+        x = self.layers[-1](x, batch, distances, kept)
         return x
 
     def _embedded(self, batch: Packed) -> Tensor:
@@ -214,11 +214,11 @@ class Deberta(nn.Module):
         span = self.config.span
         # The padded form is traced, and there only the mask knows the length.
         longest = max(batch.lengths) if batch.mask is None else batch.mask.shape[1]
-        places = log_buckets(torch.arange(-longest, longest + 1), self.config.num_buckets, self.config.max_distance)
-        places = (places + span).clamp(0, 2 * span - 1)
+        buckets = log_buckets(torch.arange(-longest, longest + 1), self.config.num_buckets, self.config.max_distance)
+        buckets = (buckets + span).clamp(0, 2 * span - 1)
         # Short rows need few of the vectors.
-        first, last = (int(places[0]), int(places[-1]) + 1) if batch.mask is None else (0, 2 * span)
+        first, last = (int(buckets[0]), int(buckets[-1]) + 1) if batch.mask is None else (0, 2 * span)
         states = self.distance.weight[first:last]
         if self.distance_norm is not None:
             states = self.distance_norm(states)
-        return Distances(states, sent(places - first, batch.ids.device))
+        return Distances(states, sent(buckets - first, batch.ids.device))

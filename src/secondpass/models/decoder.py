@@ -40,11 +40,11 @@ def compress(x: Tensor, batch: Packed, ratio: int) -> tuple[Tensor, Packed]:
     lengths = [length - less for length, less in zip(batch.lengths, gone, strict=True)]
     smaller = batch.resized(lengths, passages)
     starts, stops = sent(torch.tensor(batch.passages), x.device)[batch.rows].unbind(-1)
-    place = torch.arange(len(x), device=x.device) - batch.starts[batch.rows]
-    merged = starts + (place.clamp(max=stops - 1) - starts).clamp(min=0) // ratio
-    after = place - sent(torch.tensor(gone), x.device)[batch.rows]
-    place = torch.where(place < starts, place, torch.where(place < stops, merged, after))
-    target = smaller.starts[batch.rows] + place
+    position = torch.arange(len(x), device=x.device) - batch.starts[batch.rows]
+    merged = starts + (position.clamp(max=stops - 1) - starts).clamp(min=0) // ratio
+    after = position - sent(torch.tensor(gone), x.device)[batch.rows]
+    position = torch.where(position < starts, position, torch.where(position < stops, merged, after))
+    target = smaller.starts[batch.rows] + position
     weights = torch.ones_like(x[:, 0].float())
     if batch.weights is not None:
         in_passage = _in_passage(batch)
@@ -57,8 +57,8 @@ def compress(x: Tensor, batch: Packed, ratio: int) -> tuple[Tensor, Packed]:
 
 def _in_passage(batch: Packed) -> Tensor:
     starts, stops = sent(torch.tensor(batch.passages), batch.ids.device)[batch.rows].unbind(-1)
-    place = torch.arange(len(batch.rows), device=batch.ids.device) - batch.starts[batch.rows]
-    return (place >= starts) & (place < stops)
+    position = torch.arange(len(batch.rows), device=batch.ids.device) - batch.starts[batch.rows]
+    return (position >= starts) & (position < stops)
 
 
 def last_attention(q: Tensor, k: Tensor, batch: Packed, scale: float) -> Tensor:

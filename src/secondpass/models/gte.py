@@ -155,13 +155,13 @@ class Gte(nn.Module):
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
-        places = batch.places(keep)
+        kept = batch.kept(keep)
         inv_freq = inverse_frequencies(self.config.head_width, self.config.theta, device=batch.positions.device)
         table = rotary_table(batch.positions, inv_freq / self.config.slowdown)
         x: Tensor = self.norm(self._embedded(batch))
         for layer in self.layers[:-1]:
             x = layer(x, batch, table, None)
-        x = self.layers[-1](x, batch, table, places)
+        x = self.layers[-1](x, batch, table, kept)
         return x
 
     def _embedded(self, batch: Packed) -> Tensor:

@@ -83,21 +83,21 @@ class TokenLogit(nn.Module):
 class LayerHeads(nn.Module):
     """Scores (N, outputs) of the states (N, outputs, C) at some of `layers`, each of which has a head of its own.
 
-    by_place: output j is read by head j, whatever its layer. bge-reranker-v2.5-gemma2-lightweight's reference code
+    in_order: output j is read by head j, whatever its layer. bge-reranker-v2.5-gemma2-lightweight's reference code
     does so, and its published scores come from it: cutoff_layers=[28] is read by the head of layer 8.
     """
 
     reads: Keep = "last"
 
-    def __init__(self, width: int, layers: Sequence[int], *, by_place: bool, softcap: float | None = None) -> None:
+    def __init__(self, width: int, layers: Sequence[int], *, in_order: bool, softcap: float | None = None) -> None:
         super().__init__()
         self.layers = tuple(layers)
-        self.by_place = by_place
+        self.in_order = in_order
         self.softcap = softcap
         self.out = Linear(width, len(layers), has_bias=False)
 
     def forward(self, states: Tensor, cutoffs: Sequence[int]) -> Tensor:
-        heads = range(len(cutoffs)) if self.by_place else [self.layers.index(layer) for layer in cutoffs]
+        heads = range(len(cutoffs)) if self.in_order else [self.layers.index(layer) for layer in cutoffs]
         logits = self.out(states.float())  # (N, outputs, heads), of which one each is wanted
         return soft_capped(torch.stack([logits[:, j, head] for j, head in enumerate(heads)], dim=1), self.softcap)
 

@@ -49,7 +49,7 @@ class LateInteractionConfig:
 class Apart:
     """N queries and N passages as a backbone reads them: the batch of both, and where their tokens are.
 
-    index (T,) are the places of the batch's tokens in the pairs' batch: all queries, then all passages.
+    index (T,) are the positions of the batch's tokens in the pairs' batch: all queries, then all passages.
     """
 
     batch: Packed
@@ -113,11 +113,11 @@ class LateInteraction(nn.Module):
     def _padded(self, pairs: Packed, mask: Tensor) -> Apart:
         """A row without a token of type 1 is one text, not a pair."""
         types = pairs.types.reshape(mask.shape) * mask
-        places = torch.arange(mask.shape[1])[None].expand(mask.shape)
+        columns = torch.arange(mask.shape[1])[None].expand(mask.shape)
         num_second = types.sum(1, keepdim=True)
         num_first = mask.sum(1, keepdim=True) - num_second - self.config.num_lead * (num_second > 0).long()
-        sides = (places >= num_first).long() * mask
-        positions = places - sides * num_first
+        sides = (columns >= num_first).long() * mask
+        positions = columns - sides * num_first
         batch = replace(
             pairs, positions=(positions * mask).reshape(-1), types=torch.zeros_like(pairs.types), sides=sides
         )

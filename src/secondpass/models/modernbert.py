@@ -185,12 +185,12 @@ class ModernBert(nn.Module):
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
-        places = batch.places(keep)
+        kept = batch.kept(keep)
         tables = {theta: self._table(batch, theta) for theta in {layer.theta for layer in self.config.layers}}
         x = self.embed(batch)
         for layer, settings in zip(self.layers[:-1], self.config.layers, strict=False):
             x = layer(x, batch, tables[settings.theta], None)
-        x = self.layers[-1](x, batch, tables[self.config.layers[-1].theta], places)
+        x = self.layers[-1](x, batch, tables[self.config.layers[-1].theta], kept)
         states: Tensor = self.final_norm(x)
         return states
 

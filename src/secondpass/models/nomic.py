@@ -144,7 +144,7 @@ class Nomic(nn.Module):
 
     def forward(self, batch: Packed, keep: Keep = "all") -> Tensor:
         """Hidden states (T, C), or (N, C) of each row's first or last token."""
-        places = batch.places(keep)
+        kept = batch.kept(keep)
         x: Tensor = self.word(batch.ids)
         x = self.norm(x if self.token_type is None else x + self.token_type(batch.types))
         config = self.config
@@ -152,5 +152,5 @@ class Nomic(nn.Module):
         turn = rotary_table(batch.positions, inv_freq)
         for layer in self.layers[:-1]:
             x = layer(x, batch, turn, None)
-        x = self.layers[-1](x, batch, turn, places)
+        x = self.layers[-1](x, batch, turn, kept)
         return x

@@ -202,7 +202,7 @@ class Transport:
                     raise self._failure(f"the answer is longer than {MAX_ANSWER_BYTES >> 20} MiB")
         if response.is_redirect:
             raise self._failure(
-                f"redirects to {_place(response)}, which is not followed; give the right url", response
+                f"redirects to {_redirect_target(response)}, which is not followed; give the right url", response
             )
         if response.status_code in RETRIED:
             raise _TryAgain(self._refusal(response, bytes(answer)), _retry_after(response))
@@ -285,7 +285,7 @@ def _retry_after(response: httpx.Response) -> float | None:
     return None
 
 
-def _place(response: httpx.Response) -> str:
+def _redirect_target(response: httpx.Response) -> str:
     parts = urlsplit(response.headers.get("location", ""))
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}" if host else parts.path or "nowhere"

@@ -18,19 +18,19 @@ SECRETS = ("id_rsa", "id_ed25519", "id_ecdsa", "credentials", "secrets")
 BEIR_CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
 
 
-def files_in(place: Path) -> Iterator[Path]:
-    """The files that are read at a place: itself when it is a file, the corpus of a BEIR folder, else all below.
+def files_in(path: Path) -> Iterator[Path]:
+    """The files that are read at a path: itself when it is a file, the corpus of a BEIR folder, else all below.
 
     Symbolic links that leave the folder, or lead to a folder, are not followed, so that loops cannot be.
     """
-    if place.is_file():
-        yield place
+    if path.is_file():
+        yield path
         return
-    corpora = [place / name for name in BEIR_CORPUS if (place / name).is_file()]
+    corpora = [path / name for name in BEIR_CORPUS if (path / name).is_file()]
     if corpora:
         yield corpora[0]
         return
-    yield from _below(place.resolve(), place.resolve(), [])
+    yield from _below(path.resolve(), path.resolve(), [])
 
 
 def _below(folder: Path, root: Path, specs: list[tuple[Path, GitIgnoreSpec]]) -> Iterator[Path]:

@@ -55,8 +55,8 @@ def index_folder() -> Path:
 
 def index_names(folder: str | Path | None = None) -> list[str]:
     """The indexes that there are."""
-    place = index_folder() if folder is None else Path(folder)
-    return sorted(file.name.removesuffix(SUFFIX) for file in place.glob(f"*{SUFFIX}"))
+    folder_path = index_folder() if folder is None else Path(folder)
+    return sorted(file.name.removesuffix(SUFFIX) for file in folder_path.glob(f"*{SUFFIX}"))
 
 
 class Index:
@@ -80,11 +80,11 @@ class Index:
     ) -> None:
         if not _NAME.fullmatch(name):
             raise ValueError(f"the name of an index is {name!r}; give letters, digits, '-', '_' and '.', at most 64")
-        place = index_folder() if folder is None else Path(folder).expanduser()
+        folder_path = index_folder() if folder is None else Path(folder).expanduser()
         self.name = name
-        self.file = place / f"{name}{SUFFIX}"
+        self.file = folder_path / f"{name}{SUFFIX}"
         if not create and not self.file.exists():
-            raise StoreError(_missing(name, place))
+            raise StoreError(_missing(name, folder_path))
         self.store = SqliteStore(self.file)
         self._asked_embedder = embedder
         self._reranker = reranker
@@ -276,8 +276,8 @@ def _is_below(path: str, folder: str) -> bool:
     return path == folder or Path(folder) in Path(path).parents
 
 
-def _missing(name: str, place: Path) -> str:
-    names = index_names(place)
+def _missing(name: str, folder_path: Path) -> str:
+    names = index_names(folder_path)
     there = f"; there are {', '.join(names)}" if names else ""
     more = "" if name == "default" else f" --name {name}"
     return f"there is no index {name!r}{there}; make it with: secondpass add FOLDER{more}"

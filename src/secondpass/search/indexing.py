@@ -173,11 +173,11 @@ def _chunks(path: str, pages: Iterable[Page]) -> list[Chunk]:
     found: list[Chunk] = []
     for page in pages:
         whole = _storable(page.text)
-        place = lines_of(whole)
+        line_numbers = lines_of(whole)
         for piece in chunks(whole, page.kind):
             heading = _storable(piece.heading(page.title or Path(path).name))
             text = whole[piece.start : piece.stop]
-            first, last = place(piece.start, piece.stop)
+            first, last = line_numbers(piece.start, piece.stop)
             found.append(
                 Chunk(
                     text=text,

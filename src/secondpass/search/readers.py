@@ -90,11 +90,11 @@ def _read_html(file: Path) -> Iterator[Page]:
 
 def _read_records(file: Path) -> Iterator[Page]:
     """Each record a page; its text in "text", and "title" as the title, the others as fields."""
-    for place, record in records(file):
+    for location, record in records(file):
         text = next((record[name] for name in _TEXTS if isinstance(record.get(name), str)), None)
         if text is None:
-            raise DataError(f'{place}: has no "text" (it has {", ".join(map(str, record)) or "nothing"})')
-        line = place.rpartition(":")[2]
+            raise DataError(f'{location}: has no "text" (it has {", ".join(map(str, record)) or "nothing"})')
+        line = location.rpartition(":")[2]
         metadata = record.get("metadata")
         others = {**(metadata if isinstance(metadata, dict) else {}), **record}
         yield Page(

@@ -74,8 +74,8 @@ def _search(index: Index, body: Mapping[str, Any]) -> dict[str, Any]:
 def _get(index: Index, body: Mapping[str, Any]) -> dict[str, Any]:
     stored = index.get(body["id"])
     fields = document_of(stored).fields
-    places = {name: fields[name] for name in ("id", "heading", "line", "last_line")}
-    return {**places, "file": stored.path, "text": stored.chunk.text}
+    shown = {name: fields[name] for name in ("id", "heading", "line", "last_line")}
+    return {**shown, "file": stored.path, "text": stored.chunk.text}
 
 
 def _update(index: Index, body: Mapping[str, Any]) -> dict[str, Any]:

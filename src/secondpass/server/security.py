@@ -115,7 +115,7 @@ class Guard:
             self.admin_keys = Keys(read_key_file(self.settings.admin_key_file))
         self.keys = keys
 
-    def check_place(self, headers: Headers, scheme: str, peer: str) -> None:
+    def check_origin(self, headers: Headers, scheme: str, peer: str) -> None:
         """Raises Refusal for a Host that is not this server's, and for pages of other origins.
 
         scheme is the connection's, peer the address at its other end.
@@ -161,7 +161,7 @@ class Guard:
         if self._is_proxy(peer):
             scheme = _forwarded_scheme(headers) or scheme
         own = f"{scheme}://{headers.get('host', '')}"
-        return _place(own) is not None and _place(origin) == _place(own)
+        return _origin_parts(own) is not None and _origin_parts(origin) == _origin_parts(own)
 
     def _is_proxy(self, peer: str) -> bool:
         try:
@@ -195,7 +195,7 @@ class Gate:
         try:
             check_head(scope["headers"], headers)
             peer, _ = scope.get("client") or ("", 0)
-            self.guard.check_place(headers, scope["scheme"], peer)
+            self.guard.check_origin(headers, scope["scheme"], peer)
             if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 await send_reply(send, Reply(body=None, status=204), request_id)
                 return
@@ -254,7 +254,7 @@ def _forwarded_scheme(headers: Headers) -> str | None:
     return said if said in PORTS else None
 
 
-def _place(origin: str) -> tuple[str, str, int] | None:
+def _origin_parts(origin: str) -> tuple[str, str, int] | None:
     """Scheme, name and port of an origin; None for what is no http or https one."""
     try:
         parts = urlsplit(origin)

@@ -249,7 +249,7 @@ class Workers:
                 is_said = True
                 on_ready()
             wait([worker.process.sentinel for worker in workers], timeout=0.2)
-            for place, worker in enumerate(workers):
+            for position, worker in enumerate(workers):
                 if worker.process.is_alive() or self.is_stopping:
                     continue
                 if not worker.ready.is_set() and not is_said:
@@ -258,7 +258,7 @@ class Workers:
                 log.error("a worker ended; it is started anew", extra={"exit_code": worker.process.exitcode})
                 time.sleep(RESTART_PAUSE_S)
                 self._forget(worker)
-                workers[place] = self._start(is_replacement=is_said)
+                workers[position] = self._start(is_replacement=is_said)
         return self._ended(workers, code)
 
     def _start(self, *, is_replacement: bool = False) -> _Worker:

@@ -49,7 +49,7 @@ QWEN3_PROMPT = Prompt(
 _YES = Recipe(
     family="gemma", truncation="only_second", template="lettered", prompt=YES_PROMPT, head="token", answers=("Yes",)
 )
-_LIGHT = replace(_YES, family="gemma2-lightweight", prompt=LIGHT_PROMPT, head="layers_by_place", answers=())
+_LIGHT = replace(_YES, family="gemma2-lightweight", prompt=LIGHT_PROMPT, head="layers_in_order", answers=())
 _MXBAI = Recipe(
     family="qwen2",
     truncation="only_second",

@@ -132,7 +132,7 @@ class Frame:
 def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:
     """How many first tokens are the same."""
     pairs = zip(left, right, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+    return next((position for position, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
 
 
 def pair(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -> Frame:

@@ -66,16 +66,16 @@ def windows(text: str, tokenizer: Tokenizer, *, max_tokens: int, overlap: int) -
 
 
 class _Borders:
-    """Where a text may be cut. A place p is between text[p - 1] and text[p]."""
+    """Where a text may be cut. A position p is between text[p - 1] and text[p]."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         # known beforehand: counting back from every cut would be quadratic in a text of flags
         self._flags = [match.start() for match in _FLAG_LETTERS.finditer(text)]
 
-    def is_character(self, place: int) -> bool:
-        """No grapheme cluster is cut at `place`."""
-        before, after = self.text[place - 1], self.text[place]
+    def is_character(self, position: int) -> bool:
+        """No grapheme cluster is cut at `position`."""
+        before, after = self.text[position - 1], self.text[position]
         if before.isascii() and after.isascii():
             return before + after != "\r\n"
         if after.isspace() or unicodedata.category(before) in ("Cc", "Zl", "Zp"):
@@ -86,58 +86,58 @@ class _Borders:
         if unicodedata.combining(before) == 9 and unicodedata.category(after) == "Lo":
             return False
         if _FLAG_LETTERS.match(before) and _FLAG_LETTERS.match(after):
-            return (place - self._flags[bisect_right(self._flags, place) - 1]) % 2 == 0
-        return not self._cuts_syllable(place)
+            return (position - self._flags[bisect_right(self._flags, position) - 1]) % 2 == 0
+        return not self._cuts_syllable(position)
 
-    def is_word(self, place: int) -> bool:
-        """No word is cut at `place`, and no bracket or full stop is left alone on the wrong side."""
-        before, after = self.text[place - 1], self.text[place]
+    def is_word(self, position: int) -> bool:
+        """No word is cut at `position`, and no bracket or full stop is left alone on the wrong side."""
+        before, after = self.text[position - 1], self.text[position]
         if before.isspace() or after.isspace():
-            return self.is_character(place)
+            return self.is_character(position)
         if before.isascii() and after.isascii():
             return False
         if not (_UNSPACED.match(before) or _UNSPACED.match(after)) or unicodedata.category(before) in ("Ps", "Pi"):
             return False
-        return unicodedata.category(after) not in ("Pe", "Pf", "Po") and self.is_character(place)
+        return unicodedata.category(after) not in ("Pe", "Pf", "Po") and self.is_character(position)
 
     def end(self, low: int, middle: int, high: int) -> int | None:
-        """The best place in low < place <= high; sentences count from `middle` on. None: all cut a cluster."""
+        """The best position in low < position <= high; sentences count from `middle` on. None: all cut a cluster."""
         if high >= len(self.text):
             return len(self.text)
         for pattern in (_PARAGRAPH, _SENTENCE):
             # one character more than may be used, to see what follows
             ends = [match.end() for match in pattern.finditer(self.text, max(low, middle), high + 1)]
-            found = _first(reversed(ends), lambda place: place <= high and self.is_character(place))
+            found = _first(reversed(ends), lambda position: position <= high and self.is_character(position))
             if found is not None:
                 return found
         word = _first(range(high, low, -1), self.is_word)
         return word if word is not None else _first(range(high, low, -1), self.is_character)
 
     def start(self, low: int, high: int) -> int:
-        """The best place in low <= place < high; sentences count up to half-way. `high` where there is none."""
+        """The best position in low <= position < high; sentences count up to half-way. `high` where there is none."""
         if low >= high:
             return high
         ends = (match.end() for match in _SENTENCE.finditer(self.text, max(low - 2, 0), (low + high) // 2 + 1))
-        starts = (self.skip_space(place) for place in ends if self.is_character(place))
-        found = _first(starts, lambda place: low <= place < high)
+        starts = (self.skip_space(position) for position in ends if self.is_character(position))
+        found = _first(starts, lambda position: low <= position < high)
         if found is None:
             found = _first(range(low, high), self.is_word)
         if found is None:
             found = _first(range(low, high), self.is_character)
         return high if found is None else min(self.skip_space(found), high)
 
-    def skip_space(self, place: int) -> int:
-        """The first place from `place` on without white space after it, or with one that carries a mark."""
-        match = _SPACE.match(self.text, place)
-        end = match.end() if match else place
-        return end - 1 if place < end < len(self.text) and not self.is_character(end) else end
+    def skip_space(self, position: int) -> int:
+        """The first position from `position` on without white space after it, or with one that carries a mark."""
+        match = _SPACE.match(self.text, position)
+        end = match.end() if match else position
+        return end - 1 if position < end < len(self.text) and not self.is_character(end) else end
 
-    def _cuts_syllable(self, place: int) -> bool:
+    def _cuts_syllable(self, position: int) -> bool:
         # a whole syllable with a trailing part (LVT) takes no vowel, one without (LV) does
-        before, after = self.text[place - 1], self.text[place]
+        before, after = self.text[position - 1], self.text[position]
         if "\uac00" <= before <= "\ud7a3" and (ord(before) - 0xAC00) % 28 == 0 and _HANGUL[1].match("\u1160" + after):
             return True
-        return any(pattern.match(self.text, place - 1) for pattern in _HANGUL)
+        return any(pattern.match(self.text, position - 1) for pattern in _HANGUL)
 
 
 class _Cutter:
@@ -168,9 +168,9 @@ class _Cutter:
 
     def _end(self, start: int, done: int) -> int | None:
         first = bisect_left(self._starts, start)
-        middle = self._place(first + self._max_tokens // 2)
+        middle = self._position(first + self._max_tokens // 2)
         count, step = self._max_tokens, 1
-        while count > 0 and (high := self._place(first + count)) > done:
+        while count > 0 and (high := self._position(first + count)) > done:
             end = self.borders.end(done, middle, high)
             if end is None:
                 return None
@@ -184,23 +184,23 @@ class _Cutter:
 
     def _end_of_character(self, start: int) -> int:
         # a cluster of more than twice as many tokens inside the text is too long by itself: no need to see its end
-        limit = self._place(bisect_left(self._starts, start) + 2 * self._max_tokens + 8)
+        limit = self._position(bisect_left(self._starts, start) + 2 * self._max_tokens + 8)
         end = start + 1
         while end < limit and not self.borders.is_character(end):
             end += 1
         if self._num_tokens(start, end) <= self._max_tokens:
             return end
-        end = min(end, max(self._place(bisect_left(self._starts, start) + self._max_tokens), start + 1))
+        end = min(end, max(self._position(bisect_left(self._starts, start) + self._max_tokens), start + 1))
         while end > start + 1 and self._num_tokens(start, end) > self._max_tokens:
             end = start + (end - start) // 2
         return end
 
-    def _place(self, token: int) -> int:
+    def _position(self, token: int) -> int:
         return self._starts[token] if token < len(self._starts) else len(self.text)
 
     def _num_tokens(self, start: int, end: int) -> int:
         return len(self._tokenizer.encode(self.text[start:end]))
 
 
-def _first(places: Iterable[int], is_wanted: Callable[[int], bool]) -> int | None:
-    return next((place for place in places if is_wanted(place)), None)
+def _first(positions: Iterable[int], is_wanted: Callable[[int], bool]) -> int | None:
+    return next((position for position in positions if is_wanted(position)), None)

@@ -87,7 +87,7 @@ class Words(nn.Module):
 
 
 class Rebuilder(nn.Module):
-    """The decoder: one post-norm layer whose queries know only the sentence vector and their place."""
+    """The decoder: one post-norm layer whose queries know only the sentence vector and their position."""
 
     def __init__(self, backbone: Bert | ModernBert) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class MaskedAutoEncoder(nn.Module):
         self.renames = (*WORD_HEADS[str(config["model_type"])].renames(), *architecture.renames)
 
     def queries(self, sentence: Tensor, batch: Packed, *, is_bare: bool) -> Tensor:
-        """What the decoder's tokens (T, C) know: the sentence vector of their row (N, C), and their place."""
+        """What the decoder's tokens (T, C) know: the sentence vector of their row (N, C), and their position."""
         spread = sentence[batch.rows]
         if not isinstance(self.backbone, Bert):
             return self.backbone.embed(batch, spread) + _waves(batch.positions, spread.shape[1])

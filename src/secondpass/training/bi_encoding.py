@@ -154,9 +154,9 @@ class BiEncoding:
                 joined[name] = self._none(name)
                 continue
             values = torch.cat([outputs[name] for outputs in found])
-            places = torch.cat([self._places(texts, part, name, length) for part in batches])
+            positions = torch.cat([self._positions(texts, part, name, length) for part in batches])
             size = len(texts.rows) * (length if name in BY_TOKEN else 1)
-            whole = values.new_zeros(size, values.shape[1]).index_copy(0, places, values)
+            whole = values.new_zeros(size, values.shape[1]).index_copy(0, positions, values)
             joined[name] = whole.view(-1, length, values.shape[1]) if name in BY_TOKEN else whole
         return joined
 
@@ -168,13 +168,13 @@ class BiEncoding:
         shape = (0, 1, width) if name in BY_TOKEN else (0, width)
         return torch.zeros(shape, device=self.trainable.device)
 
-    def _places(self, texts: TextRows, part: Sequence[int], name: str, length: int) -> Tensor:
+    def _positions(self, texts: TextRows, part: Sequence[int], name: str, length: int) -> Tensor:
         """Where the outputs of a pass lie in the whole, texts or tokens end to end."""
         device = self.trainable.device
         if name not in BY_TOKEN:
             return torch.tensor(list(part), device=device)
-        places = [torch.arange(len(texts.rows[index])) + index * length for index in part]
-        return torch.cat(places).to(device)
+        positions = [torch.arange(len(texts.rows[index])) + index * length for index in part]
+        return torch.cat(positions).to(device)
 
     def _again(self, texts: TextRows, part: Sequence[int], gradients: Mapping[str, Tensor | None]) -> None:
         """One pass with a graph, and the gradients that the loss gave its outputs."""
@@ -185,7 +185,7 @@ class BiEncoding:
             whole = gradients[name]
             if whole is not None:
                 tensors.append(values)
-                given.append(whole.reshape(-1, whole.shape[-1])[self._places(texts, part, name, length)])
+                given.append(whole.reshape(-1, whole.shape[-1])[self._positions(texts, part, name, length)])
         torch.autograd.backward(tensors, given)
 
     def _vectors(self, texts: TextRows, outputs: Mapping[str, Tensor], ids: Tensor) -> TextVectors:

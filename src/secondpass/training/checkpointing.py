@@ -124,12 +124,12 @@ def read_state(folder: Path) -> SavedState | None:
     steps = steps_in(folder)
     if not steps:
         return None
-    place = folder / f"step-{steps[-1]:08d}"
+    newest = folder / f"step-{steps[-1]:08d}"
     try:
-        facts = json.loads((place / FACTS).read_text("utf-8"))
-        tensors = dict(read_tensors([place / TENSORS]))
+        facts = json.loads((newest / FACTS).read_text("utf-8"))
+        tensors = dict(read_tensors([newest / TENSORS]))
     except (OSError, ValueError, CheckpointError) as error:
-        raise TrainingError(f"{place} cannot be read ({error}); remove it to go on from the one before") from error
+        raise TrainingError(f"{newest} cannot be read ({error}); remove it to go on from the one before") from error
     return SavedState(
         step=steps[-1], weights=_part(tensors, "weights."), optimiser=_part(tensors, "optimiser."), facts=facts
     )
@@ -146,8 +146,8 @@ def restore(state: SavedState, parameters: Mapping[str, nn.Parameter], optimiser
             parameter.copy_(state.weights[name])
     order = [names[id(parameter)] for group in optimiser.param_groups for parameter in group["params"]]
     moments = {
-        place: {key: state.optimiser[f"{key}.{name}"] for key in keys}
-        for place, name in enumerate(order)
+        position: {key: state.optimiser[f"{key}.{name}"] for key in keys}
+        for position, name in enumerate(order)
         if any(f"{key}.{name}" in state.optimiser for key in keys)  # not where a weight never had a gradient
     }
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -113,8 +113,8 @@ class CrossEncoding:
         if compression is None:
             layers = self._scores(rows, Run(cutoff_layers=self._layers), teacher)
             return layers, [scores.logits.detach() for scores in layers]
-        ratio, places = compression.drawn(self._settings.seed, step)
-        smaller = Run(cutoff_layers=self._layers, compress_ratio=ratio, compress_layers=places)
+        ratio, positions = compression.drawn(self._settings.seed, step)
+        smaller = Run(cutoff_layers=self._layers, compress_ratio=ratio, compress_layers=positions)
         layers = self._scores(rows, smaller, teacher)
         if self._layer_loss is None or self._layer_loss.inner_teacher == "none":
             return layers, []

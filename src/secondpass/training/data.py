@@ -185,11 +185,11 @@ def _texts(fields: Mapping[str, Any], key: str) -> tuple[str, ...]:
     values = fields.get(key) or []
     if not isinstance(values, list):
         raise ValueError(f"{key!r} is a {type(values).__name__}, not a list of strings")
-    for place, value in enumerate(values):
+    for position, value in enumerate(values):
         if not isinstance(value, str):
-            raise ValueError(f"{key}[{place}] is a {type(value).__name__}, not a string")
+            raise ValueError(f"{key}[{position}] is a {type(value).__name__}, not a string")
         if not value.strip():
-            raise ValueError(f"{key}[{place}] is empty")
+            raise ValueError(f"{key}[{position}] is empty")
     return tuple(map(clean_query, values))
 
 
@@ -200,10 +200,10 @@ def _prompt(value: Any) -> str | None:
 
 
 def _check_apart(positives: Sequence[str], negatives: Sequence[str]) -> None:
-    places = {folded(text): place for place, text in enumerate(positives)}
-    for place, text in enumerate(negatives):
-        if (same := places.get(folded(text))) is not None:
-            raise ValueError(f"neg[{place}] is the same text as pos[{same}]")
+    positions = {folded(text): position for position, text in enumerate(positives)}
+    for position, text in enumerate(negatives):
+        if (same := positions.get(folded(text))) is not None:
+            raise ValueError(f"neg[{position}] is the same text as pos[{same}]")
 
 
 def _scores(fields: Mapping[str, Any], key: str, length: int) -> tuple[float, ...] | None:
@@ -213,9 +213,9 @@ def _scores(fields: Mapping[str, Any], key: str, length: int) -> tuple[float, ..
     if not isinstance(values, list) or len(values) != length:
         seen = f"{len(values)} values" if isinstance(values, list) else f"a {type(values).__name__}"
         raise ValueError(f"{key!r} has {seen}, {length} numbers are needed")
-    for place, value in enumerate(values):
+    for position, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{key}[{place}] is {value!r}, a finite number is needed")
+            raise ValueError(f"{key}[{position}] is {value!r}, a finite number is needed")
     return tuple(float(value) for value in values)
 
 

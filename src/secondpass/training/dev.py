@@ -27,9 +27,9 @@ class DevQuery:
 
     def figures(self, scores: Sequence[float]) -> dict[str, float]:
         """The measures of the candidates in the order of these scores; equal ones keep the first stage's order."""
-        order = sorted(range(len(scores)), key=lambda place: -scores[place])
-        grades = {f"{place:06}": grade for place, grade in enumerate((*self.grades, *self.missed))}
-        ranking = {f"{place:06}": -float(rank) for rank, place in enumerate(order)}
+        order = sorted(range(len(scores)), key=lambda position: -scores[position])
+        grades = {f"{position:06}": grade for position, grade in enumerate((*self.grades, *self.missed))}
+        ranking = {f"{position:06}": -float(rank) for rank, position in enumerate(order)}
         return {name: parse(name)(grades, ranking) for name in MEASURES}
 
 
@@ -84,7 +84,7 @@ def dev_set(dataset: Dataset, *, depth: int, num_queries: int | None = None, see
     for name, query in dataset.queries.items():
         listed = dataset.candidates[name] if dataset.candidates is not None else []
         if index is not None:
-            listed = [names[place] for place, _ in index.search(query, depth)]
+            listed = [names[position] for position, _ in index.search(query, depth)]
         if listed:
             queries.append(_dev_query(query, listed, dataset.qrels[name], dataset.documents))
     return DevSet(name=dataset.name, queries=queries, has_first_stage=index is not None)

@@ -87,11 +87,11 @@ def candidates(queries: Sequence[MadeQuery], texts: Sequence[str], *, depth: int
     index = BM25(texts)
     found = []
     for query in queries:
-        places = [place for place, _ in index.search(query.text, depth) if place != query.origin]
+        positions = [position for position, _ in index.search(query.text, depth) if position != query.origin]
         if query.origin is not None:
-            listed = [query.rest, *(texts[place] for place in places[: depth - 1])]
+            listed = [query.rest, *(texts[position] for position in positions[: depth - 1])]
         else:
-            listed = [texts[place] for place in places]
+            listed = [texts[position] for position in positions]
         listed = list({folded(text): text for text in reversed(listed)}.values())[::-1]
         if len(listed) > 1:
             source = "given" if query.origin is None else "made"
@@ -118,14 +118,14 @@ def learnable(examples: Sequence[Example], is_made: Sequence[bool], rule: QueryR
         if made and sum(score > scores[0] for score in scores) > rule.max_origin_rank:
             continue
         texts = [*example.positives, *example.negatives]
-        order = sorted(range(len(texts)), key=lambda place: -scores[place])
+        order = sorted(range(len(texts)), key=lambda position: -scores[position])
         found.append(
             replace(
                 example,
                 positives=(texts[order[0]],),
-                negatives=tuple(texts[place] for place in order[1:]),
+                negatives=tuple(texts[position] for position in order[1:]),
                 positive_scores=(scores[order[0]],),
-                negative_scores=tuple(scores[place] for place in order[1:]),
+                negative_scores=tuple(scores[position] for position in order[1:]),
             )
         )
     return found
@@ -137,7 +137,9 @@ def parted(examples: Sequence[Example], *, share: float, seed: int) -> tuple[lis
         raise ValueError(f"{len(examples)} queries are left, 2 are needed; give more texts, or queries")
     order = np.random.default_rng([seed, len(examples)]).permutation(len(examples)).tolist()
     count = min(max(round(share * len(examples)), 1), len(examples) - 1)
-    return [examples[place] for place in sorted(order[count:])], [examples[place] for place in sorted(order[:count])]
+    return [examples[position] for position in sorted(order[count:])], [
+        examples[position] for position in sorted(order[:count])
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

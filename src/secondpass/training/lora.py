@@ -94,13 +94,13 @@ def add_lora(trainable: Trainable[nn.Module], settings: LoraSettings, *, seed: i
     net: Any = trainable.model
     net.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    places = [(net.backbone.layers, "backbone.layers.")]
+    positions = [(net.backbone.layers, "backbone.layers.")]
     if settings.head == "low_rank":
-        places.append((net.head, "head."))
+        positions.append((net.head, "head."))
     elif trainable.answers is None:
         net.head.requires_grad_(True)
     found = 0
-    for root, prefix in places:
+    for root, prefix in positions:
         for name, module in list(root.named_modules()):
             if isinstance(module, Linear):
                 targets = settings.targets if root is not net.head else "all"

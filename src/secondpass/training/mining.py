@@ -23,7 +23,7 @@ from secondpass.types import Progress, Scorer
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A query with the places of its relevant passages; source says where it comes from."""
+    """A query with the indices of its relevant passages; source says where it comes from."""
 
     query: str
     positives: tuple[int, ...]
@@ -41,11 +41,11 @@ class Collection:
 
 def collection_of(dataset: Dataset) -> Collection:
     """The queries of a set, with every document that has a grade above 0 as a positive."""
-    places = {name: place for place, name in enumerate(dataset.documents)}
+    positions = {name: position for position, name in enumerate(dataset.documents)}
     queries = []
     for name, query in dataset.queries.items():
         relevant = [document for document, grade in dataset.qrels[name].items() if grade > 0]
-        positives = tuple(places[document] for document in relevant if document in places)
+        positives = tuple(positions[document] for document in relevant if document in positions)
         if positives:
             queries.append(Judged(query=query, positives=positives, source=f"{dataset.name} {name}"))
     return Collection(name=dataset.name, passages=list(dataset.documents.values()), queries=queries)
@@ -54,9 +54,9 @@ def collection_of(dataset: Dataset) -> Collection:
 def collection_of_examples(data: Data, name: str) -> Collection:
     """The passages of examples, in which each example's positives are relevant to its query."""
     texts = dict.fromkeys(text for one in data.examples for text in (*one.positives, *one.negatives))
-    places = {text: place for place, text in enumerate(texts)}
+    positions = {text: position for position, text in enumerate(texts)}
     queries = [
-        Judged(query=one.query, positives=tuple(places[text] for text in one.positives), source=one.source)
+        Judged(query=one.query, positives=tuple(positions[text] for text in one.positives), source=one.source)
         for one in data.examples
     ]
     return Collection(name=name, passages=list(texts), queries=queries)
@@ -106,7 +106,7 @@ def mine(
     judge: Scorer | None = None,
     start: int = 0,
 ) -> Iterator[Example]:
-    """An example for every query of the collection from place `start` on; one may be without negatives.
+    """An example for every query of the collection from index `start` on; one may be without negatives.
 
     With a judge, its scores are kept as a teacher's.
     """
@@ -120,7 +120,7 @@ def mine(
 class _Candidates:
     """Places of passages and their scores, and the scores of the query's positives."""
 
-    places: list[int]
+    positions: list[int]
     scores: list[float]
     positives: list[float]
 
@@ -129,37 +129,37 @@ def _candidates(
     scores: NDArray[np.float32], judged: Judged, sameness: Sequence[int], settings: MiningSettings
 ) -> _Candidates:
     """What is found in the range of ranks, without the positives and without texts that are there already."""
-    seen = {sameness[place] for place in judged.positives}
-    places: list[int] = []
-    for place, score in best(scores, settings.depth)[settings.first :]:
-        if score > 0 and sameness[place] not in seen:
-            seen.add(sameness[place])
-            places.append(place)
+    seen = {sameness[position] for position in judged.positives}
+    positions: list[int] = []
+    for position, score in best(scores, settings.depth)[settings.first :]:
+        if score > 0 and sameness[position] not in seen:
+            seen.add(sameness[position])
+            positions.append(position)
     return _Candidates(
-        places=places,
-        scores=[float(scores[place]) for place in places],
-        positives=[float(scores[place]) for place in judged.positives],
+        positions=positions,
+        scores=[float(scores[position]) for position in positions],
+        positives=[float(scores[position]) for position in judged.positives],
     )
 
 
 def _mined(
     collection: Collection, judged: Judged, found: _Candidates, settings: MiningSettings, judge: Scorer | None
 ) -> Example:
-    texts = [collection.passages[place] for place in found.places]
-    positives = [collection.passages[place] for place in judged.positives]
+    texts = [collection.passages[position] for position in found.positions]
+    positives = [collection.passages[position] for position in judged.positives]
     if judge is not None:
         judged_scores = judge.score(judged.query, [*positives, *texts])
         own, others = judged_scores[: len(positives)], judged_scores[len(positives) :]
         found = replace(found, positives=own, scores=others)
     most = _most(min(found.positives), settings)
-    fit = [place for place, score in enumerate(found.scores) if score <= most]
+    fit = [position for position, score in enumerate(found.scores) if score <= most]
     kept = _spread(fit, settings.num_negatives) if settings.is_spread else fit[: settings.num_negatives]
     return Example(
         query=judged.query,
         positives=tuple(positives),
-        negatives=tuple(texts[place] for place in kept),
+        negatives=tuple(texts[position] for position in kept),
         positive_scores=None if judge is None else tuple(found.positives),
-        negative_scores=None if judge is None else tuple(found.scores[place] for place in kept),
+        negative_scores=None if judge is None else tuple(found.scores[position] for position in kept),
         source=judged.source,
     )
 
@@ -177,7 +177,7 @@ def _most(positive: float, settings: MiningSettings) -> float:
 def _spread(values: Sequence[int], count: int) -> list[int]:
     if len(values) <= count:
         return list(values)
-    return [values[int(place)] for place in np.linspace(0, len(values) - 1, count).round()]
+    return [values[int(position)] for position in np.linspace(0, len(values) - 1, count).round()]
 
 
 def _numbered(texts: Sequence[str]) -> list[int]:
@@ -187,7 +187,7 @@ def _numbered(texts: Sequence[str]) -> list[int]:
 
 
 def taught(examples: Sequence[Example], teacher: Scorer, *, start: int = 0) -> Iterator[Example]:
-    """The examples from place `start` on with the teacher's scores, in place of any that they had."""
+    """The examples from index `start` on with the teacher's scores, in place of any that they had."""
     for example in examples[start:]:
         scores = teacher.score(example.query, [*example.positives, *example.negatives])
         num = len(example.positives)

@@ -193,7 +193,7 @@ def _open_decoder(
     is_raw = start_layer is not None and checkpoint.config.get("start_layer") is None
     config = dict(checkpoint.config) if not is_raw else layered_config(checkpoint.config, int(start_layer or 0))
     recipe = recipe_for(config)
-    if recipe.head == "layers_by_place":
+    if recipe.head == "layers_in_order":
         config["heads_by_layer"] = True  # each layer's own head is trained, whatever a reference reads alone
     answer_ids = recipe.answer_ids(checkpoint.tokenizer) if recipe.answers else []
     with torch.device("meta"):

@@ -209,15 +209,15 @@ class Pretraining:
         queries = self._model.queries(sentence, batch, is_bare=self._settings.has_bare_queries)
         context = self._model.context(sentence, batch)
         length = batch.longest
-        places = batch.rows * length + batch.positions
+        flat = batch.rows * length + batch.positions
         padded = [
-            x.new_zeros(len(items) * length, x.shape[1]).index_copy(0, places, x).view(len(items), length, -1)
+            x.new_zeros(len(items) * length, x.shape[1]).index_copy(0, flat, x).view(len(items), length, -1)
             for x in (queries, context)
         ]
-        with torch.autocast(places.device.type, self.trainable.dtype, enabled=self.trainable.dtype != torch.float32):
+        with torch.autocast(flat.device.type, self.trainable.dtype, enabled=self.trainable.dtype != torch.float32):
             states = self._model.decoder(*padded, self._visible(items, length)).flatten(0, 1)
-        asked = torch.from_numpy(np.concatenate([item.asked for item in items])).to(places.device)
-        return self._surprise(states[places[asked]].float(), batch.ids[asked])
+        asked = torch.from_numpy(np.concatenate([item.asked for item in items])).to(flat.device)
+        return self._surprise(states[flat[asked]].float(), batch.ids[asked])
 
     def _visible(self, items: Sequence[HiddenText], length: int) -> Tensor:
         """(N, L, L); a token that would see nothing sees the first, so that no softmax is over nothing."""

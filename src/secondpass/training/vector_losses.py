@@ -137,11 +137,11 @@ def sparse_scores(queries: TextVectors, passages: TextVectors) -> Tensor:
 
 def _greatest(side: TextVectors, known: Tensor) -> Tensor:
     """The greatest weight (N, U) of each of the ids `known` (U,), 0 where a text has it not."""
-    place = torch.searchsorted(known, side.ids).clamp(max=len(known) - 1)
-    is_known = (known[place] == side.ids) & side.counts
+    position = torch.searchsorted(known, side.ids).clamp(max=len(known) - 1)
+    is_known = (known[position] == side.ids) & side.counts
     weights = torch.where(is_known, side.outputs["weights"], 0.0)
     empty = weights.new_zeros(len(side.ids), len(known))
-    return empty.scatter_reduce(1, place, weights, "amax", include_self=True)
+    return empty.scatter_reduce(1, position, weights, "amax", include_self=True)
 
 
 def dense_scores(queries: TextVectors, passages: TextVectors, dimension: int | None = None) -> Tensor:

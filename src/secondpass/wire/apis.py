@@ -403,8 +403,8 @@ def read(api: Api, body: Any, count: int) -> Answer:
         raise RemoteError(f"the answer is {_shape(body)}; {where} is needed: is it the right dialect?")
     scores, probabilities = [math.nan] * count, [math.nan] * count
     seen: set[int] = set()
-    for place, item in enumerate(items):
-        index = _index(item if api.is_sorted else {"index": place}, count, seen)
+    for position, item in enumerate(items):
+        index = _index(item if api.is_sorted else {"index": position}, count, seen)
         seen.add(index)
         scores[index], probabilities[index] = _numbers(api, item, index)
     if len(seen) != count:

@@ -34,12 +34,12 @@ class Padded(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
     ) -> Tensor | tuple[Tensor, Tensor]:
         n, length = input_ids.shape
-        places = torch.arange(n)[:, None].expand(n, length)
+        positions = torch.arange(n)[:, None].expand(n, length)
         batch = Packed(
             ids=input_ids.reshape(-1),
             positions=torch.arange(length)[None].expand(n, length).reshape(-1),
             types=token_type_ids.reshape(-1),
-            rows=places.reshape(-1),
+            rows=positions.reshape(-1),
             starts=torch.arange(n + 1) * length,
             lengths=(int(length),) * int(n),
             passages=((0, int(length)),) * int(n),

@@ -45,16 +45,16 @@ class Streams:
     def in_batches(
         self, lengths: Sequence[int], budget: Budget, forward: Forward[T]
     ) -> Iterator[tuple[list[int], T]]:
-        """As `memory.in_batches`: what `forward` makes of each batch of places in `lengths`.
+        """As `memory.in_batches`: what `forward` makes of each batch of indices into `lengths`.
 
         The streams divide the budget; rows that need more than a share come first, by all threads together.
         """
         threads = usable_threads(torch.get_num_threads())
         num_streams = min(threads, MAX_STREAMS)
         room = budget.tokens // num_streams
-        long = [place for place, length in enumerate(lengths) if length > room]
-        short = [place for place, length in enumerate(lengths) if length <= room]
-        batches = divide([lengths[place] for place in short], num_streams, room=room, width=self._width)
+        long = [position for position, length in enumerate(lengths) if length > room]
+        short = [position for position, length in enumerate(lengths) if length <= room]
+        batches = divide([lengths[position] for position in short], num_streams, room=room, width=self._width)
         if not batches or (team := self._ready(threads)) is None:
             yield from in_batches(lengths, budget, bounded(forward, threads))
             return
@@ -110,7 +110,7 @@ class Team:
         """What `forward` makes of each batch, in their order. After an error no other batch is begun or going on."""
 
         def run(batch: list[int]) -> T:
-            with torch.inference_mode(), memory_checked(sum(lengths[place] for place in batch)):
+            with torch.inference_mode(), memory_checked(sum(lengths[position] for position in batch)):
                 return forward(batch)
 
         futures = [self.pool.submit(run, batch) for batch in batches]
@@ -145,7 +145,7 @@ def _take(share: int, meeting: threading.Barrier) -> bool:
 
 
 def divide(lengths: Sequence[int], num_streams: int, *, room: int, width: int) -> list[list[int]]:
-    """Batches of places in `lengths`, longest first, each of at most `room` tokens and of about the same cost.
+    """Batches of indices into `lengths`, longest first, each of at most `room` tokens and of about the same cost.
 
     None at all where streams do not pay: too few tokens, or rows that cannot be divided evenly. No row is longer
     than room.
@@ -157,27 +157,27 @@ def divide(lengths: Sequence[int], num_streams: int, *, room: int, width: int) -
     fair = sum(costs) / (num_streams * math.ceil(total / (num_streams * room)))
     batches: list[list[int]] = [[]]
     spent, tokens = 0, 0
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        is_full = spent + costs[place] / 2 > fair * len(batches) or tokens + lengths[place] > room
+    for position in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
+        is_full = spent + costs[position] / 2 > fair * len(batches) or tokens + lengths[position] > room
         if batches[-1] and is_full:
             batches.append([])
             tokens = 0
-        batches[-1].append(place)
-        spent += costs[place]
-        tokens += lengths[place]
-    longest = max(sum(costs[place] for place in batch) for batch in batches)
+        batches[-1].append(position)
+        spent += costs[position]
+        tokens += lengths[position]
+    longest = max(sum(costs[position] for position in batch) for batch in batches)
     is_even = len(batches) >= num_streams and longest <= UNEVEN * sum(costs) / num_streams
     return batches if is_even else []
 
 
 def _of(
-    places: Sequence[int], lengths: Sequence[int], budget: Budget, forward: Forward[T]
+    positions: Sequence[int], lengths: Sequence[int], budget: Budget, forward: Forward[T]
 ) -> Iterator[tuple[list[int], T]]:
-    """`in_batches` for these places alone."""
+    """`in_batches` for these indices alone."""
 
     def of(batch: list[int]) -> tuple[list[int], T]:
-        picked = [places[index] for index in batch]
+        picked = [positions[index] for index in batch]
         return picked, forward(picked)  # which may put them in another order
 
-    for _, (picked, values) in in_batches([lengths[place] for place in places], budget, of):
+    for _, (picked, values) in in_batches([lengths[position] for position in positions], budget, of):
         yield picked, values

@@ -78,7 +78,7 @@ class Bucket:
     def filled(self, rows: Sequence[Row]) -> list[Row]:
         """The rows, and behind them others of zeros, at least one token each, up to the bucket's size."""
         left, count = self.tokens - sum(map(len, rows)), self.rows - len(rows)
-        lengths = [left // count + (place < left % count) for place in range(count)]
+        lengths = [left // count + (position < left % count) for position in range(count)]
         return [*rows, *(Row([0] * length, (0, length)) for length in lengths)]
 
 

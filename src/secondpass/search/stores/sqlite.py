@@ -268,8 +268,8 @@ def _insert(connection: sqlite3.Connection, change: Change, words: Sequence[str]
 
 def _columns(chunk: Chunk) -> tuple[object, ...]:
     similarity = int(np.uint64(chunk.similarity).view(np.int64))
-    places = (*chunk.lines, *chunk.span, chunk.digest, similarity, chunk.created)
-    return (chunk.heading, chunk.text, *places, _json(chunk.entities), _json(chunk.fields))
+    where = (*chunk.lines, *chunk.span, chunk.digest, similarity, chunk.created)
+    return (chunk.heading, chunk.text, *where, _json(chunk.entities), _json(chunk.fields))
 
 
 def _forget(connection: sqlite3.Connection, path: str) -> int:

@@ -54,7 +54,7 @@ def read_texts(texts: object, name: str) -> tuple[str, ...]:
     return tuple(map(clean_query, texts))
 
 
-def read_document(document: object, place: str, rank_fields: Sequence[str] | None = None) -> str:
+def read_document(document: object, field: str, rank_fields: Sequence[str] | None = None) -> str:
     """The text of one document or query.
 
     An object is read by its `text`, by the rank_fields as `name: value` lines in their order, or by the text
@@ -63,44 +63,44 @@ def read_document(document: object, place: str, rank_fields: Sequence[str] | Non
     if isinstance(document, str):
         return clean_query(document)
     if not isinstance(document, Mapping):
-        raise _malformed(place, document, "a string or an object with text")
+        raise _malformed(field, document, "a string or an object with text")
     if rank_fields is not None:
-        return _by_fields(document, place, rank_fields)
+        return _by_fields(document, field, rank_fields)
     text = document.get("text")
     if isinstance(text, str):
         return clean_query(text)
     if text is not None:
-        raise _malformed(f"{place}.text", text, "a string")
+        raise _malformed(f"{field}.text", text, "a string")
     if isinstance(document.get("content"), list):
         return clean_query(
-            "\n".join(_part(part, f"{place}.content[{i}]") for i, part in enumerate(document["content"]))
+            "\n".join(_part(part, f"{field}.content[{i}]") for i, part in enumerate(document["content"]))
         )
-    refuse_media(document, place)
+    refuse_media(document, field)
     raise Refusal(
-        Fault.invalid, f"{place} has no text ({_keys(document)}); add it, or give rank_fields", parameter=place
+        Fault.invalid, f"{field} has no text ({_keys(document)}); add it, or give rank_fields", parameter=field
     )
 
 
-def refuse_media(document: Mapping[str, Any], place: str) -> None:
+def refuse_media(document: Mapping[str, Any], field: str) -> None:
     """Raises Refusal for a document with a picture or the like, which no model here reads."""
     for name in MEDIA:
         if document.get(name) is not None or document.get("type") == name:
-            raise Refusal(Fault.unsupported, f"{place} has {name!r}; the models here read text only", parameter=place)
+            raise Refusal(Fault.unsupported, f"{field} has {name!r}; the models here read text only", parameter=field)
 
 
-def _part(part: object, place: str) -> str:
+def _part(part: object, field: str) -> str:
     if isinstance(part, Mapping) and "text" not in part:
-        refuse_media(part, place)
-    return read_document(part, place)
+        refuse_media(part, field)
+    return read_document(part, field)
 
 
-def _by_fields(document: Mapping[str, Any], place: str, rank_fields: Sequence[str]) -> str:
+def _by_fields(document: Mapping[str, Any], field: str, rank_fields: Sequence[str]) -> str:
     try:
         return text_of(Document("", document), [name for name in rank_fields if name in document], 0)
     except ValueError:
         asked = ", ".join(name[:40] for name in rank_fields[:8])
-        message = f"{place} has none of the rank_fields {asked} ({_keys(document)})"
-        raise Refusal(Fault.invalid, message, parameter=place) from None
+        message = f"{field} has none of the rank_fields {asked} ({_keys(document)})"
+        raise Refusal(Fault.invalid, message, parameter=field) from None
 
 
 def _keys(document: Mapping[str, Any]) -> str:
@@ -110,5 +110,5 @@ def _keys(document: Mapping[str, Any]) -> str:
     return "it has " + ", ".join(str(key)[:40] for key in list(document)[:8]) + more
 
 
-def _malformed(place: str, value: object, needed: str) -> Refusal:
-    return Refusal(Fault.malformed, f"{place} is {kind(value)}; {needed} is needed", parameter=place)
+def _malformed(field: str, value: object, needed: str) -> Refusal:
+    return Refusal(Fault.malformed, f"{field} is {kind(value)}; {needed} is needed", parameter=field)

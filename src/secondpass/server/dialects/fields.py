@@ -112,7 +112,7 @@ def _refusal(error: Mapping[str, Any]) -> Refusal:
     return Refusal(fault, f"{name} is {seen}; it should be {wanted}", parameter=name)
 
 
-def field_name(place: Sequence[int | str]) -> str:
+def field_name(path: Sequence[int | str]) -> str:
     """documents[3].text of ("documents", 3, "text")."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in place)
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in path)
     return "".join(parts).removeprefix(".")

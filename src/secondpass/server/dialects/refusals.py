@@ -110,8 +110,8 @@ def infinity(refusal: Refusal, request_id: str, statuses: Statuses) -> Reply:
     if refusal.fault is Fault.unauthorized:
         return Reply(status=reply.status, body={"detail": "Unauthorized"}, headers=headers_of(refusal))
     if reply.status == 422:
-        place = ["body", refusal.parameter] if refusal.parameter else ["body"]
-        detail = [{"loc": place, "msg": refusal.message, "type": refusal.fault.value}]
+        location = ["body", refusal.parameter] if refusal.parameter else ["body"]
+        detail = [{"loc": location, "msg": refusal.message, "type": refusal.fault.value}]
         return Reply(status=422, body={"detail": detail}, headers=reply.headers)
     return reply
 
