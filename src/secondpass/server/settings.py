@@ -10,8 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from secondpass.errors import SecondpassError
 
@@ -257,21 +256,16 @@ def model_of(name: str, entry: Any, where: str) -> ModelSource:
     )
 
 
-def _checked(value: Any, kind: Any, where: str) -> Any:
-    """A value of TOML as a field of this type."""
-    if get_origin(kind) is tuple:
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-    elif get_origin(kind) is Mapping or getattr(get_origin(kind), "__name__", "") == "Mapping":
-        if isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
-            return value
-    else:
-        plain = _plain(kind)
-        if plain is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
-            return value
-    raise SettingsError(f"{where} is {value!r}, which is not {_words(kind)}")
+def _checked(value: Any, kind: Any, where: str, *, is_strict: bool = True) -> Any:
+    """A value as a field of this type. is_strict False reads words of the environment as numbers and switches."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    if is_strict and isinstance(value, list):  # TOML has no tuples
+        value = tuple(value)
+    try:
+        return TypeAdapter(kind, config=ConfigDict(strict=is_strict)).validate_python(value)
+    except ValidationError as error:
+        raise SettingsError(f"{where} is {value!r}, which is not {_words(kind)}") from error
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -292,32 +286,15 @@ def _parsed(text: str, name: str, kind: Any, where: str) -> Any:
     parts = tuple(part.strip() for part in text.split(",") if part.strip())
     if name == "models":
         return tuple(map(model_source, parts))
-    if get_origin(kind) is tuple:
-        return parts
     if name == "aliases":
         return {alias: target for alias, _, target in (part.partition("=") for part in parts)}
-    plain = _plain(kind)
-    if plain is bool:
-        if text.lower() in ("1", "true", "yes", "on", "0", "false", "no", "off"):
-            return text.lower() in ("1", "true", "yes", "on")
-    else:
-        try:
-            return plain(text)
-        except ValueError:
-            pass
-    raise SettingsError(f"{where} is {text!r}, which is not {_words(kind)}")
-
-
-def _plain(kind: Any) -> Any:
-    """The type itself of `X` or of `X | None`."""
-    if get_origin(kind) in (Union, UnionType):
-        return next(each for each in get_args(kind) if each is not type(None))
-    return kind
+    return parts if get_origin(kind) is tuple else _checked(text, kind, where, is_strict=False)
 
 
 def _words(kind: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    return names.get(_plain(kind), "a list of texts" if get_origin(kind) is tuple else "a table of texts")
+    named = next((names[each] for each in (kind, *get_args(kind)) if each in names), "")
+    return {tuple: "a list of texts", Mapping: "a table of texts"}.get(get_origin(kind), named)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
