@@ -56,6 +56,8 @@ def test_newer_documents_come_first_and_keep_their_scores(reranker: Reranker) ->
 def test_the_first_are_chosen_after_the_evidence(reranker: Reranker) -> None:
     ranking = reranker.rank(QUERY, documents(), top_n=3, cognitive={"now": NOW})
     assert [hit.document.fields for hit in ranking] == [NEW] * 3
+    usual = [hit.index for hit in reranker.rank(QUERY, documents(), cognitive=True)]
+    assert [hit.index for hit in reranker.rank(QUERY, documents(), top_n=3, cognitive={})] == usual[:3]
 
 
 def test_what_cannot_be_read_is_named(reranker: Reranker) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from secondpass.calibration import Calibration, sigmoid
+from secondpass.cognitive import Cognitive
 from secondpass.engine.engine import Engine
 from secondpass.scoring.deadline import STEP, Deadline, Pace, score_within, work_of
 from secondpass.scoring.ranking import RankOptions, ranked, unscored_hit
@@ -263,7 +264,7 @@ class Scoring:
             range(len(pairs)) if first is None else first,
             key=lambda i: (is_blank(asked.texts[i]), scored.sort_key(pairs[i], best)),
         )
-        if not options.cognitive:
+        if Cognitive.of(options.cognitive) is None:
             indices = indices[: options.top_n]
         hits = [self._hit(asked, i, scored, best.get(pairs[i]), options) for i in indices]
         unscored = sum(pair not in best for pair in pairs)
