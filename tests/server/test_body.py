@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from secondpass.server.body import Bodies, Disconnected, deadline_of, parse_json, read_body
+from secondpass.server.body import Bodies, Disconnected, deadline_of, read_body
+from secondpass.server.json_body import LARGE, encoded, encoded_in_steps, parse_json
 from secondpass.wire.calls import Fault, Refusal
 
 
@@ -144,6 +147,41 @@ def test_millions_of_values_are_refused_before_they_are_made(raw: bytes) -> None
 def test_marks_inside_of_texts_are_no_values() -> None:
     code = 'a["b"] = {1, 2}; c = "\\\\";\n' * 20_000
     assert parse_json(json.dumps({"documents": [code]}).encode(), max_depth=32) == {"documents": [code]}
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(VALUES, st.sampled_from(["", "é", "重排", "🙂", '"\\', "\ud800"]))
+@settings(max_examples=15, deadline=None)
+def test_a_large_body_is_read_and_an_answer_is_written_as_a_small_one(value: Any, more: str) -> None:
+    whole = {"a": value, "b": [more * 50_000, value], "c": ' \\" ' * 20_000}
+    for raw in (encoded(whole), json.dumps(whole).encode()):
+        assert len(raw) > LARGE
+        assert parse_json(raw, max_depth=32) == whole
+    assert encoded_in_steps(value) == encoded(value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b'["' + b"x" * LARGE + b"\xff]", "not UTF-8 at byte 65538"),
+        (b'["' + b"x" * LARGE + b'"', "not JSON: .* at line 1, column 65540"),
+        (b"[" * LARGE + b"]", "nested more than 32"),
+    ],
+)
+def test_a_large_body_is_refused_as_a_small_one(raw: bytes, words: str) -> None:
+    with pytest.raises(Refusal, match=words) as no:
+        parse_json(raw, max_depth=32)
+    assert no.value.fault is Fault.malformed
 
 
 def test_bodies_are_bounded_together() -> None:

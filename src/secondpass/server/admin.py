@@ -11,8 +11,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from secondpass.errors import SecondpassError
-from secondpass.server.body import Disconnected, parse_json, read_body
+from secondpass.server.body import Disconnected, read_body
 from secondpass.server.dialects import refusals
+from secondpass.server.json_body import parsed
 from secondpass.server.service import Service
 from secondpass.server.settings import ModelSource, Settings, SettingsError, model_of
 from secondpass.wire.calls import Fault, Refusal
@@ -29,7 +30,7 @@ def admin_routes(service: Service, settings: Settings) -> list[BaseRoute]:
         raw = await read_body(
             request.receive, request.headers, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
         )
-        card = await service.load(_source(parse_json(raw, max_depth=settings.max_depth)))
+        card = await service.load(_source(await parsed(raw, max_depth=settings.max_depth)))
         return JSONResponse(asdict(card), 201)
 
     async def unload(request: Request) -> Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -11,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from secondpass.server import dialects, telemetry
-from secondpass.server.body import Bodies, Disconnected, Receive, deadline_of, effort_of, parse_json, read_body
+from secondpass.server.body import Bodies, Disconnected, Receive, deadline_of, effort_of, read_body
 from secondpass.server.dialects import Dialect, Reply, Route
+from secondpass.server.json_body import LARGE, encoded, encoded_in_steps, parse_json
 from secondpass.server.metrics import Metrics
 from secondpass.server.service import CallContext, Service
 from secondpass.server.settings import Settings
@@ -24,7 +24,7 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ACTIVE = 2  # requests that may be in memory for one that may wait for the engine
 UNREAD = "unread"  # the route of a request that was refused before its body was read
-LARGE = 64 << 10  # bytes of a body that is parsed beside the event loop
+MANY_VECTORS = 16  # of an answer that is written beside the event loop
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,15 +103,15 @@ class HttpApi:
             self._bodies.give(len(raw))
 
     async def _ranked(self, exchange: RequestLog, raw: bytes, receive: Receive, deadline: float) -> Reply:
-        """The reply to what was posted."""
-        if len(raw) <= LARGE:
-            body = self._read(exchange, raw)
-        else:
-            body = await asyncio.get_running_loop().run_in_executor(None, self._read, exchange, raw)
+        """The reply to what was posted; what is large is read and written beside the event loop."""
+        loop, is_large = asyncio.get_running_loop(), len(raw) > LARGE
+        body = await loop.run_in_executor(None, self._read, exchange, raw) if is_large else self._read(exchange, raw)
         assert exchange.route is not None and exchange.call is not None
         context = CallContext(request_id=exchange.request_id, deadline=deadline, dialect=exchange.dialect.name)
         exchange.answer = await connected(self._called(exchange.call, context), receive)
         self.metrics.call(exchange.answer.timing, exchange.answer.cost)
+        if is_large or (isinstance(exchange.answer, Vectors) and len(exchange.answer.vectors) > MANY_VECTORS):
+            return await loop.run_in_executor(None, _written, exchange, body)
         return exchange.route.write(exchange.answer, exchange.call, body)
 
     def _read(self, exchange: RequestLog, raw: bytes) -> Any:
@@ -211,9 +211,16 @@ def facts(exchange: RequestLog, reply: Reply) -> dict[str, str | int | float]:
     return found
 
 
+def _written(exchange: RequestLog, body: Any) -> Reply:
+    """The reply with its body as bytes."""
+    assert exchange.route is not None
+    reply = exchange.route.write(exchange.answer, exchange.call, body)
+    return replace(reply, body=encoded_in_steps(reply.body))
+
+
 async def send_reply(send: Send, reply: Reply, request_id: str, *, closes: bool = False) -> None:
-    """Send a reply as JSON; None is an empty body."""
-    body = b"" if reply.body is None else encoded(reply.body)
+    """Send a reply as JSON; None is an empty body, bytes are JSON already."""
+    body = b"" if reply.body is None else reply.body if isinstance(reply.body, bytes) else encoded(reply.body)
     headers = {
         "content-type": "application/json",
         "content-length": str(len(body)),
@@ -226,12 +233,3 @@ async def send_reply(send: Send, reply: Reply, request_id: str, *, closes: bool 
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": reply.status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
-
-
-def encoded(value: Any) -> bytes:
-    """JSON in UTF-8; lone surrogates, which UTF-8 has not, stay the escapes that they came as."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()

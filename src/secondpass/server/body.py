@@ -1,22 +1,18 @@
-"""Limits of HTTP requests: how much body, how fast, how deep, how many values, and by when it must be answered."""
+"""Limits of HTTP requests: how much body, how fast, and by when it must be answered."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import anyio
 
 from secondpass.wire.calls import Effort, Fault, Refusal
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
-# Lists, objects, strings and commas of a body: a parser that makes millions of them holds all threads for seconds.
-MAX_VALUES = 200_000
-MAX_DIGITS = 400  # of a whole number: Python's conversion takes quadratic time
 
 
 class Bodies:
@@ -78,49 +74,6 @@ async def read_body(
             bodies.give(size)
 
 
-def parse_json(body: bytes, *, max_depth: int) -> Any:
-    """The JSON value. Raises Refusal for what is not JSON in UTF-8, numbers beyond doubles, and too much of it."""
-    check_values(body)
-    try:
-        value = json.loads(
-            body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite, parse_int=_short
-        )
-    except UnicodeDecodeError as error:
-        raise Refusal(Fault.malformed, f"the body is not UTF-8 at byte {error.start}") from None
-    except RecursionError:
-        raise _too_deep(max_depth) from None
-    except ValueError as error:
-        raise Refusal(Fault.malformed, f"the body is not JSON: {_where(error)}") from None
-    check_depth(value, max_depth)
-    return value
-
-
-def check_values(body: bytes) -> None:
-    """Raises Refusal for more than MAX_VALUES values, counted before anything is made of them."""
-    if body.count(b'"') + sum(body.count(mark) for mark in (b"[", b"{", b",")) <= MAX_VALUES:
-        return
-    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # without what is escaped in strings
-    quotes = plain.count(b'"')
-    outside = b"".join(plain.split(b'"')[::2]) if quotes <= 2 * MAX_VALUES else b""
-    if quotes > 2 * MAX_VALUES or sum(outside.count(mark) for mark in (b"[", b"{", b",")) > MAX_VALUES:
-        message = f"the body has more than {MAX_VALUES} values; send fewer documents, or fewer fields of them"
-        raise Refusal(Fault.too_large, message)
-
-
-def check_depth(value: Any, max_depth: int) -> None:
-    """Raises Refusal for lists and objects that are nested more than max_depth deep."""
-    level = [value]
-    for _ in range(max_depth + 1):
-        if not level:
-            return
-        inner: list[Any] = []
-        for each in level:
-            values = each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
-            inner += [item for item in values if isinstance(item, dict | list)]
-        level = inner
-    raise _too_deep(max_depth)
-
-
 def deadline_of(headers: Mapping[str, str], timeout_s: float) -> float:
     """When to give up, in time.monotonic(): after timeout_s, or sooner where the caller says so.
 
@@ -164,33 +117,5 @@ def effort_of(headers: Mapping[str, str], effort: Effort) -> Effort:
     return replace(effort, **given) if given else effort
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError("a number is beyond what a double holds")
-    return value
-
-
-def _short(text: str) -> int:
-    if len(text) > MAX_DIGITS:
-        raise ValueError(f"a number has {len(text)} digits; at most {MAX_DIGITS} are read")
-    return int(text)
-
-
-def _where(error: ValueError) -> str:
-    """Of the parser's own words those that hold nothing of the body."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at line {error.lineno}, column {error.colno}"
-    return str(error)[:100]
-
-
 def _too_large(max_bytes: int) -> Refusal:
     return Refusal(Fault.too_large, f"the body is larger than {max_bytes} bytes; send fewer or shorter documents")
-
-
-def _too_deep(max_depth: int) -> Refusal:
-    return Refusal(Fault.malformed, f"the body is nested more than {max_depth} deep")

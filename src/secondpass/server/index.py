@@ -18,7 +18,8 @@ from starlette.routing import BaseRoute, Route
 from secondpass.search.index import Index
 from secondpass.search.pipeline import document_of
 from secondpass.server.admin import refusing
-from secondpass.server.body import parse_json, read_body
+from secondpass.server.body import read_body
+from secondpass.server.json_body import parsed
 from secondpass.server.settings import Settings
 from secondpass.types import Hit
 from secondpass.wire.calls import Fault, Refusal
@@ -113,7 +114,7 @@ async def _body(request: Request, settings: Settings, fields: Mapping[str, tuple
     raw = await read_body(
         request.receive, request.headers, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
     )
-    body = parse_json(raw or b"{}", max_depth=settings.max_depth)
+    body = await parsed(raw or b"{}", max_depth=settings.max_depth)
     if not isinstance(body, dict):
         raise Refusal(Fault.malformed, "the body is no object; send a JSON object")
     for name, value in body.items():

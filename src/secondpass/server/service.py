@@ -150,7 +150,7 @@ class Service:
             return Vectors(
                 id=context.request_id,
                 model=hosted.source.name,
-                vectors=tuple(map(tuple, vectors.tolist())),
+                vectors=tuple(tuple(vector.tolist()) for vector in vectors),
                 cost=cost,
                 timing=begun.timing(tokenized - begun.started),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -187,6 +188,8 @@ async def _load(server: PlainServer, on_ready: Callable[[], None]) -> bool:
         log.error("cannot start: %s", error)
         server.stop()
         return False
+    gc.collect()
+    gc.freeze()  # what is loaded stays: looking through it again and again would stop all requests for some 10 ms
     if not server.should_exit:
         on_ready()
     return True

@@ -20,7 +20,7 @@ Kind: TypeAlias = Literal["rerank", "score", "embed", "info", "models", "health"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """One HTTP answer. body is a JSON value; None is an empty body."""
+    """One HTTP answer. body is a JSON value, or its bytes; None is an empty body."""
 
     body: Any
     status: int = 200
