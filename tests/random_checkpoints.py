@@ -15,21 +15,6 @@ from torch import Tensor
 
 from tests.checkpoints import SPECIAL, WORDS, word_piece
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # about torch.jit in the code of DeBERTa
-    from transformers import (
-        BertConfig,
-        BertForSequenceClassification,
-        DebertaV2Config,
-        DebertaV2ForSequenceClassification,
-        ModernBertConfig,
-        ModernBertForSequenceClassification,
-        PreTrainedTokenizerFast,
-        XLMRobertaConfig,
-        XLMRobertaForSequenceClassification,
-    )
-    from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
-
 VOCABULARY = list(dict.fromkeys((*SPECIAL, *WORDS.split())))
 ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 56}
@@ -37,32 +22,28 @@ LARGER = {"hidden_size": 48, "num_hidden_layers": 6, "num_attention_heads": 3, "
 RELATIVE = {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"]}
 MODERN = {"reference_compile": False, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 BIASES = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
-# name -> classes of config and model, settings beyond transformers' own
-CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "bert-small": (BertConfig, BertForSequenceClassification, SMALL),
-    "bert-larger": (BertConfig, BertForSequenceClassification, LARGER | {"hidden_act": "gelu_new"}),
-    "xlm-roberta-small": (XLMRobertaConfig, XLMRobertaForSequenceClassification, SMALL | {"type_vocab_size": 1}),
-    "xlm-roberta-larger": (XLMRobertaConfig, XLMRobertaForSequenceClassification, LARGER | {"type_vocab_size": 1}),
+# name -> what the names of transformers' classes begin with, settings beyond its own
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert-small": ("Bert", SMALL),
+    "bert-larger": ("Bert", LARGER | {"hidden_act": "gelu_new"}),
+    "xlm-roberta-small": ("XLMRoberta", SMALL | {"type_vocab_size": 1}),
+    "xlm-roberta-larger": ("XLMRoberta", LARGER | {"type_vocab_size": 1}),
     "modernbert-small": (
-        ModernBertConfig,
-        ModernBertForSequenceClassification,
+        "ModernBert",
         SMALL | MODERN | {"num_hidden_layers": 5, "local_attention": 8, "classifier_pooling": "mean"},
     ),
     # The last layer is a local one.
     "modernbert-larger": (
-        ModernBertConfig,
-        ModernBertForSequenceClassification,
+        "ModernBert",
         LARGER | MODERN | BIASES | {"global_attn_every_n_layers": 4, "local_attention": 12},
     ),
     "deberta-v2-small": (
-        DebertaV2Config,
-        DebertaV2ForSequenceClassification,
+        "DebertaV2",
         SMALL | RELATIVE | {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm"},
     ),
     # Own projections of the distances, no buckets, and positions and types added to the words.
     "deberta-v2-larger": (
-        DebertaV2Config,
-        DebertaV2ForSequenceClassification,
+        "DebertaV2",
         LARGER
         | RELATIVE
         | {"position_biased_input": True, "type_vocab_size": 2, "max_relative_positions": 12}
@@ -71,8 +52,21 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 
+def _transformers() -> Any:
+    """The package with its DeBERTa; importing them takes seconds, so not at collection."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch.jit in the code of DeBERTa
+        import transformers
+        import transformers.models.deberta_v2.modeling_deberta_v2
+
+        for family in {family for family, _ in CASES.values()}:
+            getattr(transformers, f"{family}ForSequenceClassification")
+    return transformers
+
+
 def bucket_positions(distances: Tensor, num_buckets: int, max_distance: int) -> Tensor:
-    buckets: Tensor = make_log_bucket_position(distances, num_buckets, max_distance)
+    deberta = _transformers().models.deberta_v2.modeling_deberta_v2
+    buckets: Tensor = deberta.make_log_bucket_position(distances, num_buckets, max_distance)
     return buckets.long()
 
 
@@ -82,7 +76,7 @@ class RandomCheckpoint:
 
     folder: Path
     model: Any
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: Any
 
     def score(self, pairs: Sequence[tuple[str, str]], max_length: int) -> list[float]:
         queries, passages = map(list, zip(*pairs, strict=True))
@@ -104,16 +98,20 @@ def random_checkpoint(
     folder: Path, name: str, *, dtype: torch.dtype = torch.float32, max_shard_size: str = "1GB"
 ) -> RandomCheckpoint:
     """The case `name` with seeded weights, large enough that a wrong detail moves the scores."""
-    config_class, model_class, settings = CASES[name]
+    family, settings = CASES[name]
+    transformers = _transformers()
+    model_class = getattr(transformers, f"{family}ForSequenceClassification")
     is_roberta = name.startswith("xlm-roberta")
     vocabulary = [*ROBERTA_SPECIAL, *VOCABULARY[len(SPECIAL) :]] if is_roberta else VOCABULARY
-    config = config_class(vocab_size=len(vocabulary), max_position_embeddings=160, num_labels=1, **settings)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=len(vocabulary), max_position_embeddings=160, num_labels=1, **settings
+    )
     model = model_class._from_config(config, attn_implementation="eager")
     _fill(model)
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     inner = _word_level(vocabulary) if is_roberta else word_piece(vocabulary)
     pad = "<pad>" if is_roberta else "[PAD]"
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=pad, model_max_length=158)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=pad, model_max_length=158)
     if settings.get("type_vocab_size") == 1 or "modernbert" in name:
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder)
@@ -133,7 +131,7 @@ def _fill(model: torch.nn.Module) -> None:
 
 def _word_level(vocabulary: list[str]) -> tokenizers.Tokenizer:
     """Words at white space, with RoBERTa's template of a pair."""
-    ids = {word: place for place, word in enumerate(vocabulary)}
+    ids = {word: index for index, word in enumerate(vocabulary)}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(list(ROBERTA_SPECIAL))
