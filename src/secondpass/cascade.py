@@ -16,6 +16,7 @@ from secondpass.cognitive import Cognitive
 from secondpass.public import for_each_query, hinted, in_thread, opened_again
 from secondpass.reranker import Reranker
 from secondpass.scoring.ranking import RankOptions
+from secondpass.scoring.scoring import part_of
 from secondpass.text.documents import as_documents
 from secondpass.types import Document, DocumentLike, EarlyExit, Hit, Info, Progress, Ranking, Usage
 
@@ -76,14 +77,14 @@ class Cascade:
             top_n=None,
             budget_ms=None if budget_ms is None else budget_ms * SMALL_SHARE,
             cognitive=None,
-            progress=_sum_of_both(progress, 0, min(self.keep, len(candidates))),
+            progress=part_of(progress, 0, min(self.keep, len(candidates))),
         )
         tail = self.small.rank_with(query, candidates, first)
         kept = [hit.index for hit in tail[: self.keep]]
         left = None if budget_ms is None else budget_ms - 1000 * (time.perf_counter() - started)
         if left is not None and left <= 0:
             kept, left = [], None
-        done = _sum_of_both(progress, tail.usage.rows, 0)
+        done = part_of(progress, tail.usage.rows, 0)
         second = replace(options, top_n=None, budget_ms=left, first_scores=None, progress=done)
         head = self.large.rank_with(query, [candidates[index] for index in kept], second)
         hits = _joined(tail, head, kept, candidates)
@@ -132,13 +133,6 @@ class Cascade:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return opened_again, (type(self), {"small": self.small, "large": self.large, "keep": self.keep})
-
-
-def _sum_of_both(progress: Progress | None, before: int, after: int) -> Progress | None:
-    """progress for one of the models, with the rows of the other."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(before + done, before + total + after)
 
 
 def _stage(hit: Hit) -> float | int | str:

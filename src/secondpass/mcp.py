@@ -110,7 +110,7 @@ class Tools:
     index_name: str = "default"
     folder: str | None = None
     namespace: str = "default"
-    reranker_name: str = "default"
+    reranker_name: str = "auto"
     reranker: Reranker | None = None
     lock: anyio.Lock = field(default_factory=anyio.Lock)
 

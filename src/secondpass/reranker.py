@@ -14,19 +14,24 @@ from typing import Any
 
 from secondpass.calibration import Calibration
 from secondpass.cognitive import Cognitive
-from secondpass.engine.engine import ReopeningEngine
 from secondpass.public import check_lists, hinted, in_thread, opened_again
 from secondpass.scoring.open import ModelOptions, changed, open_scoring
 from secondpass.scoring.ranking import RankOptions
+from secondpass.scoring.scoring import part_of
 from secondpass.text.documents import as_documents, check_pair
+from secondpass.text.reader import Pair
 from secondpass.types import DocumentLike, EarlyExit, Info, Progress, Ranking
 
 
 class Reranker:
     """Reads a query and each candidate together and keeps the best few.
 
-    model: "default" (embedded, English, offline), "multilingual" (of the package secondpass-multilingual), a folder
-    in Hugging Face layout, or a hub name, pinned by `revision`.
+    model: "auto", "default" (embedded, English, offline), "multilingual" (of the package secondpass-multilingual), a
+    folder in Hugging Face layout, or a hub name, pinned by `revision`.
+    "auto" is "default", and where secondpass-multilingual is installed, "multilingual" for a query that is not in
+    Latin script, or one of whose passages is not: one model reads all passages of a query, and `Ranking.info` says
+    which. It is opened when first needed, or by `warm_up`. With a calibration, which is of one model, "auto" is
+    "default".
     truncation: None (the family's rule), "longest_first" or "only_second" (FlagEmbedding's).
     long_documents: "truncate" (exactly the reference's rule) or "chunk" (overlapping windows, the best one wins).
     score_cache: a file in which scores are kept, so that a second run over the same pairs computes only what is new.
@@ -39,7 +44,7 @@ class Reranker:
     @hinted
     def __init__(
         self,
-        model: str | Path = "default",
+        model: str | Path = "auto",
         *,
         revision: str | None = None,
         engine: str = "auto",
@@ -188,14 +193,18 @@ class Reranker:
         progress: Progress | None = None,
     ) -> list[float]:
         """Raw logits of (query, document) pairs in input order, many queries in one packed run."""
-        scoring = self._scoring
-        limits = scoring.reader.limits(
-            scoring.limits.max_length if max_length is None else max_length,
-            scoring.limits.truncation if truncation is None else truncation,
-        )
-        run = changed(scoring.run, cutoff_layer, compress_ratio, compress_layers)
         keys = [check_pair(pair, index) for index, pair in enumerate(pairs)]
-        return scoring.score(keys, limits=limits, run=run, progress=progress).of(keys)
+        scores: dict[Pair, float] = {}
+        for scoring, part in self._scoring.split(keys):
+            limits = scoring.reader.limits(
+                scoring.limits.max_length if max_length is None else max_length,
+                scoring.limits.truncation if truncation is None else truncation,
+            )
+            run = changed(scoring.run, cutoff_layer, compress_ratio, compress_layers)
+            told = part_of(progress, len(scores), len(set(keys)) - len(scores) - len(set(part)))
+            found = scoring.score(part, limits=limits, run=run, progress=told).of(part)
+            scores |= zip(part, found, strict=True)
+        return [scores[key] for key in keys]
 
     def score_layers(
         self, query: str, documents: Iterable[DocumentLike], layers: Iterable[int]
@@ -219,9 +228,7 @@ class Reranker:
 
     def close(self) -> None:
         """Give the memory of the model back; calls after that raise EngineError."""
-        engine = self._scoring.engine
-        assert isinstance(engine, ReopeningEngine)
-        engine.close()
+        self._scoring.close()
 
     def __enter__(self) -> Reranker:
         return self

@@ -142,6 +142,7 @@ class Ranking(Sequence[Hit]):
 
     failure is None, or why a server that was asked to fail open scored nothing: the hits then keep the input order.
     warnings are what a person should know before reading the scores, such as that the model cannot read these texts.
+    info is what a model on this machine scored with; None where another one did, or several.
     """
 
     query: str
@@ -149,6 +150,7 @@ class Ranking(Sequence[Hit]):
     usage: Usage
     failure: str | None = None
     warnings: tuple[str, ...] = ()
+    info: Info | None = field(default=None, repr=False, compare=False)
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
@@ -175,6 +177,7 @@ class Ranking(Sequence[Hit]):
             "usage": asdict(self.usage),
             "failure": self.failure,
             "warnings": list(self.warnings),
+            "model": None if self.info is None else self.info.model,
         }
 
 

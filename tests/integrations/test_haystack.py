@@ -56,7 +56,7 @@ def test_to_dict_has_the_parameters_and_nothing_else() -> None:
     assert state == {
         "type": "haystack_integrations.components.rankers.secondpass.ranker.SecondpassRanker",
         "init_parameters": {
-            "model": "default",
+            "model": "auto",
             "device": "auto",
             "top_k": 3,
             "query_prefix": "",

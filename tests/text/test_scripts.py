@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from secondpass import Reranker
-from secondpass.text.scripts import foreign_script
+from secondpass.text.scripts import foreign_script, unread, warning_of
 
 LATIN = ("LATIN",)
 
@@ -17,6 +16,7 @@ LATIN = ("LATIN",)
         ("Wie lang ist die Donau? Über 2800 km", None),
         ("长江有多长", "Chinese"),
         ("ながいかわ", "Japanese"),
+        ("Python 的 list 如何排序", "Chinese"),  # a character says as much as several letters
         ("Какая река самая длинная", "Cyrillic"),
         ("ما هو أطول نهر", "Arabic"),
         ("the word 河 means river", None),
@@ -25,13 +25,15 @@ LATIN = ("LATIN",)
     ],
 )
 def test_the_script_of_most_letters_tells(text: str, script: str | None) -> None:
-    assert foreign_script([text], LATIN) == script
+    assert foreign_script(text, LATIN) == script
 
 
-def test_a_ranking_warns_once_and_says_what_helps() -> None:
-    reranker = Reranker()
-    assert reranker.rank("how long is the river", ["It is 2800 km long."]).warnings == ()
-    (warning,) = reranker.rank("长江有多长", ["长江长6300公里。", "今天下雨。"]).warnings
-    assert "Chinese" in warning and "pip install secondpass-multilingual" in warning
-    (warning,) = reranker.rank("long river", ["Дунай длиной 2850 километров", "Сегодня дождь"]).warnings
-    assert "Cyrillic" in warning
+def test_the_query_and_then_each_passage_is_looked_at() -> None:
+    passages = ["It is 2800 km long.", "Дунай длиной 2850 километров", ""]
+    assert unread("长江有多长", passages, None) is None
+    assert unread("long river", passages[:1], LATIN) is None
+    query, some = unread("长江有多长", passages, LATIN), unread("long river", passages, LATIN)
+    assert query is not None and some is not None
+    assert "'m' cannot read Chinese script, in which the query is," in warning_of(query, "m")
+    assert "Cyrillic script, in which 1 of 3 passages are," in warning_of(some, "m")
+    assert "pip install secondpass-multilingual" in warning_of(some, "m")

@@ -22,6 +22,7 @@ from secondpass.text.recipe import Recipe
 from secondpass.text.tokenizer import Tokenizer
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "minilm"
+MULTILINGUAL = "multilingual"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
 
@@ -112,6 +113,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """The checkpoint of "default", "multilingual", a folder, or a hub name: "owner/name" or "owner/name@revision".
 
+    "auto", which chooses by the texts where there are any, is "default" here.
+
     A hub name resolves to a commit, `main` where no revision is given, and all its files are fetched and checked
     first. `graph` asks a hub for the exported graph that the openvino engine runs instead of the weights.
     Raises ValueError for a revision of what has none, CheckpointError for what is not a checkpoint, DownloadError
@@ -167,19 +170,30 @@ def _adapted(found: Checkpoint, *, local_files_only: bool) -> Checkpoint:
     return replace(found, folder=base.folder, config=base.config, adapter=found.folder, base=base)
 
 
+def has_multilingual() -> bool:
+    """Whether the package with the multilingual model is installed."""
+    return _package() is not None
+
+
+def _package() -> Path | None:
+    spec = find_spec(f"secondpass_{MULTILINGUAL}")
+    places = None if spec is None else spec.submodule_search_locations
+    return Path(places[0]) / "model" if places else None
+
+
 def _packaged(model: str) -> Path | None:
     """The folder of a model that a package carries, or None for a folder's or a hub's name."""
-    if model == "default":
+    if model == "default" or (model == "auto" and not Path(model).is_dir()):
         return EMBEDDED
-    if model != "multilingual" or Path(model).is_dir():
+    if model != MULTILINGUAL or Path(model).is_dir():
         return None
-    spec = find_spec("secondpass_multilingual")
-    if spec is None or not spec.submodule_search_locations:
+    folder = _package()
+    if folder is None:
         raise CheckpointError(
             "'multilingual' is a model of its own package; pip install secondpass-multilingual, "
             "or in a clone: pip install ./packages/multilingual"
         )
-    return Path(spec.submodule_search_locations[0]) / "model"
+    return folder
 
 
 def _hub_name(model: str | Path, revision: str | None) -> tuple[str, str]:

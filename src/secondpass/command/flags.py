@@ -23,7 +23,11 @@ EMBEDDER, COLBERT = "embedder:", "colbert:"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON with everything.")]
 Model = Annotated[
-    str, typer.Option(metavar="MODEL", help="default (embedded), multilingual, a folder, or owner/name[@revision].")
+    str,
+    typer.Option(
+        metavar="MODEL",
+        help="auto (what fits the texts), default (embedded), multilingual, a folder, or owner/name[@revision].",
+    ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model of the hub.")]
 Offline = Annotated[bool, typer.Option("--local-files-only", "--offline", help="Never use the network.")]

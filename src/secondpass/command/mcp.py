@@ -14,7 +14,7 @@ def mcp(
     *,
     location: IndexLocation,
     namespace: Annotated[str, typer.Option(help="Whose memory it is.")] = "default",
-    model: Annotated[str, typer.Option(metavar="MODEL", help="The reranker.")] = "default",
+    model: Annotated[str, typer.Option(metavar="MODEL", help="The reranker.")] = "auto",
     http: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Serve at http://HOST:PORT/mcp instead of stdin.")
     ] = None,

@@ -60,7 +60,7 @@ def rank(
         Split, typer.Option(help="How texts are cut; auto: paragraphs where blank lines part them, else lines.")
     ] = Split.auto,
     showing: Showing,
-    model: Model = "default",
+    model: Model = "auto",
     revision: Revision = None,
     long: Annotated[
         Long, typer.Option(help="Long passages: cut as the model's makers do, or read in windows.")
@@ -88,8 +88,9 @@ def rank(
     with wrong_use():
         ranking = _ranked(reranker, query, passages, showing)
     sources = [passage.source for passage in passages]
+    info = ranking.info or reranker.info()
     if showing.json:
-        _print_json(ranking, sources, reranker.info())
+        _print_json(ranking, sources, info)
     elif sys.stdout.isatty():
         is_marked = showing.budget_ms is None and not showing.names
         matches = matching_sentences(reranker, ranking) if is_marked else {}
@@ -97,7 +98,7 @@ def rank(
     else:
         output.tab_separated(output.hit_row(hit, sources[hit.index], showing.names) for hit in ranking)
     sys.stdout.flush()
-    _remark(ranking, reranker.info(), showing, is_chunked=long is Long.chunk)
+    _remark(ranking, info, showing, is_chunked=long is Long.chunk)
     if inputs.problems:
         raise typer.Exit(1)
 
@@ -134,13 +135,13 @@ def matching_sentences(scorer: Scorer, ranking: Ranking) -> dict[int, tuple[int,
 def _print_json(ranking: Ranking, sources: Sequence[str], info: Info) -> None:
     results = [output.hit_object(hit, sources[hit.index]) for hit in ranking]
     usage = asdict(ranking.usage)
-    output.as_json({"query": ranking.query, "model": asdict(info), "usage": usage, "results": results})
+    warnings = {"warnings": list(ranking.warnings)} if ranking.warnings else {}
+    output.as_json({"query": ranking.query, "model": asdict(info), "usage": usage, **warnings, "results": results})
 
 
 def _remark(ranking: Ranking, info: Info, showing: Showing, *, is_chunked: bool) -> None:
     """Say on standard error what was cut, where people watch or asked, and what it cost when they asked."""
     usage = ranking.usage
-    sys.stderr.writelines(f"secondpass: {warning}\n" for warning in ranking.warnings)
     if usage.truncated and not is_chunked and (showing.explain or sys.stderr.isatty()):
         verb = "was" if usage.truncated == 1 else "were"
         cut = f"{usage.truncated} of {usage.rows} passages {verb} cut at {info.max_length} tokens"

@@ -23,7 +23,7 @@ class Ranker(Protocol):
 
 @lru_cache(maxsize=8)
 def open_reranker(
-    model: str = "default",
+    model: str = "auto",
     *,
     revision: str | None = None,
     device: str = "auto",

@@ -22,7 +22,7 @@ class Rerank(dspy.Module):
 
     def __init__(
         self,
-        model: str = "default",
+        model: str = "auto",
         *,
         k: int = 5,
         threshold: float | None = None,
@@ -58,7 +58,7 @@ class Retrieve(dspy.Module):
     says indices of its own (as dspy.Embeddings does), into its corpus.
     """
 
-    def __init__(self, search: Callable[[str], Any], model: str = "default", *, k: int = 5) -> None:
+    def __init__(self, search: Callable[[str], Any], model: str = "auto", *, k: int = 5) -> None:
         super().__init__()
         self.search = search
         self.rerank = Rerank(model, k=k)

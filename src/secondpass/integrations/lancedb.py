@@ -25,7 +25,7 @@ class SecondpassReranker(LanceReranker):
 
     def __init__(
         self,
-        model: str = "default",
+        model: str = "auto",
         column: str = "text",
         return_score: str = "relevance",
         *,

@@ -31,7 +31,7 @@ class SecondpassRerank(BaseDocumentCompressor):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
 
-    model: str = "default"
+    model: str = "auto"
     top_n: int | None = Field(default=5, gt=0)
     threshold: float | None = None
     raw_scores: bool = False

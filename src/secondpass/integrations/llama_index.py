@@ -38,7 +38,7 @@ class SecondpassRerank(BaseNodePostprocessor):
     (half precision where it is fast), the second nothing, since no code of a checkpoint is ever run.
     """
 
-    model: str = Field(default="default", description="Embedded model, hub name or folder.")
+    model: str = Field(default="auto", description="auto (embedded, by script), default, hub name or folder.")
     top_n: int = Field(default=5, gt=0, description="Number of nodes to keep.")
     device: str = Field(default="auto", description="auto, cpu, cuda or mps.")
     threshold: float | None = Field(default=None, description="Nodes with a lower score are dropped.")
@@ -53,7 +53,7 @@ class SecondpassRerank(BaseNodePostprocessor):
     def __init__(
         self,
         top_n: int = 5,
-        model: str = "default",
+        model: str = "auto",
         device: str | None = None,
         keep_retrieval_score: bool = False,
         trust_remote_code: bool = False,

@@ -21,7 +21,7 @@ class Secondpass(pt.Transformer):
 
     def __init__(
         self,
-        model: str = "default",
+        model: str = "auto",
         *,
         text_field: str = "text",
         device: str = "auto",

@@ -1,4 +1,4 @@
-"""rerankers (AnswerDotAI) 0.10: `register()`, then `Reranker("default", model_type="SecondpassRanker")`."""
+"""rerankers (AnswerDotAI) 0.10: `register()`, then `Reranker("auto", model_type="SecondpassRanker")`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SecondpassRanker(BaseRanker):
 
     def __init__(
         self,
-        model_name_or_path: str = "default",
+        model_name_or_path: str = "auto",
         verbose: int = 1,
         device: str | None = None,
         dtype: str | None = None,

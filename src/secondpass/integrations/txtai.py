@@ -13,7 +13,7 @@ from secondpass.integrations import best, open_reranker
 class Similarity:
     """Called as `similarity(query, texts)`: [(index, probability)], best first; a list a query for several."""
 
-    def __init__(self, path: str = "default", *, device: str = "auto", max_length: int | None = None) -> None:
+    def __init__(self, path: str = "auto", *, device: str = "auto", max_length: int | None = None) -> None:
         self.path, self.device, self.max_length = path, device, max_length
 
     @overload

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from secondpass.calibration import Calibration, as_calibration
-from secondpass.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from secondpass.checkpoint.checkpoint import MULTILINGUAL, Checkpoint, has_multilingual, open_checkpoint
 from secondpass.engine.open import open_engine
 from secondpass.errors import CheckpointError
-from secondpass.scoring.scoring import Scoring
+from secondpass.scoring.scoring import Other, Scoring
 from secondpass.text.reader import Reader
 from secondpass.types import Run
 
+AUTO = "auto"  # the model: what fits the texts
 LONG_DOCUMENTS = ("truncate", "chunk")
 
 
@@ -50,7 +51,20 @@ class ModelOptions:
 
 
 def open_scoring(options: ModelOptions) -> Scoring:
-    """A model ready to score; its engine is a ReopeningEngine. Raises what `Reranker` raises."""
+    """A model ready to score; its engine is a ReopeningEngine. Raises what `Reranker` raises.
+
+    "auto" is the embedded model, and where the package is installed the multilingual one for what that cannot read. A
+    calibration is of one model, so with one the embedded model reads everything.
+    """
+    if options.model != AUTO or Path(options.model).is_dir():
+        return _open(options)
+    own = _open(replace(options, model="default"))
+    if options.calibration is not None or not has_multilingual():
+        return own
+    return replace(own, other=Other(MULTILINGUAL, lambda: _open(replace(options, model=MULTILINGUAL))))
+
+
+def _open(options: ModelOptions) -> Scoring:
     calibration = as_calibration(options.calibration)
     checkpoint = open_checkpoint(
         options.model,

@@ -6,21 +6,24 @@ portion, the next one is tokenised.
 
 from __future__ import annotations
 
-import math
+import logging
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from secondpass.calibration import Calibration, sigmoid
 from secondpass.cognitive import Cognitive
-from secondpass.engine.engine import Engine
+from secondpass.engine.engine import Engine, ReopeningEngine
+from secondpass.errors import EngineError
 from secondpass.scoring.deadline import STEP, Deadline, Pace, score_within, work_of
 from secondpass.scoring.ranking import RankOptions, ranked, unscored_hit
+from secondpass.scoring.scored import Scored
 from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
 from secondpass.text.reader import Pair, Reader, Reading
 from secondpass.text.recipe import Limits
-from secondpass.text.scripts import warnings_of
+from secondpass.text.scripts import unread, warning_of
 from secondpass.types import (
     Advance,
     Document,
@@ -31,8 +34,9 @@ from secondpass.types import (
     Progress,
     Ranking,
     Run,
-    Usage,
 )
+
+logger = logging.getLogger("secondpass")
 
 # Fewer pairs are tokenised in one go: a thread would cost more than it hides.
 MIN_AHEAD = 256
@@ -40,86 +44,38 @@ MIN_AHEAD = 256
 PORTION = 65536
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
-    """What was read of a pair: `length` tokens of its text, or of the window `span` of its characters.
+class Other:
+    """A model for the texts that another one cannot read: opened when it is first needed, once. Safe for threads."""
 
-    query_length of the tokens stand before the passage.
-    """
+    def __init__(self, name: str, opens: Callable[[], Scoring]) -> None:
+        self.name = name
+        self._opens = opens
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self.opened: Scoring | None = None
 
-    pair: Pair
-    span: tuple[int, int] | None
-    length: int
-    query_length: int
-    cut: tuple[int, int]
+    def scoring(self) -> Scoring:
+        """Raises what opening a model raises; the next call tries again. Raises EngineError after `close`."""
+        with self._lock:
+            if self._is_closed:
+                raise EngineError("the model was closed; open it again")
+            if self.opened is None:
+                self.opened = self._opens()
+            return self.opened
 
-
-@dataclass(kw_only=True)
-class Scored:
-    """What was read with its scores, one list per output of the model, and what it took.
-
-    With early exit the second output is the layer that a score is from.
-    """
-
-    reads: list[Read] = field(default_factory=list)
-    outputs: list[list[float]] = field(default_factory=list)
-    tokenize_seconds: float = 0.0
-    compute_seconds: float = 0.0
-
-    def add(self, readings: Sequence[Reading], outputs: Sequence[list[float]]) -> None:
-        self.reads += [
-            Read(each.pair, each.span, len(each.row), each.row.passage[0], each.row.cut) for each in readings
-        ]
-        self.outputs = self.outputs or [[] for _ in outputs]
-        for scores, more in zip(self.outputs, outputs, strict=True):
-            scores += more
-
-    def of(self, pairs: Sequence[Pair], output: int = 0) -> list[float]:
-        """Each pair's score, which is that of its best reading."""
-        if not pairs:
-            return []
-        scores, best = self.outputs[output], self.best(output)
-        return [scores[best[pair]] for pair in pairs]
-
-    def best(self, output: int = 0) -> dict[Pair, int]:
-        """For each pair the index of its best reading; the first of equals."""
-        scores = self.outputs[output] if self.outputs else []
-        best: dict[Pair, int] = {}
-        for index, read in enumerate(self.reads):
-            if read.pair not in best or scores[index] > scores[best[read.pair]]:
-                best[read.pair] = index
-        return best
-
-    def sort_key(self, pair: Pair, best: Mapping[Pair, int]) -> tuple[float, ...]:
-        """What sorts pairs best first: the unscored are last; with early exit those of later layers are first."""
-        return tuple(-each[best[pair]] for each in reversed(self.outputs)) if pair in best else (math.inf,)
-
-    def by_query(self) -> dict[str, Scored]:
-        """The same, each query's for itself."""
-        found: dict[str, Scored] = {}
-        for index, read in enumerate(self.reads):
-            own = found.setdefault(read.pair[0], Scored(outputs=[[] for _ in self.outputs]))
-            own.reads.append(read)
-            for scores, values in zip(own.outputs, self.outputs, strict=True):
-                scores.append(values[index])
-        return found
-
-    def usage(self, seconds: float, unscored: int = 0) -> Usage:
-        return Usage(
-            rows=len(self.reads),
-            tokens=sum(read.length for read in self.reads),
-            truncated=sum(any(read.cut) for read in self.reads),
-            seconds=seconds,
-            tokenize_seconds=self.tokenize_seconds,
-            unscored=unscored,
-        )
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            if self.opened is not None:
+                self.opened.close()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
     """A model that scores: how it reads, and what runs it. A call may change any of it by `dataclasses.replace`.
 
-    pace is what is known of the engine's speed, by all calls. model and revision are the checkpoint's.
+    pace is what is known of the engine's speed, and said the scripts that were warned of, by all calls. model and
+    revision are the checkpoint's. other is what reads the texts of a query where this model cannot.
     """
 
     reader: Reader
@@ -131,6 +87,24 @@ class Scoring:
     model: str = ""
     scripts: tuple[str, ...] | None = None  # that the model reads; None: not known
     revision: str | None = None
+    other: Other | None = None
+    said: set[str] = field(default_factory=set)
+
+    def fitting(self, query: str, texts: Sequence[str]) -> Scoring:
+        """What reads these texts: this model, or the other one as soon as it cannot read the query or a passage."""
+        found = unread(query, texts, self.scripts)
+        if found is None:
+            return self
+        if self.other is not None:
+            return self.other.scoring()
+        if found.script not in self.said:
+            self.said.add(found.script)
+            logger.warning("%s", warning_of(found, self.model))
+        return self
+
+    def _warnings(self, asked: Asked) -> tuple[str, ...]:
+        found = unread(asked.query, asked.texts, self.scripts)
+        return () if found is None else (warning_of(found, self.model),)
 
     def score(
         self,
@@ -160,6 +134,9 @@ class Scoring:
         """The documents, best first; equal scores keep their input order, documents without a word are last."""
         started = time.perf_counter()
         asked = _asked(query, documents, options)
+        return self.fitting(asked.query, asked.texts)._rank(asked, options, started)
+
+    def _rank(self, asked: Asked, options: RankOptions, started: float) -> Ranking:
         if options.budget_ms is None:
             scored = self.score(asked.pairs(), run=self._run_of(options), progress=options.progress)
             return self._ranking(asked, scored, options, started)
@@ -175,13 +152,42 @@ class Scoring:
         started = time.perf_counter()
         options.refuse("rank_many", budget_ms="has no deadline", early_exit="compares documents of one query alone")
         asked = [_asked(query, own, options) for query, own in zip(queries, documents, strict=True)]
+        reads = [self.fitting(each.query, each.texts) for each in asked]
+        rankings: dict[int, Iterator[Ranking]] = {}
+        done, left = 0, sum(len(each.pairs()) for each in asked)
+        for scoring in {id(one): one for one in reads}.values():
+            own = [each for each, one in zip(asked, reads, strict=True) if one is scoring]
+            left -= sum(len(each.pairs()) for each in own)
+            part = replace(options, progress=part_of(options.progress, done, left))
+            done += sum(len(each.pairs()) for each in own)
+            rankings[id(scoring)] = iter(scoring._rank_many(own, part, started))
+        return [next(rankings[id(scoring)]) for scoring in reads]
+
+    def _rank_many(self, asked: Sequence[Asked], options: RankOptions, started: float) -> list[Ranking]:
         pairs = [pair for each in asked for pair in each.pairs()]
-        scored = self.score(pairs, progress=options.progress)
-        parts = scored.by_query()
+        parts = self.score(pairs, progress=options.progress).by_query()
         return [self._ranking(each, parts.get(each.query, Scored()), options, started) for each in asked]
 
+    def split(self, pairs: Sequence[Pair]) -> list[tuple[Scoring, list[Pair]]]:
+        """The pairs by the model that reads them; the texts of a query have one."""
+        if self.scripts is None or not pairs:
+            return [(self, list(pairs))]
+        texts: dict[str, list[str]] = {}
+        for query, text in pairs:
+            texts.setdefault(query, []).append(text)
+        reads = {query: self.fitting(query, own) for query, own in texts.items()}
+        return [
+            (scoring, [pair for pair in pairs if reads[pair[0]] is scoring])
+            for scoring in {id(one): one for one in reads.values()}.values()
+        ]
+
     def warm_up(self) -> None:
-        """Run batches of several sizes, so that the next call is not the first and a deadline knows the pace."""
+        """Run batches of several sizes, so that the next call is not the first and a deadline knows the pace.
+
+        The other model is opened for it too.
+        """
+        if self.other is not None:
+            self.other.scoring().warm_up()
         for count in (1, 2, 4, 8, 16, 1, 4):
             readings = self.reader.read([(f"{index} " * 8, "warm " * 64) for index in range(count)], self.limits)
             for _ in range(3):
@@ -197,13 +203,23 @@ class Scoring:
 
     def info(self) -> Info:
         """What it runs on, and why."""
-        return self.engine.facts.info(
+        info = self.engine.facts.info(
             model=self.model,
             revision=self.revision,
             family=self.reader.recipe.family,
             max_length=self.limits.max_length,
             truncation=self.limits.truncation,
         )
+        if self.other is None:
+            return info
+        return replace(info, reason=f"{info.reason}; {self.other.name!r} reads texts in other scripts")
+
+    def close(self) -> None:
+        """Give the memory back, the other model's too; calls after that raise EngineError."""
+        assert isinstance(self.engine, ReopeningEngine)
+        self.engine.close()
+        if self.other is not None:
+            self.other.close()
 
     def _compute(self, scored: Scored, readings: Sequence[Reading], run: Run, count: Advance | None = None) -> float:
         """Score the readings and add them to what is scored; the seconds that the engine computed."""
@@ -272,7 +288,8 @@ class Scoring:
             asked.query,
             ranked(asked.query, hits, options, lambda hit: self.logit(hit.score)),
             scored.usage(time.perf_counter() - started, unscored),
-            warnings=warnings_of(asked.query, asked.texts, self.scripts, self.model),
+            warnings=self._warnings(asked),
+            info=self.info(),
         )
 
     def _hit(self, asked: Asked, index: int, scored: Scored, best: int | None, options: RankOptions) -> Hit:
@@ -315,6 +332,13 @@ def _asked(query: str, documents: Iterable[DocumentLike], options: RankOptions) 
     texts = [text_of(document, options.rank_fields, index) for index, document in enumerate(candidates)]
     options.first_order(len(texts))
     return Asked(clean_query(query), candidates, texts)
+
+
+def part_of(progress: Progress | None, before: int, after: int) -> Progress | None:
+    """progress for one of several runs, with the rows of the others."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(before + done, before + total + after)
 
 
 def _counter(progress: Progress | None, done: int, total: int) -> Advance | None:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from secondpass.engine.engine import EngineFacts
 from secondpass.scoring.open import changed
 from secondpass.scoring.ranking import RankOptions
-from secondpass.scoring.scoring import Scored, Scoring
+from secondpass.scoring.scored import Scored
+from secondpass.scoring.scoring import Scoring
 from secondpass.server.batching import BatchedCall, Expired
 from secondpass.text.reader import Pair, Reader
 from secondpass.text.recipe import Limits

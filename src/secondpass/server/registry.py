@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from secondpass.checkpoint.checkpoint import MULTILINGUAL, has_multilingual
 from secondpass.embedder import Embedder
 from secondpass.engine.engine import EngineFacts, ReopeningEngine
-from secondpass.scoring.open import ModelOptions, open_scoring
+from secondpass.scoring.open import AUTO, ModelOptions, open_scoring
 from secondpass.scoring.scoring import Scoring
 from secondpass.server.batching import Batch, BatchedEngine, Reopenable
 from secondpass.server.settings import ModelSource, Settings, SettingsError
+from secondpass.text.scripts import unread
 from secondpass.types import Advance, Info, Row, Run
 from secondpass.wire.calls import Fault, ModelCard, Refusal
 
@@ -53,6 +55,7 @@ class Hosted:
     card: ModelCard
     batches: BatchedEngine
     model: Scoring | Embedder
+    is_companion: bool = False  # opened beside "auto", for what that cannot read
 
 
 def _open_reranker(source: ModelSource, settings: Settings) -> tuple[Scoring, Reopenable, Info]:
@@ -73,6 +76,7 @@ def _open_reranker(source: ModelSource, settings: Settings) -> tuple[Scoring, Re
             local_files_only=settings.local_files_only,
         )
     )
+    scoring = replace(scoring, other=None)  # served by the same name, see Registry.fitting
     scoring.score([("warm up", text) for text in WARM_TEXTS])
     assert isinstance(scoring.engine, ReopeningEngine)
     return scoring, scoring.engine, scoring.info()
@@ -143,9 +147,32 @@ class Registry:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def load(self, source: ModelSource) -> Hosted:
-        """Load a model and serve it. Raises what `host` does, and Refusal for a name that is taken."""
+        """Load a model and serve it. Raises what `host` does, and Refusal for a name that is taken.
+
+        Beside "auto" the multilingual model is served where it is installed, unless something has its name.
+        """
         self._check_free(source.name)
-        hosted = host(source, self.settings, self.on_batch)
+        hosted = self._add(host(source, self.settings, self.on_batch))
+        if self._wants_companion(source):
+            other = host(replace(source, name=MULTILINGUAL, path=MULTILINGUAL), self.settings, self.on_batch)
+            self._add(replace(other, is_companion=True))
+        return hosted
+
+    def fitting(self, hosted: Hosted, texts: Sequence[str]) -> Hosted:
+        """What reads these texts: the model itself, or where that is "auto" and cannot, the one beside it."""
+        other = self._hosted.get(MULTILINGUAL)
+        if other is None or other.source.path != MULTILINGUAL or hosted.source.path != AUTO:
+            return hosted
+        assert isinstance(hosted.model, Scoring)
+        return hosted if unread("", texts, hosted.model.scripts) is None else other
+
+    def _wants_companion(self, source: ModelSource) -> bool:
+        is_plain = source.path == AUTO and source.kind == "reranker" and not self.settings.calibration_of(source)
+        names = (*self._hosted, *(model.name for model in self.settings.models))
+        return is_plain and MULTILINGUAL not in names and has_multilingual()
+
+    def _add(self, hosted: Hosted) -> Hosted:
+        source = hosted.source
         with self._lock:
             if source.name not in self._hosted:
                 self._hosted = {**self._hosted, source.name: hosted}
@@ -177,7 +204,7 @@ class Registry:
         of its kind; so is any other where one alone is served, unless strict_models.
         """
         hosted = self._hosted
-        fitting = [each for each in hosted.values() if each.source.kind == kind]
+        fitting = [each for each in hosted.values() if each.source.kind == kind and not each.is_companion]
         found = hosted.get(name or "") or hosted.get(self.settings.aliases.get(name or "", ""))
         if found is None and fitting:
             is_any = (name or "") in ANY_MODEL or (len(fitting) == 1 and not self.settings.strict_models)

@@ -107,19 +107,21 @@ class Service:
     async def rerank(self, call: RerankCall, context: CallContext) -> Ranked:
         """The documents, best first; equal scores keep their input order."""
         self._check_texts((call.query, *call.documents), len(call.documents))
-        hosted = self._hosted(call.model, "reranker")
+        hosted = self.registry.fitting(self._hosted(call.model, "reranker"), (call.query, *call.documents))
 
         def work(scoring: Scoring, begun: _Begun) -> Ranked:
             ranking = scoring.rank(call.query, call.documents, rank_options(call))
             items = tuple(map(item_of, ranking))
-            return begun.ranked(hosted, items, ranking.usage, _characters(call.query, *call.documents))
+            told = replace(begun, warnings=begun.warnings + ranking.warnings)
+            return told.ranked(hosted, items, ranking.usage, _characters(call.query, *call.documents))
 
         return await self._scored(hosted, call, context, work)
 
     async def score(self, call: ScoreCall, context: CallContext) -> Ranked:
         """Items in the order of the pairs."""
-        self._check_texts([text for pair in call.pairs for text in pair], len(call.pairs))
-        hosted = self._hosted(call.model, "reranker")
+        texts = [text for pair in call.pairs for text in pair]
+        self._check_texts(texts, len(call.pairs))
+        hosted = self.registry.fitting(self._hosted(call.model, "reranker"), texts)
 
         def work(scoring: Scoring, begun: _Begun) -> Ranked:
             pairs = [(clean_query(query), clean_query(text)) for query, text in call.pairs]

@@ -61,7 +61,7 @@ class Settings:
     port: int = 8787
     root_path: str = ""  # prefix that a proxy in front leaves in the path
     workers: int = 1
-    models: tuple[ModelSource, ...] = (ModelSource(name="default", path="default"),)
+    models: tuple[ModelSource, ...] = (ModelSource(name="default", path="auto"),)
     calibration: tuple[str, ...] = ()  # files, as NAME=FILE; FILE alone where one reranker is served
     aliases: Mapping[str, str] = field(default_factory=dict)  # a name that clients write -> a served name
     strict_models: bool = False  # refuse unknown names even where one model is served

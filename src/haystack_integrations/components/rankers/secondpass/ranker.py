@@ -24,7 +24,7 @@ class SecondpassRanker:
     def __init__(
         self,
         *,
-        model: str = "default",
+        model: str = "auto",
         device: str = "auto",
         top_k: int = 10,
         query_prefix: str = "",

@@ -1,0 +1,176 @@
+"""model="auto": the embedded model, and what it cannot read goes to the multilingual one where that is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from secondpass import Reranker
+from secondpass.calibration import Calibration
+from secondpass.errors import EngineError
+from secondpass.scoring import open as opening
+from secondpass.server.service import CallContext, Service
+from secondpass.server.settings import Settings
+from secondpass.types import Ranking
+from secondpass.wire.calls import RerankCall, ScoreCall
+from tests.checkpoints import tiny_bert
+
+LATIN, CHINESE = ("where is the old bridge", "the river is cold"), ("长江有多长", "长江长六千三百公里。")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder for the embedded model, which reads Latin script, and one that holds the other's package."""
+    root = tmp_path_factory.mktemp("auto")
+    embedded = tiny_bert(root / "embedded")
+    config = json.loads((embedded / "config.json").read_text())
+    (embedded / "config.json").write_text(json.dumps({**config, "scripts": ["LATIN"]}))
+    package = tiny_bert(root / "packages" / "secondpass_multilingual" / "model", seed=3).parent
+    (package / "__init__.py").touch()
+    return embedded, package.parent
+
+
+@pytest.fixture
+def alone(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is not installed."""
+    monkeypatch.setattr("secondpass.checkpoint.checkpoint.EMBEDDED", places[0])
+    monkeypatch.setattr("secondpass.checkpoint.checkpoint.find_spec", lambda name: None)
+
+
+@pytest.fixture
+def both(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("secondpass.checkpoint.checkpoint.EMBEDDED", places[0])
+    monkeypatch.syspath_prepend(str(places[1]))
+    yield
+
+
+def read_by(ranking: Ranking) -> str:
+    assert ranking.info is not None
+    return ranking.info.model
+
+
+@pytest.mark.usefixtures("alone")
+def test_without_the_package_it_warns_once_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    reranker = Reranker()
+    for _ in range(2):
+        ranking = reranker.rank(CHINESE[0], [CHINESE[1]])
+    assert read_by(ranking) == reranker.info().model == "default"
+    (warning,) = ranking.warnings
+    assert "Chinese" in warning and "pip install secondpass-multilingual" in warning
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [warning]
+    assert ranking.to_dict()["warnings"] == [warning] and ranking.to_dict()["model"] == "default"
+    assert reranker.rank(*LATIN[:1], [LATIN[1]]).warnings == ()
+
+
+@pytest.mark.usefixtures("alone")
+def test_scores_of_pairs_warn_too(caplog: pytest.LogCaptureFixture) -> None:
+    Reranker().score_pairs([LATIN, CHINESE])
+    assert "Chinese" in caplog.text
+
+
+@pytest.mark.usefixtures("both")
+def test_one_model_reads_all_passages_of_a_query() -> None:
+    auto, english, other = Reranker(), Reranker("default"), Reranker("multilingual")
+    assert "'multilingual' reads texts in other scripts" in auto.info().reason
+    for query, passages, model in (
+        (LATIN[0], [LATIN[1]], english),
+        (CHINESE[0], [LATIN[1]], other),
+        (LATIN[0], [LATIN[1], CHINESE[1]], other),
+        (LATIN[0], ["", " "], english),
+    ):
+        ranking = auto.rank(query, passages)
+        assert read_by(ranking) == model.info().model and ranking.warnings == ()
+        expected = model.rank(query, passages)
+        assert [str(hit.score) for hit in ranking] == [str(hit.score) for hit in expected]  # NaN equals NaN
+    assert english.rank(*CHINESE[:1], [CHINESE[1]]).warnings  # who names a model gets it
+
+
+@pytest.mark.usefixtures("both")
+def test_calls_of_many_queries_are_split_by_query() -> None:
+    auto, english, other = Reranker(), Reranker("default"), Reranker("multilingual")
+    seen: list[tuple[int, int]] = []
+    pairs = [CHINESE, LATIN, (LATIN[0], "cold water"), CHINESE]
+    scores = auto.score_pairs(pairs, progress=lambda done, total: seen.append((done, total)))
+    assert scores[0] == scores[3] == other.score_pairs([CHINESE])[0]
+    assert scores[1:3] == english.score_pairs(pairs[1:3])
+    assert seen[-1] == (3, 3) and {total for _, total in seen} == {3}
+    seen.clear()
+    rankings = auto.rank_many(
+        [CHINESE[0], LATIN[0]], [[CHINESE[1]], [LATIN[1]]], progress=lambda done, total: seen.append((done, total))
+    )
+    assert [read_by(ranking) for ranking in rankings] == ["multilingual", "default"] and seen[-1] == (2, 2)
+
+
+@pytest.mark.usefixtures("both")
+def test_the_other_model_is_opened_when_it_is_needed_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    opens = opening.open_checkpoint
+
+    def counted(model: str, **settings: object) -> object:
+        opened.append(model)
+        return opens(model, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(opening, "open_checkpoint", counted)
+    reranker = Reranker()
+    reranker.rank(LATIN[0], [LATIN[1]])
+    assert opened == ["default"]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: read_by(reranker.rank(CHINESE[0], [CHINESE[1]])), range(8)))
+    assert opened == ["default", "multilingual"] and set(found) == {"multilingual"}
+    Reranker().warm_up()
+    assert opened[2:] == ["default", "multilingual"]
+
+
+@pytest.mark.usefixtures("both")
+def test_a_budget_a_pickle_and_an_end() -> None:
+    reranker = pickle.loads(pickle.dumps(Reranker()))
+    ranking = reranker.rank(CHINESE[0], [CHINESE[1]] * 3, budget_ms=60_000)
+    assert read_by(ranking) == "multilingual" and ranking.usage.unscored == 0
+    reranker.close()
+    for query in (LATIN[0], CHINESE[0]):
+        with pytest.raises(EngineError, match="closed"):
+            reranker.rank(query, ["text"])
+
+
+@pytest.mark.usefixtures("both")
+def test_scores_are_kept_for_each_model(tmp_path: Path) -> None:
+    pair = (LATIN[0], LATIN[1])
+    kept = Reranker(score_cache=tmp_path / "scores")
+    alone = kept.score_pairs([pair])[0]
+    together = kept.score(LATIN[0], [LATIN[1], CHINESE[1]])[0]  # the same pair, by the other model
+    assert alone == Reranker("default").score_pairs([pair])[0]
+    assert together == Reranker("multilingual").score_pairs([pair])[0] != alone
+    assert Reranker(score_cache=tmp_path / "scores").score(LATIN[0], [LATIN[1], CHINESE[1]])[0] == together
+
+
+@pytest.mark.usefixtures("both")
+def test_a_calibration_is_of_the_embedded_model_alone() -> None:
+    ranking = Reranker(calibration=Calibration(slope=1.0, intercept=0.0)).rank(CHINESE[0], [CHINESE[1]])
+    assert read_by(ranking) == "default" and ranking.warnings
+
+
+@pytest.mark.usefixtures("both")
+def test_a_server_serves_the_other_model_beside_it() -> None:
+    service = Service(Settings())
+    context = CallContext(request_id="r1")
+
+    async def calls() -> list[str]:
+        await service.start()
+        read = [await service.rerank(RerankCall(query=q, documents=(p,)), context) for q, p in (LATIN, CHINESE)]
+        read += [await service.score(ScoreCall(pairs=(LATIN, CHINESE)), context)]
+        read += [await service.rerank(RerankCall(query=LATIN[0], documents=("a",), model="any"), context)]
+        return [one.model for one in read]
+
+    assert asyncio.run(calls()) == ["default", "multilingual", "multilingual", "default"]
+    assert [card.name for card in service.models()] == ["default", "multilingual"]
+    asyncio.run(service.unload("multilingual"))
+    late = asyncio.run(service.rerank(RerankCall(query=CHINESE[0], documents=(CHINESE[1],)), context))
+    assert late.model == "default" and "Chinese" in late.warnings[0]
+    service.close()
