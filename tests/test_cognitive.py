@@ -280,7 +280,7 @@ def test_fields_of_documents_become_signals() -> None:
     assert found == Signals(
         created=day,
         accessed=(5.0, 10.0),
-        confidence=pytest.approx(4 / 6),
+        confidence=4 / 6,
         entities=frozenset({"a"}),
         importance=1.0,
         is_superseded=True,
@@ -297,6 +297,11 @@ def test_fields_of_documents_become_signals() -> None:
         ({"confidence": "high"}, "confidence is 'high'"),
         ({"entities": "Paris"}, "entities is 'Paris'; give a list"),
         ({"importance": math.nan}, "importance is nan"),
+        ({"importance": 10**350}, r"importance is 10{70,}\.\.\.; give a number"),
+        ({"importance": 3}, "importance is 3.0; give 0..1"),
+        ({"confidence": -0.1}, "confidence is -0.1; give 0..1"),
+        ({"created": 1764359270000}, "created is 1764359270000; give seconds"),  # the clock of a browser
+        ({"entities": 5}, "entities is 5; give a list"),
     ],
 )
 def test_fields_that_cannot_be_read_are_named(record: dict[str, object], said: str) -> None:
@@ -319,6 +324,11 @@ def test_moments_have_one_meaning() -> None:
         ({"decay": 1.0}, "decay is 1.0"),
         ({"min_probability": 0.4}, "min_probability is 0.4"),
         ({"recancy": 1.0}, "cognitive has no 'recancy'; there are now, recency"),
+        ({"recency": "high"}, "recency is 'high'; give a number"),
+        ({"bound": None}, "bound is None; give a number"),
+        ({"now": "noon"}, "now is 'noon'; give seconds"),
+        ({"fans": ["a"]}, "fans is .*; give the number"),
+        ({"fans": {"a": "many"}}, "fans.'a'. is 'many'; give a number"),
     ],
 )
 def test_settings_that_would_outweigh_relevance_are_refused(options: dict[str, float], said: str) -> None:

@@ -13,6 +13,7 @@ distribution; docs/cognitive.md says how they are joined, with figures.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
@@ -25,7 +26,9 @@ MIN_AGE_S = 1.0  # what was accessed just now, or by a clock that runs ahead, ha
 FULL_GAIN = math.log(4)  # the rise of the base level that counts as evidence 1: three uses as old as the text
 SURE = 0.95  # the confidence that counts as evidence 1
 MAX_BOUND = 1.5  # with more, the gate could put the less relevant of two equally old texts first
+MAX_SECONDS = 3e11  # about the year 9999; clocks in milliseconds are beyond it
 TERMS = ("recency", "frequency", "confidence", "entities", "importance")
+PARTS = ("relevance", *TERMS, "evidence", "gate", "superseded", "final")  # of a hit: every figure that made its place
 
 
 def base_level(ages_s: Iterable[float], *, decay: float = 0.5) -> float:
@@ -166,6 +169,11 @@ class Signals:
     is_superseded: bool = False
     subject: str | None = None
 
+    def __post_init__(self) -> None:
+        for name, value in (("confidence", self.confidence), ("importance", self.importance)):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; give 0..1, 0.5 where nothing is known")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cognitive:
@@ -193,6 +201,14 @@ class Cognitive:
     fans: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in (*TERMS, "half_life_days", "decay", "strength", "bound", "min_probability"):
+            _number(getattr(self, name), name)
+        if self.now is not None:
+            seconds_of(self.now, "now")
+        if not isinstance(self.fans, Mapping):
+            raise ValueError(f"fans is {self.fans!r}; give the number of documents by entity")
+        for name, fan in self.fans.items():
+            _number(fan, f"fans[{name!r}]")
         for name, weight in self.weights.items():
             if not 0 <= weight < math.inf:
                 raise ValueError(f"the weight of {name} is {weight}; give 0 or more")
@@ -289,8 +305,8 @@ def signals_of(record: Mapping[str, Any]) -> Signals:
     accessed, created = record.get("accessed"), record.get("created")
     accesses = accessed if isinstance(accessed, list | tuple) else [] if accessed is None else [accessed]
     entities, subject = record.get("entities"), record.get("subject")
-    if entities is not None and (isinstance(entities, str) or not all(isinstance(name, str) for name in entities)):
-        raise ValueError(f"entities is {entities!r}; give a list of names")
+    if entities is not None and not _are_names(entities):
+        raise ValueError(f"entities is {_shown(entities)}; give a list of names")
     return Signals(
         created=None if created is None else seconds_of(created, "created"),
         accessed=tuple(seconds_of(access, "accessed") for access in accesses),
@@ -308,11 +324,12 @@ def seconds_of(moment: float | datetime | str, name: str) -> float:
         try:
             moment = datetime.fromisoformat(moment.strip().replace("Z", "+00:00"))
         except ValueError as error:
-            raise ValueError(f"{name} is {moment!r}; give seconds since 1970 or ISO 8601, as 2026-11-28") from error
+            message = f"{name} is {_shown(moment)}; give seconds since 1970 or ISO 8601, as 2026-11-28"
+            raise ValueError(message) from error
     if isinstance(moment, datetime):
         return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-    if isinstance(moment, bool) or not isinstance(moment, int | float) or not math.isfinite(moment):
-        raise ValueError(f"{name} is {moment!r}; give seconds since 1970 or ISO 8601, as 2026-11-28")
+    if isinstance(moment, bool) or not isinstance(moment, int | float) or not abs(moment) <= MAX_SECONDS:
+        raise ValueError(f"{name} is {_shown(moment)}; give seconds since 1970 or ISO 8601, as 2026-11-28")
     return float(moment)
 
 
@@ -371,6 +388,10 @@ def _spaced(text: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
 
 
+def _are_names(value: object) -> bool:
+    return isinstance(value, list | tuple | set | frozenset) and all(isinstance(name, str) for name in value)
+
+
 def _confidence_in(record: Mapping[str, Any]) -> float | None:
     given = _number_in(record, "confidence")
     supports, contradictions = _number_in(record, "supports"), _number_in(record, "contradictions")
@@ -381,11 +402,18 @@ def _confidence_in(record: Mapping[str, Any]) -> float | None:
 
 def _number_in(record: Mapping[str, Any], name: str) -> float | None:
     value = record.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}; give a number")
+    return None if value is None else _number(value, name)
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{name} is {_shown(value)}; give a number")
     return float(value)
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 def _check_decay(decay: float) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
 import pytest
 
 from secondpass import RemoteReranker, Reranker
+from secondpass.cognitive import PARTS
 from secondpass.errors import RemoteError
 from secondpass.remote.reranker import in_batches
 from secondpass.server.settings import ModelSource
@@ -27,6 +29,13 @@ TEXTS = [
     "In a linen bag a loaf stays good for a week.",
     "面包应放在干燥的地方。",
 ] * 2
+DATED = [
+    {"text": TEXTS[1], "created": "2020-01-01", "entities": ["toaster"]},
+    {"text": TEXTS[1], "created": "2026-11-01", "supports": 2},
+    {"text": TEXTS[3], "accessed": ["2026-11-01", 1763000000], "importance": 1, "confidence": 0.9},
+    {"text": TEXTS[4], "created": "2026-11-28"},
+    {"text": " ", "created": "2026-11-28"},
+]
 FILLED = [text for text in TEXTS if text]  # a server puts what has no words last
 KEY = "a-key-of-the-test"
 MODEL = ModelSource(name="default", path="default", dtype="float32")
@@ -122,3 +131,46 @@ def test_a_body_that_the_server_does_not_take_is_an_error_that_says_so() -> None
         with pytest.raises(RemoteError, match=r"413|may take less: lower max_batch") as refused:
             RemoteReranker(url, retries=1).score("q", ["a" * 3_000_000])
     assert "cannot be reached" not in str(refused.value)
+
+
+def test_cognitive_scoring_is_the_same_here_there_and_in_the_servers_own_form(server: str, local: Reranker) -> None:
+    settings = {"now": "2026-11-28", "recency": 1.0}
+    near = local.rank(QUERY, DATED, cognitive=settings)
+    with RemoteReranker(server, api_key=KEY, max_batch=2) as remote:
+        far = remote.rank(QUERY, DATED, cognitive=settings)
+    body = {"query": QUERY, "documents": DATED, "cognitive": settings}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    results = httpx.post(f"{server}/api/rank", json=body, headers=headers).json()["results"]
+    assert [hit.index for hit in near] == [hit.index for hit in far] == [result["index"] for result in results]
+    order = [hit.index for hit in near]
+    assert order.index(1) < order.index(0)  # the newer of two that say the same
+    for hit, other, result in zip(near, far, results, strict=True):
+        if not hit.is_scored:
+            assert result["parts"] is None
+            continue
+        parts = {name: hit.parts[name] for name in PARTS}
+        assert result["parts"] == pytest.approx(parts, abs=2e-3)
+        assert {name: other.parts[name] for name in PARTS} == pytest.approx(parts, abs=2e-3)
+        assert result["score"] == pytest.approx(hit.score, abs=2e-3)
+        assert result["probability"] == pytest.approx(hit.probability, abs=1e-3)
+
+
+def test_a_server_names_what_cognitive_scoring_cannot_read_and_without_it_reads_no_fields(server: str) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+
+    def asked(documents: list[object], cognitive: object) -> httpx.Response:
+        body = {"query": QUERY, "documents": documents, "cognitive": cognitive}
+        return httpx.post(f"{server}/api/rank", json=body, headers=headers)
+
+    for documents, cognitive, said in (
+        (["a", {"text": "b", "created": "soon"}], True, "documents[1]: created is 'soon'"),
+        (["a"], {"recency": "much"}, "recency is 'much'"),
+        (["a"], {"colour": 1}, "cognitive has no 'colour'"),
+        (["a"], "yes", "cognitive is a string"),
+    ):
+        answer = asked(documents, cognitive)
+        assert answer.status_code in (400, 422)
+        assert said in answer.json()["error"]["message"]
+    plain = asked([{"text": "b", "created": "soon"}], None)
+    assert plain.status_code == 200
+    assert "parts" not in plain.json()["results"][0]

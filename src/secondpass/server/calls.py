@@ -13,6 +13,7 @@ from math import isnan
 import numpy as np
 from numpy.typing import NDArray
 
+from secondpass.cognitive import PARTS
 from secondpass.engine.engine import EngineFacts
 from secondpass.scoring.open import changed
 from secondpass.scoring.ranking import RankOptions
@@ -21,7 +22,7 @@ from secondpass.scoring.scoring import Scoring
 from secondpass.server.batching import BatchedCall, Expired
 from secondpass.text.reader import Pair, Reader
 from secondpass.text.recipe import Limits
-from secondpass.types import Advance, Hit, Row, Run
+from secondpass.types import Advance, Document, DocumentLike, Hit, Row, Run
 from secondpass.wire.apis import MAX_LOGIT
 from secondpass.wire.calls import Budgets, Fault, Item, Refusal, RerankCall, ScoreCall
 
@@ -164,9 +165,17 @@ def rank_options(call: RerankCall) -> RankOptions:
             budget_ms=effort.budget_ms,
             first_scores=effort.first_scores,
             early_exit=effort.early_exit,
+            cognitive=call.cognitive,
         )
     except ValueError as error:
         raise Refusal(Fault.invalid, str(error)) from error
+
+
+def documents_of(call: RerankCall) -> Sequence[DocumentLike]:
+    """The call's documents, with what they say of themselves where cognitive scoring reads it."""
+    if call.fields is None:
+        return call.documents
+    return [Document(text, fields) for text, fields in zip(call.documents, call.fields, strict=True)]
 
 
 def item_of(hit: Hit) -> Item:
@@ -180,6 +189,7 @@ def item_of(hit: Hit) -> Item:
         tokens=int(parts["tokens"]),
         is_cut=bool(parts["query_tokens_cut"] or parts["passage_tokens_cut"]),
         span=hit.span,
+        parts={name: float(parts[name]) for name in PARTS} if PARTS[0] in parts else None,
     )
 
 

@@ -14,7 +14,16 @@ from secondpass.embedder import Embedder
 from secondpass.errors import EngineError
 from secondpass.scoring.scoring import Scoring
 from secondpass.server.batching import Batch, BatchedCall, Expired, QueueFull, Refused, State
-from secondpass.server.calls import CheckedEngine, Slot, Slots, item_of, items_of, rank_options, scoring_of
+from secondpass.server.calls import (
+    CheckedEngine,
+    Slot,
+    Slots,
+    documents_of,
+    item_of,
+    items_of,
+    rank_options,
+    scoring_of,
+)
 from secondpass.server.registry import Hosted, Registry
 from secondpass.server.settings import ModelSource, Settings
 from secondpass.text.documents import clean_query
@@ -110,7 +119,7 @@ class Service:
         hosted = self.registry.fitting(self._hosted(call.model, "reranker"), (call.query, *call.documents))
 
         def work(scoring: Scoring, begun: _Begun) -> Ranked:
-            ranking = scoring.rank(call.query, call.documents, rank_options(call))
+            ranking = scoring.rank(call.query, documents_of(call), rank_options(call))
             items = tuple(map(item_of, ranking))
             told = replace(begun, warnings=begun.warnings + ranking.warnings)
             return told.ranked(hosted, items, ranking.usage, _characters(call.query, *call.documents))

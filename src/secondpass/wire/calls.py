@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
+
+from secondpass.cognitive import Cognitive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,10 +48,13 @@ class RerankCall:
     """Rank documents for a query. model is what the client wrote, None for the server's first; top_n None: all.
 
     is_lenient True leaves out an instruction that the model does not take, and says so, in place of a refusal.
+    fields are what each document says of itself, for cognitive scoring; without that they are not kept.
     """
 
     query: str
     documents: tuple[str, ...]
+    fields: tuple[Mapping[str, Any], ...] | None = None
+    cognitive: Cognitive | None = None
     model: str | None = None
     top_n: int | None = None
     budgets: Budgets = Budgets()
@@ -106,7 +112,7 @@ class Item:
     """One document: its index in the call, raw logit, probability, tokens read, and whether some of it was cut.
 
     span is the range of characters of the window that won, where it was read in windows. What a budget left unscored
-    has is_scored False, the lowest logit and probability 0.
+    has is_scored False, the lowest logit and probability 0. parts are the terms of cognitive scoring.
     """
 
     index: int
@@ -116,6 +122,7 @@ class Item:
     is_cut: bool = False
     span: tuple[int, int] | None = None
     is_scored: bool = True
+    parts: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

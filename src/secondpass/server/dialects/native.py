@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from itertools import count
+from typing import Annotated, Any, Literal
 
+from pydantic import WithJsonSchema
+
+from secondpass.cognitive import Cognitive, signals_of
 from secondpass.server.dialects.dialect import Body, Dialect, Headers, Reply, Route
 from secondpass.server.dialects.documents import read_documents
-from secondpass.server.dialects.fields import Above, Count, Documents, Positive, RequestBody, Response, read
+from secondpass.server.dialects.fields import Above, Count, Documents, Positive, RequestBody, Response, kind, read
 from secondpass.server.dialects.refusals import refuses
 from secondpass.wire.apis import APIS
-from secondpass.wire.calls import Budgets, Effort, Ranked, RerankCall, ServerCard
+from secondpass.wire.calls import Budgets, Effort, Fault, Ranked, Refusal, RerankCall, ServerCard
 
 
 class NativeRequest(RequestBody):
     """documents are strings or objects with `text`. top_n 0 or null is all. "chunk" reads long ones in windows.
 
-    The others are what `Reranker.rank` has by these names.
+    cognitive is true, or settings such as {"now": "2026-11-28"}: documents' fields `created`, `accessed`,
+    `confidence`, `entities` and so on are then evidence beside their text, and results have `parts`. The others are
+    what `Reranker.rank` has by these names.
     """
 
     query: str
@@ -30,13 +37,15 @@ class NativeRequest(RequestBody):
     cutoff_layer: Positive | None = None
     compress_ratio: Positive | None = None
     compress_layers: list[Positive] | None = None
+    cognitive: Annotated[Any, WithJsonSchema({"type": ["boolean", "object", "null"]})] = None
 
 
 class NativeResult(Response):
     """One ranked document: score is the raw logit; tokens of what was read, with the query's.
 
     span is the range of characters of the window that won, where long documents are read in windows. What a budget
-    left unscored comes last, with is_scored false.
+    left unscored comes last, with is_scored false. Only with cognitive scoring there are parts, null for what is
+    unscored, and the probability is that of the final logit.
     """
 
     index: int
@@ -46,6 +55,7 @@ class NativeResult(Response):
     truncated: bool
     span: list[int] | None = None
     is_scored: bool = True
+    parts: dict[str, float] | None = None
 
 
 class NativeUsage(Response):
@@ -101,9 +111,12 @@ class NativeModels(Response):
 
 def parse(body: Any, headers: Headers) -> RerankCall:
     asked = read(NativeRequest, body)
+    cognitive = _cognitive(asked.cognitive)
     return RerankCall(
         query=asked.query,
         documents=read_documents(asked.documents),
+        fields=None if cognitive is None else tuple(map(_fields, asked.documents, count())),
+        cognitive=cognitive,
         model=asked.model,
         top_n=asked.top_n or None,
         budgets=Budgets(in_windows=None if asked.long_documents is None else asked.long_documents == "chunk"),
@@ -117,6 +130,26 @@ def parse(body: Any, headers: Headers) -> RerankCall:
             compress_layers=None if asked.compress_layers is None else tuple(asked.compress_layers),
         ),
     )
+
+
+def _cognitive(asked: object) -> Cognitive | None:
+    if not isinstance(asked, bool | dict | None):
+        message = f"cognitive is {kind(asked)}; true or an object of settings is needed"
+        raise Refusal(Fault.malformed, message, parameter="cognitive")
+    try:
+        return Cognitive.of(asked)
+    except ValueError as error:
+        raise Refusal(Fault.invalid, str(error), parameter="cognitive") from None
+
+
+def _fields(document: object, index: int) -> Mapping[str, Any]:
+    """What a document says of itself. Raises Refusal where cognitive scoring could not read it."""
+    fields = document if isinstance(document, Mapping) else {}
+    try:
+        signals_of(fields)
+    except ValueError as error:
+        raise Refusal(Fault.invalid, f"documents[{index}]: {error}", parameter=f"documents[{index}]") from None
+    return fields
 
 
 def write(ranked: Ranked, call: RerankCall, body: Body) -> Reply:
@@ -133,13 +166,15 @@ def write(ranked: Ranked, call: RerankCall, body: Body) -> Reply:
                 truncated=item.is_cut,
                 span=None if item.span is None else list(item.span),
                 is_scored=item.is_scored,
+                parts=None if item.parts is None else dict(item.parts),
             )
             for item in ranked.items
         ],
         usage=NativeUsage(tokens=cost.tokens, rows=cost.rows, truncated=cost.truncated, unscored=cost.unscored),
         timing=NativeTiming(total=timing.total, tokenize=timing.tokenize, queue=timing.queue, compute=timing.compute),
     )
-    return Reply(body=answer.model_dump())
+    unasked = {"results": {"__all__": {"parts"}}} if call.cognitive is None else None
+    return Reply(body=answer.model_dump(exclude=unasked))
 
 
 def write_models(card: ServerCard, call: None, body: Body) -> Reply:
