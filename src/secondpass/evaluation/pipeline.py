@@ -1,8 +1,8 @@
 """The local pipeline, measured after each of its stages, so that one sees which of them loses the answer.
 
 A set's documents are chunks of their own in a temporary index. Where the set says when documents were written and
-questions asked ("timestamp"), questions see only what was there, and cognitive scoring is measured beside none and
-beside the newest first. "scope" of a question and of documents is the memory that it is asked of.
+questions asked ("timestamp"), questions see only what was there, and cognitive scoring is measured beside none,
+beside its recency alone and beside the newest first. "scope" of a question and of documents is the memory that it is asked of.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.cognitive import Cognitive, seconds_of
+from secondpass.cognitive import TERMS, Cognitive, seconds_of
 from secondpass.data.files import records
 from secondpass.evaluation.datasets.dataset import Dataset
 from secondpass.evaluation.datasets.load import load_dataset
@@ -32,9 +32,9 @@ from secondpass.search.stores.store import Change, Chunk, File, Filter
 from secondpass.types import Progress, Ranking
 
 MEASURES = ("nDCG@10", "recall@20", "recall@50", "recall@100")
-STAGES = ("bm25", "dense", "fused", "reranked", "cognitive", "newest first")
+STAGES = ("bm25", "dense", "fused", "reranked", "cognitive", "recency only", "newest first")
 # Each stage, and what it is compared with.
-COMPARED = {"fused": "dense", "reranked": "fused", "cognitive": "reranked", "newest first": "reranked"}
+COMPARED = {"fused": "dense", "reranked": "fused"} | dict.fromkeys(STAGES[4:], "reranked")
 Scores = dict[str, float]
 
 
@@ -136,8 +136,10 @@ def _stages(pipeline: Pipeline, asked: Question, now: float | None, cognitive: C
     plain = pipeline.search(asked)
     found["reranked"] = [hit.index for hit in plain]
     if now is not None:
-        weighed = pipeline.search(replace(asked, cognitive=replace(cognitive, now=now)))
-        found["cognitive"] = [hit.index for hit in weighed]
+        clocked = replace(cognitive, now=now)
+        recent = replace(clocked, **{term: 0.0 for term in TERMS if term != "recency"})
+        for stage, settings in (("cognitive", clocked), ("recency only", recent)):
+            found[stage] = [hit.index for hit in pipeline.search(replace(asked, cognitive=settings))]
         newest = sorted(plain, key=lambda hit: -(hit.document["created"] or 0.0))
         found["newest first"] = [hit.index for hit in newest]
     return found
