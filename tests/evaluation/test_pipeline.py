@@ -46,7 +46,15 @@ def test_stages_see_what_was_there_in_their_scope(folder: Path) -> None:
         options=Question(text=""),
         cognitive=Cognitive(),
     )
-    assert list(stages.rankings) == ["bm25", "dense", "fused", "reranked", "cognitive", "newest first"]
+    assert list(stages.rankings) == [
+        "bm25",
+        "dense",
+        "fused",
+        "reranked",
+        "cognitive",
+        "recency only",
+        "newest first",
+    ]
     first = {stage: next(iter(found["q1"])) for stage, found in stages.rankings.items()}
     assert first["reranked"] == "old"  # the words are the same, so the order of the files
     assert first["cognitive"] == first["newest first"] == "new"

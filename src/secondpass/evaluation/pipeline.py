@@ -2,7 +2,8 @@
 
 A set's documents are chunks of their own in a temporary index. Where the set says when documents were written and
 questions asked ("timestamp"), questions see only what was there, and cognitive scoring is measured beside none,
-beside its recency alone and beside the newest first. "scope" of a question and of documents is the memory that it is asked of.
+beside its recency alone and beside the newest first. "scope" of a question and of documents is the memory that it is
+asked of.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.cognitive import TERMS, Cognitive, seconds_of
+from secondpass.cognitive import Cognitive, seconds_of
 from secondpass.data.files import records
 from secondpass.evaluation.datasets.dataset import Dataset
 from secondpass.evaluation.datasets.load import load_dataset
@@ -137,7 +138,7 @@ def _stages(pipeline: Pipeline, asked: Question, now: float | None, cognitive: C
     found["reranked"] = [hit.index for hit in plain]
     if now is not None:
         clocked = replace(cognitive, now=now)
-        recent = replace(clocked, **{term: 0.0 for term in TERMS if term != "recency"})
+        recent = replace(clocked, frequency=0.0, confidence=0.0, entities=0.0, importance=0.0)
         for stage, settings in (("cognitive", clocked), ("recency only", recent)):
             found[stage] = [hit.index for hit in pipeline.search(replace(asked, cognitive=settings))]
         newest = sorted(plain, key=lambda hit: -(hit.document["created"] or 0.0))
