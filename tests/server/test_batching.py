@@ -20,7 +20,7 @@ from secondpass.errors import EngineError
 from secondpass.scoring.open import ModelOptions, open_scoring
 from secondpass.scoring.ranking import RankOptions
 from secondpass.scoring.scoring import Scoring
-from secondpass.server import batching
+from secondpass.server import batching, pacing
 from secondpass.server.batching import Batch, BatchedEngine, EngineDown, Expired, QueueFull, State
 from secondpass.server.registry import Pooling
 from secondpass.types import Advance, EarlyExit, Row, Run
@@ -72,7 +72,7 @@ def engine() -> Gated:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., BatchedEngine]]:
-    monkeypatch.setattr(batching, "FIRST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(pacing, "FIRST_BACKOFF_S", 0.001)
     monkeypatch.setattr(batching, "LAST_BATCH_S", 0.001)
     found: list[BatchedEngine] = []
 
@@ -386,7 +386,7 @@ def test_the_library_scores_through_it_and_the_call_knows_what_it_cost(folder: P
 def test_what_cannot_be_done_by_its_deadline_is_not_accepted(engine: Gated, made: Make) -> None:
     """A batch of 2,048 tokens in some milliseconds is measured; then one that is far too slow is in the way."""
     batcher = made(engine, batch_tokens=2048)
-    vars(batcher).update(_rate=1000.0, _is_measured=True)
+    batcher._throughput.learn(2000, seconds=2.0)
     first = batcher.submit(rows(512))
     engine.began()
     batcher.submit(rows(*[500] * 8))

@@ -21,21 +21,13 @@ from numpy.typing import NDArray
 
 from secondpass.engine.engine import EngineFacts
 from secondpass.errors import EngineError, SecondpassError
+from secondpass.server.pacing import LONGEST_BACKOFF_S, Backoff, Throughput
 from secondpass.server.queue import Outcome, Queue, QueuedRequest, RequestSlice
 from secondpass.types import Advance, Row, Run
 
 log = logging.getLogger(__name__)
 
-# How long a batch is: what a request waits that has just missed one. It grows to the longest as MANY requests wait,
-# since the rows of many requests, sorted together, need less padding.
-BATCH_SECONDS, LONGEST_BATCH_SECONDS = 0.2, 0.8
-MANY = 16
-MIN_BATCH_TOKENS, MAX_BATCH_TOKENS = 2048, 1 << 18
-FIRST_RATE = 20_000.0  # tokens per second, before a batch was measured
-MIN_MEASURED = 1024  # tokens of a batch that says how fast the engine is; a smaller one is mostly overhead
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 LAST_BATCH_S = 5.0
-CALM_S = 60.0  # after so long without a failure the back-off begins at the first again
 STOPPING = "the server is stopping"
 
 
@@ -120,13 +112,13 @@ class BatchedEngine:
     ) -> None:
         self._engine = engine
         self._max_requests, self._max_tokens = max_requests, max_tokens
-        self._batch_tokens, self._on_batch = batch_tokens, on_batch
+        self._on_batch = on_batch
         self._queue = Queue()
-        self._rate, self._is_measured = FIRST_RATE, False
+        self._throughput = Throughput(batch_tokens)
         self._state, self._restarts = State.ready, 0
         self._reason = STOPPING  # why it is closed, once it is
         self._last_error: str | None = None
-        self._failed, self._backoff_s = 0.0, FIRST_BACKOFF_S
+        self._backoff = Backoff()
         self._probe: tuple[Row, Run] | None = None  # what the engine has scored before
         self._busy_since: float | None = None
         self._changed = threading.Condition()
@@ -209,7 +201,7 @@ class BatchedEngine:
 
     def _check_open(self) -> None:
         if self._state is State.restarting:
-            raise EngineDown("the engine is being restarted", max(self._backoff_s, 1.0))
+            raise EngineDown("the engine is being restarted", max(self._backoff.seconds, 1.0))
         if self._state is State.closed:
             raise EngineDown(self._reason, LAST_BATCH_S)
 
@@ -220,7 +212,7 @@ class BatchedEngine:
             return
         waiting, tokens = len(self._queue), self._queue.tokens
         late = self._seconds_late(request)
-        over = (tokens + request.tokens - self._max_tokens) / self._rate
+        over = self._throughput.seconds_for(tokens + request.tokens - self._max_tokens)
         # There is room as soon as a batch is done, or as what is too much has been computed.
         retry_s = min(max(over, late, 1.0), LONGEST_BACKOFF_S)
         message = f"{waiting} requests with {tokens} tokens are waiting; the queue takes {self._max_requests} "
@@ -236,10 +228,11 @@ class BatchedEngine:
 
     def _seconds_late(self, request: QueuedRequest) -> float:
         """How long after its deadline a request would be done, by the speed that was measured."""
-        if request.deadline is None or not self._is_measured:
+        speed = self._throughput
+        if request.deadline is None or not speed.is_measured:
             return 0.0
-        tokens = self._queue.before(request, seconds_per_token=1 / self._rate) + request.tokens
-        return time.monotonic() + tokens / self._rate - request.deadline
+        tokens = self._queue.before(request, seconds_per_token=speed.seconds_for(1)) + request.tokens
+        return time.monotonic() + speed.seconds_for(tokens) - request.deadline
 
     def _expire(self) -> None:
         for request in self._queue.drop(time.monotonic()):
@@ -268,17 +261,11 @@ class BatchedEngine:
                 self._expire()
                 if len(self._queue):
                     self._busy_since = time.monotonic()
-                    return self._queue.take(self._num_tokens(), seconds_per_token=1 / self._rate)
+                    tokens = self._throughput.batch_tokens(len(self._queue))
+                    return self._queue.take(tokens, seconds_per_token=self._throughput.seconds_for(1))
                 if self._state is State.closed:
                     return []
                 self._changed.wait()
-
-    def _num_tokens(self) -> int:
-        if self._batch_tokens is not None:
-            return self._batch_tokens
-        part = min(len(self._queue) / MANY, 1.0)
-        seconds = BATCH_SECONDS + part * (LONGEST_BATCH_SECONDS - BATCH_SECONDS)
-        return min(max(int(seconds * self._rate), MIN_BATCH_TOKENS), MAX_BATCH_TOKENS)
 
     def _compute(self, portions: Sequence[RequestSlice]) -> None:
         rows = [row for portion in portions for row in portion.rows()]
@@ -327,10 +314,7 @@ class BatchedEngine:
 
     def _learn(self, rows: Sequence[Row], num_requests: int, seconds: float) -> None:
         tokens = sum(map(len, rows))
-        if tokens >= MIN_MEASURED:
-            rate = tokens / max(seconds, 1e-6)
-            self._rate = self._rate + 0.2 * (rate - self._rate) if self._is_measured else rate
-            self._is_measured = True
+        self._throughput.learn(tokens, seconds)
         if self._on_batch is not None:
             padded = len(rows) * max(map(len, rows))
             self._on_batch(
@@ -339,23 +323,20 @@ class BatchedEngine:
 
     def _restart(self, failure: str, portions: Sequence[RequestSlice]) -> None:
         """Fail what was being computed and what waits, then open the engine anew, with longer and longer pauses."""
-        now = time.monotonic()
-        is_calm = now - self._failed > CALM_S
-        self._backoff_s = FIRST_BACKOFF_S if is_calm else min(2 * self._backoff_s, LONGEST_BACKOFF_S)
-        self._failed = now
+        self._backoff.failed()
         with self._changed:
             self._state = State.closed if self._state is State.closed else State.restarting
             self._last_error = failure
             waiting = self._queue.clear()
         for request in [portion.request for portion in portions] + waiting:
-            request.fail(EngineDown("the engine failed and is being restarted", max(self._backoff_s, 1.0)))
+            request.fail(EngineDown("the engine failed and is being restarted", max(self._backoff.seconds, 1.0)))
         while not self._opened():
-            self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
+            self._backoff.grow()
 
     def _opened(self) -> bool:
         """Wait for the back-off, then open the engine; False where that fails. True also when closed meanwhile."""
         with self._changed:
-            if self._changed.wait_for(lambda: self._state is State.closed, self._backoff_s):
+            if self._changed.wait_for(lambda: self._state is State.closed, self._backoff.seconds):
                 return True
         try:
             self._engine.reopen()
