@@ -33,6 +33,9 @@ def post(url: str, name: str, body: Any, key: str = "key") -> httpx.Response:
 def test_it_is_searched_read_and_judged(url: str) -> None:
     answer = post(url, "search", {"query": "how long do beans cook", "top_n": 1, "explain": True, "cognitive": True})
     (hit,) = answer.json()["results"]
+    assert "sentence" not in hit
+    asked = post(url, "search", {"query": "how long do beans cook", "top_n": 1, "sentences": True}).json()
+    assert hit["text"][slice(*asked["results"][0]["sentence"])] == "Dry beans cook for ninety minutes."
     assert hit["text"].startswith("# Beans")
     assert hit["parts"]["bm25_rank"] == 1
     assert hit["parts"]["final"] == pytest.approx(hit["parts"]["relevance"])

@@ -36,6 +36,7 @@ SEARCH: Mapping[str, tuple[type, ...]] = {
     "cognitive": (bool, dict, type(None)),
     "diversity": (str, type(None)),
     "explain": (bool,),
+    "sentences": (bool,),
     "budget_ms": (int, float, type(None)),
 }
 FEEDBACK: Mapping[str, tuple[type, ...]] = {"query": (str,), "id": (int,), "kind": (str,)}
@@ -67,9 +68,13 @@ def _search(index: Index, body: Mapping[str, Any]) -> dict[str, Any]:
     top_n = body.get("top_n", 5)
     if not 1 <= top_n <= MAX_RESULTS:
         raise ValueError(f"top_n is {top_n}; give 1 to {MAX_RESULTS}")
-    options = {name: value for name, value in body.items() if name not in ("query", "top_n")}
+    options = {name: value for name, value in body.items() if name not in ("query", "top_n", "sentences")}
     ranking = index.search(body["query"], top_n, **options)
-    return {"query": ranking.query, "usage": asdict(ranking.usage), "results": [_object(hit) for hit in ranking]}
+    results = [_object(hit) for hit in ranking]
+    if body.get("sentences", False):
+        for result, hit in zip(results, ranking, strict=True):
+            result["sentence"] = index.winning_sentence(ranking.query, hit)
+    return {"query": ranking.query, "usage": asdict(ranking.usage), "results": results}
 
 
 def _get(index: Index, body: Mapping[str, Any]) -> dict[str, Any]:

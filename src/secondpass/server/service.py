@@ -186,6 +186,7 @@ class Service:
             version=__version__,
             is_ready=self.health().is_ready,
             max_documents=self.settings.max_documents,
+            index=self.settings.index,
             max_batch_tokens=self.settings.max_queue_tokens,
             max_concurrent_requests=self.settings.max_queue_requests,
         )

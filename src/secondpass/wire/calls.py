@@ -174,6 +174,7 @@ class ServerCard:
     version: str
     is_ready: bool = True
     max_documents: int | None = None  # of one call
+    index: str | None = None  # the name of the index that is served
     max_batch_tokens: int | None = None
     max_concurrent_requests: int | None = None
 

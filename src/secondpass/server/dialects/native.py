@@ -102,11 +102,12 @@ class NativeModel(Response):
 
 
 class NativeModels(Response):
-    """Models, that of calls without a name first; the most documents of one call."""
+    """Models, that of calls without a name first; the most documents of one call; the index that is served."""
 
     version: str
     models: list[NativeModel]
     max_documents: int | None
+    index: str | None
 
 
 def parse(body: Any, headers: Headers) -> RerankCall:
@@ -193,9 +194,8 @@ def write_models(card: ServerCard, call: None, body: Body) -> Reply:
         )
         for model in card.models
     ]
-    return Reply(
-        body=NativeModels(version=card.version, models=models, max_documents=card.max_documents).model_dump()
-    )
+    answer = NativeModels(version=card.version, models=models, max_documents=card.max_documents, index=card.index)
+    return Reply(body=answer.model_dump())
 
 
 NATIVE = Dialect(

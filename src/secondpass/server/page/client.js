@@ -26,20 +26,35 @@ const WORDS = {
   504: "It took too long",
 };
 
-/** The models that can rank, as [{name, max_length}]. */
-export async function models(key) {
-  const answer = await ask("api/models", { headers: headers(key) });
-  return answer.models.filter((model) => model.is_reranker);
+/** What is served: {models: [{name, max_length}] that can rank, index: a name or null}. */
+export async function served(key) {
+  const { models, index } = await ask("api/models", { headers: headers(key) });
+  return { models: models.filter((model) => model.is_reranker), index };
 }
 
 /** Ranks; gives the answer and the milliseconds that it took from here. */
-export async function rank(call, key, signal) {
-  const body = JSON.stringify(bodyOf(call));
+export function rank(call, key, signal) {
+  return post("api/rank", bodyOf(call), key, signal);
+}
+
+/** Searches the served index, with all that makes a hit's place; as rank. */
+export function search({ query, topN, path, since, isWeighed, isSpread }, key, signal) {
+  const options = { ...(path && { path }), ...(since && { since }), ...(isSpread && { diversity: "file" }) };
+  const body = { query, top_n: topN ?? 10, cognitive: isWeighed, explain: true, sentences: true, ...options };
+  return post("v1/index/search", body, key, signal);
+}
+
+/** Tells the index that a hit was of use, or not. */
+export function judge(query, id, kind, key) {
+  return post("v1/index/feedback", { query, id, kind }, key);
+}
+
+async function post(path, body, key, signal) {
   const started = performance.now();
-  const answer = await ask("api/rank", {
+  const answer = await ask(path, {
     method: "POST",
     headers: { ...headers(key), "Content-Type": "application/json" },
-    body,
+    body: JSON.stringify(body),
     signal,
   });
   return { answer, milliseconds: performance.now() - started };

@@ -1,10 +1,11 @@
 // Joins the parts: what is typed, what is asked, what is shown.
 
-import { Problem, base, models, rank } from "./client.js";
+import { Problem, base, judge, rank, search, served } from "./client.js";
 import { SNIPPETS } from "./code.js";
 import { EXAMPLES } from "./examples.js";
 import { drawLinks } from "./links.js";
 import { guess, passagesOf } from "./parse.js";
+import { showFound, spokenFound } from "./search.js";
 import { pick, show, spoken, threshold } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -61,23 +62,37 @@ function loadExample(index) {
 
 // --- what is asked
 
+function isSearch() {
+  return document.querySelector('input[name="source"]:checked').value === "index";
+}
+
 function asked() {
   const query = $("query").value.trim();
-  const documents = passagesOf($("passages").value, mode());
+  const documents = isSearch() ? [] : passagesOf($("passages").value, mode());
   if (!query) throw Object.assign(new Problem("There is no query", "Say what is being looked for."), { field: $("query") });
-  if (!documents.length) {
+  if (!documents.length && !isSearch()) {
     throw Object.assign(new Problem("There are no passages", "Paste some, or drop a file."), { field: $("passages") });
   }
   const topN = $("top").value === "" ? undefined : Math.trunc(Number($("top").value));
   if (topN !== undefined && !(topN >= 1)) {
     throw Object.assign(new Problem("That is no number of passages", "Give 1 or more, or leave it empty for all."), { field: $("top") });
   }
+  if (isSearch()) return { query, topN, ...filters() };
   return {
     query,
     documents,
     model: $("model").hidden ? undefined : $("model").value,
     topN,
     inWindows: $("windows").checked,
+  };
+}
+
+function filters() {
+  return {
+    path: $("path").value.trim(),
+    since: $("since").value,
+    isWeighed: $("weigh").checked,
+    isSpread: $("spread").checked,
   };
 }
 
@@ -93,10 +108,7 @@ async function run() {
   }
   busy(new AbortController());
   try {
-    const { answer, milliseconds } = await rank(call, $("key").value.trim(), running.signal);
-    const other = $("other").value;
-    const compared = other && (await rank({ ...call, model: other, topN: undefined }, $("key").value.trim(), running.signal)).answer;
-    present({ ...call, answer, milliseconds, compared, isCalibrated: calibrated.has(answer.model) });
+    await (isSearch() ? runSearch(call) : runRank(call));
   } catch (error) {
     if (error.name === "AbortError") $("status").textContent = "Stopped.";
     else complain(error instanceof Problem ? error : new Problem("The page failed", error.message));
@@ -105,13 +117,29 @@ async function run() {
   }
 }
 
+async function runRank(call) {
+  const key = $("key").value.trim();
+  const { answer, milliseconds } = await rank(call, key, running.signal);
+  const other = $("other").value;
+  const compared = other && (await rank({ ...call, model: other, topN: undefined }, key, running.signal)).answer;
+  present({ ...call, answer, milliseconds, compared, isCalibrated: calibrated.has(answer.model) });
+}
+
+async function runSearch(call) {
+  const { answer, milliseconds } = await search(call, $("key").value.trim(), running.signal);
+  $("idle").hidden = $("answer").hidden = true;
+  showFound({ answer, milliseconds }, (id, kind) => judge(call.query, id, kind, $("key").value.trim()).catch(complain));
+  $("status").textContent = spokenFound({ answer, milliseconds });
+  bringUp();
+}
+
 function busy(controller) {
   running = controller;
-  $("run-label").textContent = controller ? "Stop" : "Rank";
+  $("run-label").textContent = controller ? "Stop" : isSearch() ? "Search" : "Rank";
   $("results").setAttribute("aria-busy", String(Boolean(controller)));
   if (controller) {
     $("problem").hidden = true;
-    $("status").textContent = "Ranking.";
+    $("status").textContent = isSearch() ? "Searching." : "Ranking.";
   }
 }
 
@@ -124,6 +152,10 @@ function present(result) {
   mark();
   showCode();
   $("status").textContent = spoken(result);
+  bringUp();
+}
+
+function bringUp() {
   if (matchMedia("(max-width: 1060px)").matches) $("results").scrollIntoView({ block: "start" });
 }
 
@@ -136,7 +168,7 @@ function mark() {
 function complain({ title, detail, needsKey, mayPass }) {
   const hasNoKey = needsKey && !$("key").value.trim();
   $("problem-title").textContent = title;
-  $("problem-detail").textContent = hasNoKey ? "Enter it under “API key” and rank again." : detail;
+  $("problem-detail").textContent = hasNoKey ? "Enter it under “API key” and try again." : detail;
   $("again").hidden = !mayPass;
   $("problem").hidden = false;
   $("status").textContent = "";
@@ -192,7 +224,9 @@ async function copy() {
 
 async function askModels() {
   try {
-    const found = await models($("key").value.trim());
+    const { models: found, index } = await served($("key").value.trim());
+    $("sources").hidden = !index;
+    $("index-name").textContent = index ?? "";
     const picker = $("model");
     picker.replaceChildren(...found.map(({ name }) => new Option(name, name)));
     $("model-label").hidden = picker.hidden = found.length < 2;
@@ -225,7 +259,17 @@ function recallKey() {
 
 // --- events
 
+function suitSource() {
+  const hasIndex = isSearch();
+  for (const id of ["drop", "example-box", "threshold-label", "windows-label"]) $(id).hidden = hasIndex;
+  $("other-label").hidden = hasIndex || $("other").length < 3;
+  $("filters").hidden = !hasIndex;
+  $("top").placeholder = hasIndex ? "10" : "all";
+  $("run-label").textContent = hasIndex ? "Search" : "Rank";
+}
+
 function listenToForm() {
+  for (const radio of document.querySelectorAll('input[name="source"]')) radio.addEventListener("change", suitSource);
   $("form").addEventListener("submit", (event) => {
     event.preventDefault();
     run();

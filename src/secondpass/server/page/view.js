@@ -23,6 +23,7 @@ export function show(result, { all = false } = {}) {
   more.textContent = `Show all ${number.format(documents.length)}`;
   more.onclick = () => show(result, { all: true });
   $("answer").hidden = false;
+  $("found").hidden = true;
   offerWhole();
   drawLinks($("board"));
 }
@@ -30,7 +31,7 @@ export function show(result, { all = false } = {}) {
 /** Marks the passages below a probability, and says how many reach it. */
 export function threshold({ answer }, probability) {
   const reached = new Set(answer.results.filter((hit) => hit.probability >= probability).map((hit) => String(hit.index)));
-  for (const card of document.querySelectorAll(".after .card")) {
+  for (const card of $("after").children) {
     card.classList.toggle("below", probability > 0 && !reached.has(card.dataset.index));
   }
   const said = probability > 0 ? ` ${reached.size} of ${number.format(answer.results.length)} reach ${percent(probability)}.` : "";
@@ -116,14 +117,14 @@ function rankedCard(text, hit, place, others) {
 }
 
 /** The text with the window that won marked, where that is not all of it. Spans count characters, not UTF-16 units. */
-function withSpan(text, span) {
+export function withSpan(text, span, title = "the window that was scored") {
   if (!span) return text;
   const characters = Array.from(text);
   const [start, end] = span;
   if (start === 0 && end >= characters.length) return text;
   const part = (from, to) => characters.slice(from, to).join("");
-  const lead = start > 120 ? `… ${part(start - 100, start)}` : part(0, start);
-  return [document.createTextNode(lead), element("mark", { title: "the window that was scored" }, part(start, end)), document.createTextNode(part(end))];
+  const lead = start > 120 ? `… ${part(start - 100, start).replace(/^\S{0,20}\s/, "")}` : part(0, start);
+  return [document.createTextNode(lead), element("mark", { title }, part(start, end)), document.createTextNode(part(end))];
 }
 
 function moveBadge(by, index) {
@@ -136,14 +137,14 @@ function moveBadge(by, index) {
   ]);
 }
 
-function rail(probability) {
+export function rail(probability) {
   const fill = document.createElement("i");
   fill.style.transform = `scaleX(${Math.max(probability, 0.006)})`;
   return element("span", { class: "rail", "aria-hidden": "true" }, [fill]);
 }
 
 /** A button on each card whose text does not fit. */
-function offerWhole() {
+export function offerWhole() {
   for (const text of document.querySelectorAll(".after .text")) {
     if (text.scrollHeight <= text.clientHeight + 2) continue;
     const button = element("button", { type: "button", class: "plain", "aria-expanded": "false" }, "Show more");
@@ -164,7 +165,7 @@ export function pick(index) {
   for (const part of board.querySelectorAll("[data-index]")) part.classList.toggle("on", part.dataset.index === index);
 }
 
-function element(name, attributes, content = []) {
+export function element(name, attributes, content = []) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) if (value !== "") made.setAttribute(key, value);
   if (typeof content === "string") made.textContent = content;
@@ -172,22 +173,22 @@ function element(name, attributes, content = []) {
   return made;
 }
 
-function count(amount, noun) {
+export function count(amount, noun) {
   return `${number.format(amount)} ${noun}${amount === 1 ? "" : "s"}`;
 }
 
-function duration(milliseconds) {
+export function duration(milliseconds) {
   if (milliseconds < 10) return `${milliseconds.toFixed(1)} ms`;
   return milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(2)} s`;
 }
 
-function percent(probability) {
+export function percent(probability) {
   const value = probability * 100;
   if (value > 0 && value < 0.1) return "< 0.1 %";
   if (value < 100 && value > 99.9) return "> 99.9 %";
   return `${value.toFixed(1)} %`;
 }
 
-function signed(score) {
+export function signed(score) {
   return `${score < 0 ? "−" : "+"}${Math.abs(score).toFixed(2)}`;
 }
