@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from secondpass import Reranker
-from secondpass.command.score import On
+from secondpass.command.flags import On
 from secondpass.errors import DataError, EngineError
 from secondpass.scale.batch import Job, ScoreBatch, ScoreBlock, open_job
 from secondpass.scoring.open import ModelOptions

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,6 +44,13 @@ TrainedIn = Annotated[
     str, typer.Option(metavar="auto|float32|bfloat16", help="Of the computation; weights are float32.")
 ]
 JudgedSplit = Annotated[str | None, typer.Option(help="Judgements of BEIR folders; else train.")]
+
+
+class On(str, Enum):
+    """Where it is computed."""
+
+    process = "process"
+    ray = "ray"
 
 
 @contextmanager

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secondpass.command.flags import Model, Opening, Revision, wrong_use
+from secondpass.command.flags import Model, On, Opening, Revision, wrong_use
 from secondpass.command.output import watched
 from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
     from secondpass.scale.batch import Job
-
-
-class On(str, Enum):
-    process = "process"
-    ray = "ray"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +39,9 @@ class Placement:
                     if progress is not None:
                         progress(done, total)
                 return
-            from secondpass.scale.ray import Actors, import_ray, score_blocks
+            from secondpass.scale.ray import Actors, score_blocks, start_ray
 
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use otherwise
-            ray = import_ray()
-            if not ray.is_initialized():
-                ray.init(address=self.address, log_to_driver=False, logging_level="warning")
+            start_ray(self.address)
             actors = Actors(min_size=1, max_size=self.actors, cpus=self.cpus, gpus=self.gpus)
             score_blocks(job, actors, progress)
 

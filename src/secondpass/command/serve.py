@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secondpass.command.flags import On, wrong_use
 from secondpass.errors import MissingExtra, WrongUse
 
 if TYPE_CHECKING:
-    from secondpass.server.settings import ModelSource
+    from secondpass.server.settings import ModelSource, Settings
 
 PACKAGES = ("starlette", "pydantic", "uvicorn", "httptools", "prometheus_client")
 Texts = list[str] | None
@@ -71,6 +72,33 @@ class ServerFlags:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Replicas:
+    """Who answers."""
+
+    on: Annotated[On, typer.Option(help="This process and its workers, or replicas on Ray.")] = On.process
+    replicas: Annotated[str, typer.Option(metavar="N|N..M", help="On Ray: of each model; N..M as is needed.")] = "1"
+    cpus: Annotated[float, typer.Option(min=0.0, help="On Ray: processors of a replica.")] = 1.0
+    gpus: Annotated[float, typer.Option(min=0.0, help="On Ray: GPUs of a replica.")] = 0.0
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster, which keeps the service; else a local one is started.")
+    ] = None
+
+    def run(self, settings: Settings, keys: tuple[str, ...], on_ready: Callable[[int], None]) -> int:
+        if self.on is On.process:
+            from secondpass.server import workers
+
+            return workers.run(settings, keys, on_ready)
+        from secondpass.scale.ray import Actors, import_ray
+
+        import_ray()
+        from secondpass.scale import serving
+
+        with wrong_use():
+            actors = Actors.of(self.replicas, cpus=self.cpus, gpus=self.gpus)
+        return serving.run(settings, keys, actors, self.address, on_ready)
+
+
 def serve(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A folder, owner/name, or name=path.")] = None,
     *,
@@ -81,6 +109,7 @@ def serve(
         Texts, typer.Option("--embedder", metavar="NAME=PATH", help="An embedder, for /v1/embeddings.")
     ] = None,
     flags: ServerFlags,
+    placement: Replicas,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="Settings in TOML.")] = None,
     more: Annotated[
         Texts, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of docs/serving.md.")
@@ -94,7 +123,6 @@ def serve(
     for package in PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra(package, "serve")
-    from secondpass.server import workers as running
     from secondpass.server.security import check_exposure, read_keys
     from secondpass.server.settings import PREFIX, SettingsError, load_settings, parse_settings
 
@@ -114,7 +142,7 @@ def serve(
         sys.stdout.write(greeting(f"{scheme}://{host}:{port}{settings.root_path}", has_keys=bool(keys)))
         sys.stdout.flush()
 
-    raise typer.Exit(running.run(settings, keys, say))
+    raise typer.Exit(placement.run(settings, keys, say))
 
 
 def _sources(first: Sequence[str], models: Sequence[str], embedders: Sequence[str]) -> tuple[ModelSource, ...]:

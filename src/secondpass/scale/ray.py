@@ -7,13 +7,14 @@ reports its use by default.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondpass.errors import MissingExtra
+from secondpass.errors import MissingExtra, SecondpassError
 from secondpass.scale.batch import Block, Job, ScoreBatch, ScoreBlock
 from secondpass.scoring.open import ModelOptions
 from secondpass.types import Progress
@@ -33,19 +34,46 @@ class Actors:
     cpus: float = 1.0
     gpus: float = 0.0
 
+    @classmethod
+    def of(cls, size: str, *, cpus: float = 1.0, gpus: float = 0.0) -> Actors:
+        """Of a number, or of two as in 2..8. Raises ValueError."""
+        least, dots, most = size.partition("..")
+        if not least.isdecimal() or (dots and not most.isdecimal()):
+            raise ValueError(f"{size!r} is no number; give one, or two as in 2..8")
+        return cls(min_size=int(least), max_size=int(most or least), cpus=cpus, gpus=gpus)
+
     def __post_init__(self) -> None:
         if not 1 <= self.min_size <= self.max_size:
             raise ValueError(f"{self.min_size} to {self.max_size} actors; give 1 or more, the smaller first")
 
 
-def import_ray() -> Any:
-    """The module ray. Raises MissingExtra where it is not there or too old."""
+def import_ray(oldest: tuple[int, int] = OLDEST) -> Any:
+    """The module ray. Raises MissingExtra where it is not there, SecondpassError where it is too old."""
     if find_spec("ray") is None:
         raise MissingExtra("ray", "ray")
     import ray
 
-    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < OLDEST:
-        raise MissingExtra(f"ray {ray.__version__} is too old: {OLDEST[0]}.{OLDEST[1]} or newer", "ray")
+    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < oldest:
+        raise SecondpassError(
+            f"ray {ray.__version__} is too old; {oldest[0]}.{oldest[1]} or newer is needed: "
+            'pip install --upgrade "secondpass[ray]"'
+        )
+    return ray
+
+
+def start_ray(address: str | None = None, oldest: tuple[int, int] = OLDEST) -> Any:
+    """The module ray, connected to the cluster at `address`; None: one that starts here and ends with the process.
+
+    Raises MissingExtra, and SecondpassError where no cluster answers.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use otherwise
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "secondpass.scale.serving:around_proxy")
+    ray = import_ray(oldest)
+    if not ray.is_initialized():
+        try:
+            ray.init(address or "local", log_to_driver=False, logging_level="warning")
+        except Exception as error:  # Ray raises no narrower one where a node does not start
+            raise SecondpassError(f"no Ray at {address or 'this machine'}: {error}") from error
     return ray
 
 

@@ -14,9 +14,9 @@ from secondpass.server.body import Bodies, Disconnected, Receive, deadline_of, e
 from secondpass.server.dialects import Dialect, Reply, Route
 from secondpass.server.json_body import LARGE, encoded, encoded_in_steps, parse_json
 from secondpass.server.metrics import Metrics
-from secondpass.server.service import CallContext, Service
+from secondpass.server.service import Answering, CallContext
 from secondpass.server.settings import Settings
-from secondpass.wire.calls import EmbedCall, Fault, Ranked, Refusal, RerankCall, ScoreCall, Vectors
+from secondpass.wire.calls import Answer, Call, EmbedCall, Fault, Refusal, Vectors
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +38,15 @@ class RequestLog:
     started: float
     dialect: Dialect
     route: Route | None = None
-    call: RerankCall | ScoreCall | EmbedCall | None = None
-    answer: Ranked | Vectors | None = None
+    call: Call | None = None
+    answer: Answer | None = None
     refusal: Refusal | None = None
 
 
 class HttpApi:
     """Every address of every dialect."""
 
-    def __init__(self, service: Service, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, service: Answering, settings: Settings, metrics: Metrics) -> None:
         self.service, self.settings, self.metrics = service, settings, metrics
         self._active = 0  # requests whose body is being read, or which wait or are computed
         self._bodies = Bodies(settings.max_held_bytes)
@@ -108,7 +108,7 @@ class HttpApi:
         body = await loop.run_in_executor(None, self._read, exchange, raw) if is_large else self._read(exchange, raw)
         assert exchange.route is not None and exchange.call is not None
         context = CallContext(request_id=exchange.request_id, deadline=deadline, dialect=exchange.dialect.name)
-        exchange.answer = await connected(self._called(exchange.call, context), receive)
+        exchange.answer = await connected(self.service.answer(exchange.call, context), receive)
         self.metrics.call(exchange.answer.timing, exchange.answer.cost)
         if is_large or (isinstance(exchange.answer, Vectors) and len(exchange.answer.vectors) > MANY_VECTORS):
             return await loop.run_in_executor(None, _written, exchange, body)
@@ -133,13 +133,6 @@ class HttpApi:
             raise Refusal(
                 Fault.overloaded, f"{self._active} requests at once; this server takes {most}", retry_after=1.0
             )
-
-    async def _called(self, call: RerankCall | ScoreCall | EmbedCall, context: CallContext) -> Ranked | Vectors:
-        if isinstance(call, RerankCall):
-            return await self.service.rerank(call, context)
-        if isinstance(call, ScoreCall):
-            return await self.service.score(call, context)
-        return await self.service.embed(call, context)
 
     def _count(self, exchange: RequestLog, reply: Reply) -> None:
         dialect = exchange.dialect.name
@@ -177,14 +170,13 @@ async def _gone(receive: Receive) -> None:
 def begin(scope: Scope) -> RequestLog:
     """What the head of a request says. The usual dialect of its path is that of refusals until the body is read."""
     state = scope["state"]
-    candidates = dialects.find(scope["path"], scope["method"]) or dialects.find(scope["path"])
     return RequestLog(
         method=scope["method"],
         path=scope["path"],
         headers=state["headers"],
         request_id=state["request_id"],
         started=state["started"],
-        dialect=candidates[-1].dialect if candidates else dialects.DIALECTS[-1],
+        dialect=dialects.usual(scope["path"], scope["method"]),
     )
 
 

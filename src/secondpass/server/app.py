@@ -23,14 +23,16 @@ from secondpass.server.metrics import CONTENT_TYPE, Metrics
 from secondpass.server.openapi import describe, reference
 from secondpass.server.page import HEADERS, asset
 from secondpass.server.security import Gate, Guard, read_keys
-from secondpass.server.service import Service
+from secondpass.server.service import Answering, Service
 from secondpass.server.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
 
-def create_app(service: Service, settings: Settings | None = None, keys: tuple[str, ...] | None = None) -> Starlette:
+def create_app(
+    service: Answering, settings: Settings | None = None, keys: tuple[str, ...] | None = None
+) -> Starlette:
     """The application over a service, which it starts and closes. keys None: of the key file and environment."""
     settings = settings or service.settings
     keys = read_keys(settings, os.environ.get(PREFIX + "API_KEYS")) if keys is None else keys
@@ -62,6 +64,7 @@ def create_app(service: Service, settings: Settings | None = None, keys: tuple[s
 
         routes += http_routes(agents)
     if settings.allow_model_changes:
+        assert isinstance(service, Service)  # the settings are refused with any other
         routes += admin_routes(service, settings)
     guard = Guard(settings, keys)
     gate = Middleware(Gate, api=api, guard=guard, settings=settings)
@@ -81,7 +84,7 @@ def _agent_server(settings: Settings) -> MCPServer[Any]:
     return make_server(Tools(index_name=settings.index or "default", folder=settings.index_folder))
 
 
-def _own_routes(service: Service, metrics: Metrics) -> list[BaseRoute]:
+def _own_routes(service: Answering, metrics: Metrics) -> list[BaseRoute]:
     async def health(request: Request) -> Response:
         found = service.health()
         status = "ok" if found.is_alive and found.is_ready else "starting" if found.is_alive else "stalled"

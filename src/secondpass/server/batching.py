@@ -91,6 +91,7 @@ class Status:
     restarts: int
     last_error: str | None
     busy_s: float
+    waiting_s: float  # to compute the tokens that wait
 
 
 class BatchedEngine:
@@ -172,6 +173,7 @@ class BatchedEngine:
                 restarts=self._restarts,
                 last_error=self._last_error,
                 busy_s=0.0 if since is None else time.monotonic() - since,
+                waiting_s=self._throughput.seconds_for(self._queue.tokens),
             )
 
     def abandon(self, reason: str = STOPPING) -> None:

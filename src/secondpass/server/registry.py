@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -198,33 +198,42 @@ class Registry:
         return list(self._hosted.values())
 
     def find(self, name: str | None, kind: str) -> Hosted:
-        """The model that serves a call. Raises Refusal where none does.
-
-        A name is looked up as it is, then among the aliases. No name, or one that stands for any, is the first
-        of its kind; so is any other where one alone is served, unless strict_models.
-        """
+        """The model that serves a call. Raises Refusal where none does."""
         hosted = self._hosted
-        fitting = [each for each in hosted.values() if each.source.kind == kind and not each.is_companion]
-        found = hosted.get(name or "") or hosted.get(self.settings.aliases.get(name or "", ""))
-        if found is None and fitting:
-            is_any = (name or "") in ANY_MODEL or (len(fitting) == 1 and not self.settings.strict_models)
-            found = fitting[0] if is_any else None
-        if found is not None and found.source.kind == kind:
-            return found
-        if found is not None or not fitting:
-            what = f"the model {found.source.name!r} is no {kind}" if found else f"no {kind} is served"
-            raise Refusal(Fault.unsupported, f"{what}; see GET /v1/models", parameter="model")
-        raise _unknown(name or "", hosted)
+        kinds = {name: each.source.kind for name, each in hosted.items()}
+        companions = [name for name, each in hosted.items() if each.is_companion]
+        return hosted[find_name(kinds, name or "", kind, self.settings, companions=companions)]
 
     def _check_free(self, name: str) -> None:
         if name in self._hosted:
             raise _taken(name)
 
 
+def find_name(
+    kinds: Mapping[str, str], name: str, kind: str, settings: Settings, *, companions: Sequence[str] = ()
+) -> str:
+    """Which of the served models, by name with their kinds, serves a call. Raises Refusal where none does.
+
+    A name is looked up as it is, then among the aliases. No name, or one that stands for any, is the first of its
+    kind that is no companion; so is any other where one alone is served, unless strict_models.
+    """
+    fitting = [each for each in kinds if kinds[each] == kind and each not in companions]
+    found = next((each for each in (name, settings.aliases.get(name, "")) if each in kinds), None)
+    if found is None and fitting:
+        is_any = name in ANY_MODEL or (len(fitting) == 1 and not settings.strict_models)
+        found = fitting[0] if is_any else None
+    if found is not None and kinds[found] == kind:
+        return found
+    if found is not None or not fitting:
+        what = f"the model {found!r} is no {kind}" if found else f"no {kind} is served"
+        raise Refusal(Fault.unsupported, f"{what}; see GET /v1/models", parameter="model")
+    raise _unknown(name, kinds)
+
+
 def _taken(name: str) -> Refusal:
     return Refusal(Fault.invalid, f"a model named {name!r} is served already; unload it first", parameter="name")
 
 
-def _unknown(name: str, hosted: Mapping[str, Hosted]) -> Refusal:
+def _unknown(name: str, hosted: Iterable[str]) -> Refusal:
     there = ", ".join(hosted) or "none"
     return Refusal(Fault.unknown_model, f"no model is named {name[:100]!r}; there are {there}", parameter="model")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from secondpass import __version__
 from secondpass.embedder import Embedder
@@ -24,12 +24,14 @@ from secondpass.server.calls import (
     rank_options,
     scoring_of,
 )
-from secondpass.server.registry import Hosted, Registry
+from secondpass.server.registry import Hosted, OnBatch, Registry
 from secondpass.server.settings import ModelSource, Settings
 from secondpass.text.documents import clean_query
 from secondpass.types import Run, Usage
 from secondpass.wire.calls import (
+    Answer,
     Budgets,
+    Call,
     Cost,
     EmbedCall,
     Fault,
@@ -66,13 +68,38 @@ class Health:
     error: str | None = None
 
 
+class Answering(Protocol):
+    """What answers calls: the models of this process, or those of others. Its methods may raise Refusal.
+
+    on_batch(model, batch) is called for each batch of an engine, in any thread.
+    """
+
+    settings: Settings
+    on_batch: OnBatch | None
+
+    async def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    async def answer(self, call: Call, context: CallContext) -> Answer: ...
+
+    def models(self) -> list[ModelCard]: ...
+
+    def card(self) -> ServerCard: ...
+
+    def loads(self) -> list[tuple[str, int, int, int]]:
+        """(model, waiting requests, waiting tokens, restarts of the engine) of each model."""
+
+    def health(self) -> Health: ...
+
+
 class Service:
     """The models of `settings` behind one face. `start` loads them; until then calls are refused as unavailable.
 
     Every method may raise Refusal. on_batch(model, batch) is called in the batchers' threads.
     """
 
-    def __init__(self, settings: Settings, *, on_batch: Callable[[str, Batch], None] | None = None) -> None:
+    def __init__(self, settings: Settings, *, on_batch: OnBatch | None = None) -> None:
         self.settings = settings
         self.on_batch = on_batch
         self.registry = Registry(settings, self._observe)
@@ -112,6 +139,13 @@ class Service:
         self.abandon()
         self.is_idle = self.registry.close(0.0)
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, call: Call, context: CallContext) -> Answer:
+        if isinstance(call, RerankCall):
+            return await self.rerank(call, context)
+        if isinstance(call, ScoreCall):
+            return await self.score(call, context)
+        return await self.embed(call, context)
 
     async def rerank(self, call: RerankCall, context: CallContext) -> Ranked:
         """The documents, best first; equal scores keep their input order."""
@@ -181,18 +215,9 @@ class Service:
         return [hosted.card for hosted in self.registry.all()]
 
     def card(self) -> ServerCard:
-        return ServerCard(
-            models=tuple(self.models()),
-            version=__version__,
-            is_ready=self.health().is_ready,
-            max_documents=self.settings.max_documents,
-            index=self.settings.index,
-            max_batch_tokens=self.settings.max_queue_tokens,
-            max_concurrent_requests=self.settings.max_queue_requests,
-        )
+        return card_of(self)
 
     def loads(self) -> list[tuple[str, int, int, int]]:
-        """(model, waiting requests, waiting tokens, restarts of the engine) of each model."""
         found = [(hosted.source.name, hosted.batches.status()) for hosted in self.registry.all()]
         return [(name, status.requests, status.tokens, status.restarts) for name, status in found]
 
@@ -275,7 +300,7 @@ class Service:
         except Refused as error:
             raise Refusal(Fault.unavailable, str(error), retry_after=error.retry_after_s) from error
         except Expired as error:
-            raise _late() from error
+            raise too_late() from error
         except EngineError as error:
             raise Refusal(Fault.internal, str(error)) from error
         except ValueError as error:
@@ -288,6 +313,19 @@ class Service:
             self.on_batch(model, batch)
 
 
+def card_of(service: Answering) -> ServerCard:
+    settings = service.settings
+    return ServerCard(
+        models=tuple(service.models()),
+        version=__version__,
+        is_ready=service.health().is_ready,
+        max_documents=settings.max_documents,
+        index=settings.index,
+        max_batch_tokens=settings.max_queue_tokens,
+        max_concurrent_requests=settings.max_queue_requests,
+    )
+
+
 async def _within(awaitable: Awaitable[T], context: CallContext) -> T:
     """The awaited result by the call's deadline; what is awaited is cancelled then."""
     if context.deadline is None:
@@ -295,10 +333,10 @@ async def _within(awaitable: Awaitable[T], context: CallContext) -> T:
     try:
         return await asyncio.wait_for(awaitable, max(context.deadline - time.monotonic(), 0))
     except asyncio.TimeoutError as error:
-        raise _late() from error
+        raise too_late() from error
 
 
-def _late() -> Refusal:
+def too_late() -> Refusal:
     return Refusal(Fault.deadline, "not done by the deadline; send less at once, or allow more time", retry_after=1.0)
 
 

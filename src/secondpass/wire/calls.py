@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
 from secondpass.cognitive import Cognitive
 
@@ -179,6 +179,10 @@ class ServerCard:
     max_concurrent_requests: int | None = None
 
 
+Call: TypeAlias = "RerankCall | ScoreCall | EmbedCall"
+Answer: TypeAlias = "Ranked | Vectors"
+
+
 class Fault(str, Enum):
     """Why a call was refused or failed; each dialect has its own status and body for them."""
 
@@ -204,3 +208,7 @@ class Refusal(Exception):
     ) -> None:
         super().__init__(message)
         self.fault, self.message, self.parameter, self.retry_after = fault, message, parameter, retry_after
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """It travels between processes with all that it says."""
+        return Refusal, (self.fault, self.message), {"parameter": self.parameter, "retry_after": self.retry_after}

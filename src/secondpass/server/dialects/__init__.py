@@ -30,7 +30,7 @@ DIALECTS: tuple[Dialect, ...] = (
 
 MAX_PATH = 2048  # characters
 
-__all__ = ["DIALECTS", "Candidate", "Dialect", "Reply", "Route", "choose", "find"]
+__all__ = ["DIALECTS", "Candidate", "Dialect", "Reply", "Route", "choose", "find", "usual"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,12 @@ def find(path: str, method: str = "POST") -> tuple[Candidate, ...]:
     best = max((rank for *rank, _ in found), default=None)
     likely = (candidate for *rank, candidate in found if rank == best)
     return tuple(sorted(likely, key=lambda one: (one.route.is_usual, one.dialect.name)))
+
+
+def usual(path: str, method: str) -> Dialect:
+    """The dialect in which a path is refused while nothing is known of the body."""
+    candidates = find(path, method) or find(path)
+    return candidates[-1].dialect if candidates else DIALECTS[-1]
 
 
 def choose(path: str, body: Any, headers: Headers, method: str = "POST") -> tuple[Dialect, Route]:

@@ -1,0 +1,461 @@
+"""Serving on Ray: the server's own application as the ingress of Ray Serve, the models in replicas behind it.
+
+A front is `create_app` as everywhere, over a service that has no model and hands each call to a replica. A replica is
+the server's service of one model, in a process of its own, with its own batches; each model has its own replicas, and
+Ray starts and stops them by the tokens that wait. What a replica takes with it when it dies is asked of another one
+once, and refused as unavailable after that, in the form of the caller's dialect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import queue
+import signal
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+from prometheus_client.multiprocess import mark_process_dead
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from secondpass.errors import EngineError, SecondpassError
+from secondpass.scale.ray import Actors, import_ray, start_ray
+from secondpass.server import dialects
+from secondpass.server.api import Scope, Send, send_reply
+from secondpass.server.app import create_app
+from secondpass.server.batching import Batch
+from secondpass.server.body import Receive
+from secondpass.server.logs import set_up_logs
+from secondpass.server.registry import OnBatch, find_name
+from secondpass.server.security import Asgi, read_keys
+from secondpass.server.service import CallContext, Health, Service, card_of, too_late
+from secondpass.server.settings import PREFIX, ModelSource, Settings, SettingsError, load_settings
+from secondpass.server.workers import MULTIPROCESS_DIR, OK, check_tls, open_socket
+from secondpass.wire.calls import Answer, Call, EmbedCall, Fault, ModelCard, Refusal, ServerCard
+
+log = logging.getLogger(__name__)
+
+OLDEST = (2, 60)  # the first that was tried; older ones have no custom policies, or no surge
+NAME = "secondpass"  # of the application
+# One replica more where each has more to do than this, or is at work for more of the time.
+QUEUE_S, BUSY = 0.5, 0.8
+UPSCALE_S, DOWNSCALE_S, LOOK_BACK_S = 5.0, 300.0, 15.0
+HEALTH_PERIOD_S, DEAD_S = 5.0, 30.0  # an engine that is not ready for so long is not opened anew any more
+HOLD_S = 0.5
+TRIES = 2  # a call that ends processes ends no more than these
+MARGIN_S = 2.0  # a replica's own refusal of what is late comes first
+POLL_S, STALE_S = 2.0, 60.0
+
+
+Load: TypeAlias = "tuple[int, int, int]"  # waiting requests, waiting tokens, restarts
+
+
+def _sum(loads: Sequence[Load]) -> Load:
+    return sum(load[0] for load in loads), sum(load[1] for load in loads), sum(load[2] for load in loads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What a replica says to a call, and of itself: what waits there, and its batches since it last spoke."""
+
+    answer: Answer | Refusal
+    replica: str
+    load: Load
+    batches: tuple[Batch, ...]
+
+
+class Replica:
+    """The service of one model, as Ray Serve calls it."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
+        set_up_logs(log_format=settings.log_format, level=settings.log_level)
+        self._name = str(import_ray().get_runtime_context().get_actor_id())
+        self._batches: list[Batch] = []
+        self._busy_s = 0.0
+        self._service = Service(settings, on_batch=self._observe)
+        await self._service.start()
+        self._was_ready = self._recorded = time.monotonic()
+
+    def _observe(self, model: str, batch: Batch) -> None:
+        self._batches.append(batch)
+        self._busy_s += batch.seconds
+
+    async def card(self) -> ModelCard:
+        return self._service.models()[0]
+
+    async def answer(self, call: Call, context: CallContext, seconds: float | None) -> Answered:
+        """The answer or the refusal. seconds are left for it; the context's deadline is of another clock."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        answer: Answer | Refusal
+        try:
+            answer = await self._service.answer(call, replace(context, deadline=deadline))
+        except Refusal as refusal:
+            answer = refusal
+            if refusal.fault is Fault.unavailable:
+                await asyncio.sleep(HOLD_S)  # what refuses at once has the least to do, and would get all calls
+        batches, self._batches = self._batches, []
+        loads = [(requests, tokens, restarts) for _, requests, tokens, restarts in self._service.loads()]
+        return Answered(answer=answer, replica=self._name, load=_sum(loads), batches=tuple(batches))
+
+    def check_health(self) -> None:
+        """Raises EngineError where the engine is stuck, or could not be opened anew: Ray replaces the replica."""
+        found, now = self._service.health(), time.monotonic()
+        if found.is_ready:
+            self._was_ready = now
+        if not found.is_alive or now - self._was_ready > DEAD_S:
+            raise EngineError(f"the engine is dead: {found.models}")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Seconds of work that wait, and the share of time that the engine was at work since the last call."""
+        now = time.monotonic()
+        busy, elapsed = self._busy_s, max(now - self._recorded, 1e-3)
+        self._busy_s, self._recorded = 0.0, now
+        statuses = [hosted.batches.status() for hosted in self._service.registry.all()]
+        queued_s = sum(status.waiting_s for status in statuses)
+        return {"queued_s": queued_s, "busy": min(busy / elapsed, 1.0)}
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # it could not be made
+            self._service.close()
+
+
+def wanted_replicas(context: Any) -> tuple[int, dict[str, Any]]:
+    """How many replicas have no more than QUEUE_S waiting each and are at work for BUSY of the time, for Ray."""
+    queued_s = sum((context.aggregated_metrics or {}).get("queued_s", {}).values())
+    busy = sum((context.aggregated_metrics or {}).get("busy", {}).values())
+    return max(math.ceil(queued_s / QUEUE_S), math.ceil(busy / BUSY), 1), {}
+
+
+@dataclass
+class _Model:
+    """A model as the front sees it: the replicas' handle, and what they said of themselves last, and when."""
+
+    source: ModelSource
+    handle: Any
+    card: ModelCard | None = None
+    num_replicas: int = 0
+    loads: dict[str, tuple[float, Load]] = field(default_factory=dict)
+
+    @property
+    def load(self) -> Load:
+        """Of all replicas; one that has not spoken for long is gone."""
+        recent = time.monotonic() - STALE_S
+        return _sum([load for at, load in self.loads.values() if at > recent])
+
+
+class ReplicaService:
+    """A service whose calls are answered by replicas. handles are Ray's, by the names of the models."""
+
+    def __init__(self, settings: Settings, handles: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self.on_batch: OnBatch | None = None
+        self._models = {source.name: _Model(source, handles[source.name]) for source in settings.models}
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Return at once: calls are refused as unavailable until a model has a replica."""
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+
+    def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        if MULTIPROCESS_DIR in os.environ:
+            mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+
+    async def answer(self, call: Call, context: CallContext) -> Answer:
+        kinds = {name: model.source.kind for name, model in self._models.items()}
+        kind = "embedder" if isinstance(call, EmbedCall) else "reranker"
+        model = self._models[find_name(kinds, call.model or "", kind, self.settings)]
+        if model.card is None:
+            raise Refusal(Fault.unavailable, "the server is loading its models", retry_after=2.0)
+        refusal = Refusal(Fault.unavailable, "the replica ended that was at work on this", retry_after=1.0)
+        for _ in range(TRIES):
+            said = await self._asked(model, replace(call, model=model.source.name), context)
+            if said is None:
+                continue
+            if not isinstance(said.answer, Refusal):
+                return said.answer
+            if said.answer.fault is not Fault.unavailable:
+                raise said.answer
+            refusal = said.answer
+        raise refusal
+
+    async def _asked(self, model: _Model, call: Call, context: CallContext) -> Answered | None:
+        """What a replica says; None where it died meanwhile. Raises Refusal where none has room or time."""
+        from ray.exceptions import RayError, RayTaskError
+        from ray.serve.exceptions import BackPressureError, RayServeException
+
+        seconds = None if context.deadline is None else max(context.deadline - time.monotonic(), 0.0)
+        timeout = None if seconds is None else seconds + MARGIN_S
+        try:
+            said: Answered = await asyncio.wait_for(model.handle.answer.remote(call, context, seconds), timeout)
+        except BackPressureError as error:
+            raise Refusal(Fault.overloaded, "the queue is full", retry_after=1.0) from error
+        except asyncio.TimeoutError as error:
+            if not model.num_replicas:
+                raise Refusal(Fault.unavailable, "no replica of the model is running", retry_after=5.0) from error
+            raise too_late() from error
+        except RayTaskError:
+            raise  # a fault of the replica's code
+        except (RayError, RayServeException) as error:
+            log.warning("a replica ended with a call: %s", str(error).partition("\n")[0])
+            return None
+        model.loads[said.replica] = (time.monotonic(), said.load)
+        if self.on_batch is not None:
+            for batch in said.batches:
+                self.on_batch(model.source.name, batch)
+        return said
+
+    def models(self) -> list[ModelCard]:
+        return [model.card for model in self._models.values() if model.card is not None]
+
+    def card(self) -> ServerCard:
+        return card_of(self)
+
+    def loads(self) -> list[tuple[str, int, int, int]]:
+        return [(name, *model.load) for name, model in self._models.items()]
+
+    def health(self) -> Health:
+        """Ready when every model has a replica."""
+        is_ready = all(model.card is not None and model.num_replicas for model in self._models.values())
+        return Health(is_ready=is_ready, is_alive=True, models=dict(map(_said_of, self._models.values())))
+
+    async def _watch(self) -> None:
+        """Count the replicas, and learn what each model is, again and again."""
+        from ray.exceptions import RayError
+
+        while True:
+            try:
+                running = await asyncio.to_thread(_running)
+                for name, model in self._models.items():
+                    model.num_replicas = running.get(deployment_name(name), 0)
+                    if model.card is None and model.num_replicas:
+                        model.card = await model.handle.card.remote()
+            except RayError as error:  # a replica that died, or a controller that is being restarted
+                log.warning("the replicas cannot be counted: %s", error)
+            await asyncio.sleep(POLL_S)
+
+
+def _said_of(model: _Model) -> tuple[str, dict[str, object]]:
+    requests, tokens, restarts = model.load
+    state = "starting" if model.card is None else "ready" if model.num_replicas else "restarting"
+    facts = {"waiting_requests": requests, "waiting_tokens": tokens, "restarts": restarts, "last_error": None}
+    return model.source.name, {"state": state, "replicas": model.num_replicas, **facts}
+
+
+def _running() -> dict[str, int]:
+    """Running replicas by deployment."""
+    from ray import serve
+
+    found = serve.status().applications.get(NAME)
+    deployments = {} if found is None else found.deployments
+    return {name: status.replica_states.get("RUNNING", 0) for name, status in deployments.items()}
+
+
+def deployment_name(model: str) -> str:
+    """Ray's name for a model's replicas, which is also that of log files."""
+    return "model-" + quote(model, safe="")
+
+
+def application(settings: Settings, keys: tuple[str, ...] | None, actors: Actors) -> Any:
+    """What Ray Serve runs under NAME. keys None: of the key file and the environment where the front runs.
+
+    Raises SettingsError for settings that hold for one process.
+    """
+    from ray import serve
+
+    if settings.allow_model_changes:
+        raise SettingsError("allow_model_changes is set; on Ray all models are named at the start")
+    grace_s = settings.grace_s + MARGIN_S
+    room = settings.max_queue_requests * actors.max_size
+    whole = replace(settings, max_queue_requests=room, max_queue_tokens=settings.max_queue_tokens * actors.max_size)
+    engine = serve.deployment(Replica).options(
+        ray_actor_options={"num_cpus": actors.cpus, "num_gpus": actors.gpus},
+        max_ongoing_requests=settings.max_queue_requests + 1,  # the batcher's own refusal comes first
+        max_queued_requests=settings.max_queue_requests,
+        health_check_period_s=HEALTH_PERIOD_S,
+        graceful_shutdown_timeout_s=grace_s,
+        max_constructor_retry_count=3,
+        logging_config={"enable_access_log": False},
+        **_number(actors),
+    )
+    names = {source.name: deployment_name(source.name) for source in settings.models}
+    engines = [engine.options(name=names[each.name]).bind(_alone(settings, each)) for each in settings.models]
+
+    def build_front() -> Starlette:
+        if folder := os.environ.get(MULTIPROCESS_DIR):
+            os.makedirs(folder, exist_ok=True)
+        set_up_logs(log_format=settings.log_format, level=settings.log_level)
+        handles = {model: serve.get_deployment_handle(name, NAME) for model, name in names.items()}
+        return create_app(ReplicaService(whole, handles), whole, keys)
+
+    front = serve.deployment(serve.ingress(build_front)()).options(
+        name="front",
+        num_replicas=settings.workers,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": _metrics_folder(settings)}},
+        max_ongoing_requests=2 * room + settings.max_connections,  # the server's own limits come first
+        graceful_shutdown_timeout_s=grace_s,
+        max_surge_percent=100,  # an update waits for the new one
+        logging_config={"enable_access_log": False},
+    )
+    return front.bind(*engines)
+
+
+def _metrics_folder(settings: Settings) -> dict[str, str]:
+    """Where several fronts of a machine keep their figures together."""
+    folder = os.path.join(tempfile.gettempdir(), f"secondpass-metrics-{uuid.uuid4().hex}")
+    return {MULTIPROCESS_DIR: folder} if settings.workers > 1 else {}
+
+
+def _number(actors: Actors) -> dict[str, Any]:
+    if actors.min_size == actors.max_size:
+        return {"num_replicas": actors.min_size}
+    scaling = {
+        "min_replicas": actors.min_size,
+        "max_replicas": actors.max_size,
+        "upscale_delay_s": UPSCALE_S,
+        "downscale_delay_s": DOWNSCALE_S,
+        "look_back_period_s": LOOK_BACK_S,
+        "policy": {"policy_function": wanted_replicas},
+    }
+    return {"autoscaling_config": scaling}
+
+
+def _alone(settings: Settings, source: ModelSource) -> Settings:
+    """What a replica of one model is told."""
+    calibrated = replace(source, calibration=settings.calibration_of(source))
+    aliases = {alias: name for alias, name in settings.aliases.items() if name == source.name}
+    return replace(settings, models=(calibrated,), calibration=(), aliases=aliases, index=None, mcp=False)
+
+
+def build(arguments: Mapping[str, str]) -> Any:
+    """The application, for KubeRay and `serve run secondpass.scale.serving:build config=FILE replicas=2..8 gpus=1`.
+
+    Keys are read where the front runs. Raises SettingsError.
+    """
+    known = ("config", "replicas", "cpus", "gpus")
+    if unknown := [name for name in arguments if name not in known]:
+        raise SettingsError(f"{unknown[0]} is no argument; there are {', '.join(known)}")
+    settings = load_settings({}, os.environ, arguments.get("config"))
+    cpus, gpus = (float(arguments.get(name, usual)) for name, usual in (("cpus", 1.0), ("gpus", 0.0)))
+    return application(settings, None, Actors.of(str(arguments.get("replicas", "1")), cpus=cpus, gpus=gpus))
+
+
+def run(
+    settings: Settings, keys: tuple[str, ...], actors: Actors, address: str | None, on_ready: Callable[[int], None]
+) -> int:
+    """Serve on Ray; the exit code. on_ready is called with the port once requests are answered.
+
+    A Ray that is started here ends with the command: on SIGTERM and SIGINT, after what was accepted; SIGHUP reads the
+    keys anew. A cluster at `address` keeps the application, and what was there is replaced replica by replica.
+    Raises SecondpassError where it cannot be started.
+    """
+    check_tls(settings)
+    if address is None:
+        with open_socket(settings) as free:
+            settings = replace(settings, port=free.getsockname()[1])
+    ray = start_ray(address, OLDEST)
+    _check_resources(ray.cluster_resources(), settings, actors)
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel("WARNING")
+    serve.start(
+        proxy_location="EveryNode",
+        http_options={
+            "host": settings.host.strip("[]"),
+            "port": settings.port,
+            "keep_alive_timeout_s": int(settings.keep_alive_s),
+            "ssl_certfile": settings.tls_certificate,
+            "ssl_keyfile": settings.tls_key,
+        },
+        logging_config={"enable_access_log": False},
+    )
+    _deploy(application(settings, keys, actors))
+    on_ready(settings.port)
+    if address is not None:
+        return OK
+    for number in _signals():
+        if number != signal.SIGHUP:
+            break
+        try:
+            _deploy(application(settings, read_keys(settings, os.environ.get(PREFIX + "API_KEYS")), actors))
+        except SecondpassError as error:
+            log.error("it stays as it was: %s", error)
+    serve.delete(NAME)
+    ray.shutdown()
+    return OK
+
+
+def _deploy(made: Any) -> None:
+    """Run the application, in place of what ran. Raises SecondpassError where it does not start."""
+    from ray import serve
+
+    try:
+        serve.run(made, name=NAME)
+    except RuntimeError as error:  # Ray's word for a replica that cannot be made, with its traceback
+        raise SecondpassError(f"Ray could not start it: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _check_resources(found: Mapping[str, float], settings: Settings, actors: Actors) -> None:
+    """Raises SecondpassError where the fewest replicas find no place: Ray would wait for more machines."""
+    number = actors.min_size * len(settings.models)
+    for name, each in (("CPU", actors.cpus), ("GPU", actors.gpus)):
+        if number * each > found.get(name, 0.0):
+            there = f"{found.get(name, 0.0):g}"
+            raise SecondpassError(
+                f"{number} replicas of {each:g} {name} need {number * each:g}, and Ray has {there}; give fewer "
+                f"replicas or a smaller --{name.lower()}s"
+            )
+
+
+def _signals() -> Iterator[int]:
+    """What the process is told, one after the other."""
+    told: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: told.put(number))
+    while True:
+        yield told.get()
+
+
+class RefusedInDialect:
+    """Around Ray's proxy: its own answers, where no front is or one dies, as refusals in the form of the dialect."""
+
+    def __init__(self, app: Asgi) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Ray's own addresses
+            await self.app(scope, receive, send)
+            return
+        is_answered = False
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            nonlocal is_answered
+            if message["type"] == "http.response.start":
+                ids = [pair for pair in message["headers"] if pair[0].lower() == b"x-request-id"]
+                is_answered = len(ids) > 1  # the proxy adds one; the application has one of its own
+                message["headers"] = [pair for pair in message["headers"] if pair not in ids] + ids[:1]
+            if is_answered:
+                await send(message)
+
+        await self.app(scope, receive, sending)
+        if not is_answered:
+            refusal = Refusal(Fault.unavailable, "the server is being started, stopped or replaced", retry_after=1.0)
+            request_id = uuid.uuid4().hex
+            dialect = dialects.usual(scope["path"], scope["method"])
+            await send_reply(send, dialect.refuse(refusal, request_id), request_id)
+
+
+def around_proxy() -> list[Middleware]:
+    """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which `start_ray` sets."""
+    return [Middleware(RefusedInDialect)]

@@ -1,0 +1,113 @@
+"""What serving on Ray is made of; with Ray itself in test_ray_serving.py."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import MutableMapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from secondpass.errors import MissingExtra, SecondpassError
+from secondpass.scale import ray as scale_ray
+from secondpass.scale.ray import Actors
+from secondpass.scale.serving import RefusedInDialect, _check_resources, deployment_name, wanted_replicas
+from secondpass.server.registry import find_name
+from secondpass.server.settings import Settings
+from secondpass.wire.calls import Fault, Refusal
+
+
+@pytest.mark.parametrize(
+    ("queued_s", "busy", "wanted"),
+    [({}, {}, 1), ({"a": 0.4}, {"a": 0.5}, 1), ({"a": 0.9, "b": 0.7}, {"a": 1.0, "b": 1.0}, 4), ({}, {"a": 0.9}, 2)],
+)
+def test_replicas_follow_the_tokens_that_wait_and_the_time_at_work(
+    queued_s: dict[str, float], busy: dict[str, float], wanted: int
+) -> None:
+    context = SimpleNamespace(aggregated_metrics={"queued_s": queued_s, "busy": busy})
+    assert wanted_replicas(context) == (wanted, {})
+    assert wanted_replicas(SimpleNamespace(aggregated_metrics=None)) == (1, {})
+
+
+def test_numbers_of_actors_are_read_from_words() -> None:
+    assert Actors.of("3", gpus=1.0) == Actors(min_size=3, max_size=3, gpus=1.0)
+    assert Actors.of("2..8") == Actors(min_size=2, max_size=8)
+    for words in ("", "two", "2..", "..3", "-1"):
+        with pytest.raises(ValueError, match="give one, or two as in"):
+            Actors.of(words)
+    with pytest.raises(ValueError, match="8 to 2 actors"):
+        Actors.of("8..2")
+
+
+def test_what_ray_has_no_room_for_is_refused() -> None:
+    with pytest.raises(SecondpassError, match="3 replicas of 1 GPU need 3, and Ray has 2; give fewer replicas"):
+        _check_resources({"CPU": 8.0, "GPU": 2.0}, Settings(), Actors.of("3..4", gpus=1.0))
+    _check_resources({"CPU": 2.0}, Settings(), Actors.of("2..8"))
+
+
+def test_a_missing_or_old_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale_ray, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"ray is not installed; pip install \"secondpass\[ray\]\""):
+        scale_ray.import_ray()
+    monkeypatch.setattr(scale_ray, "find_spec", lambda name: name)
+    monkeypatch.setitem(__import__("sys").modules, "ray", SimpleNamespace(__version__="2.51.1"))
+    scale_ray.import_ray()
+    with pytest.raises(SecondpassError, match=r"ray 2\.51\.1 is too old; 2\.60 or newer is needed"):
+        scale_ray.import_ray((2, 60))
+
+
+def test_a_refusal_travels_with_all_that_it_says() -> None:
+    refusal = pickle.loads(pickle.dumps(Refusal(Fault.overloaded, "full", parameter="model", retry_after=2.0)))
+    assert vars(refusal) == {"fault": Fault.overloaded, "message": "full", "parameter": "model", "retry_after": 2.0}
+    assert str(refusal) == "full"
+
+
+def test_a_model_is_found_by_name_alias_and_kind() -> None:
+    kinds, settings = {"a": "reranker", "b": "reranker", "e": "embedder"}, Settings()
+    assert find_name(kinds, "", "reranker", settings) == "a"
+    assert find_name(kinds, "b", "reranker", settings) == "b"
+    assert find_name(kinds, "any", "embedder", settings) == "e"
+    with pytest.raises(Refusal, match="the model 'e' is no reranker"):
+        find_name(kinds, "e", "reranker", settings)
+    with pytest.raises(Refusal, match="no model is named 'c'; there are a, b, e"):
+        find_name(kinds, "c", "reranker", settings)
+
+
+def test_names_of_models_are_names_of_files() -> None:
+    assert deployment_name("BAAI/bge-reranker-base") == "model-BAAI%2Fbge-reranker-base"
+
+
+def answers_of(ids: int, *, status: int = 200, path: str = "/v1/rerank") -> list[MutableMapping[str, Any]]:
+    """What leaves the proxy of an answer with as many ids; 0: of none."""
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        if ids:
+            headers = [(b"x-request-id", b"%d" % number) for number in range(ids)]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": b"text"})
+
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    asyncio.run(RefusedInDialect(proxy)(scope, receive, send))
+    return sent
+
+
+def test_an_answer_of_the_front_passes_with_one_id() -> None:
+    start, body = answers_of(2, status=429)
+    assert start["status"] == 429 and start["headers"] == [(b"x-request-id", b"0")] and body["body"] == b"text"
+
+
+@pytest.mark.parametrize("ids", [0, 1])
+def test_an_answer_of_the_proxy_itself_is_a_refusal_of_the_dialect(ids: int) -> None:
+    start, body = answers_of(ids, status=500, path="/v1/ranking")
+    assert start["status"] == 503 and b"is being started, stopped or replaced" in body["body"]
+    assert b"text" != body["body"] and (b"retry-after", b"1") in start["headers"]
