@@ -22,6 +22,7 @@ WORDS = "how the river of a long bridge keeps water and light in winter while pe
 QUERIES = ["How long is the river?", "why do people cross a bridge at night in winter"]
 
 
+@pytest.mark.promise("docs/scores.md", "`tests/test_company.py` holds that with lengths as they come")
 @pytest.mark.parametrize(("engine", "dtype", "bound"), BOUNDS)
 def test_a_score_stays_within_its_bound_in_any_company(engine: str, dtype: str, bound: float, tmp_path: Path) -> None:
     model = "default"

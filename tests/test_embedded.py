@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,35 @@ COSINES = (
     (-0.01201, 0.14887, 0.08567, 0.0604, -0.09057, 1.0),
 )
 FIRST = (0.02608, 0.0525, -0.07047, 0.07156, -0.00425, -0.03314)
+
+
+GROWTH = """
+import random, sys
+from pathlib import Path
+from secondpass import Reranker
+from secondpass.types import Row, Run
+
+def megabytes():
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+engine, chance = Reranker("default", engine="openvino")._scoring.engine, random.Random(1)
+def run(splits):
+    for split in splits:
+        engine.run([Row([101, *[2000] * (510)], (split, 511)) for _ in range(2)], Run())
+run(range(2, 500, 16))
+before = megabytes()
+run(chance.sample(range(2, 500), 200))
+print(megabytes() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_memory_does_not_grow_with_how_a_row_is_divided() -> None:
+    """OpenVINO keeps what it made for each shape, those inside of the graph too: some 0.5 MB for each division."""
+    shown = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    assert float(shown.stdout) < 30
 
 
 @pytest.fixture(scope="module")

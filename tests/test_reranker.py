@@ -48,6 +48,7 @@ def test_probability_is_the_sigmoid_of_the_score(reranker: Reranker) -> None:
         assert hit.probability == pytest.approx(1 / (1 + math.exp(-hit.score)))
 
 
+@pytest.mark.promise("docs/scores.md", "identical documents in one call are scored once and get one score")
 def test_equal_documents_keep_their_order_and_are_scored_once(reranker: Reranker) -> None:
     ranking = reranker.rank(QUERY, TEXTS)
     twins = [hit.index for hit in ranking if hit.document.text == TEXTS[0]]
@@ -204,6 +205,7 @@ def test_a_ranking_as_plain_values(reranker: Reranker) -> None:
     assert again["usage"]["rows"] == 1
 
 
+@pytest.mark.promise("docs/scores.md", "are read as U+FFFD")
 def test_lone_surrogates_and_null_bytes_are_read(reranker: Reranker) -> None:
     assert all(map(math.isfinite, reranker.score("a\ud800b", ["\udfff", "\x00", "x\x00y", "\u202e"])))
 
@@ -267,6 +269,7 @@ def test_arank_equals_rank(reranker: Reranker) -> None:
     assert all(ranking.hits == expected for ranking in asyncio.run(together()))
 
 
+@pytest.mark.promise("docs/scores.md", "A pair's score does not depend on its company")
 def test_many_threads_get_the_scores_of_one(reranker: Reranker) -> None:
     jobs = [(f"{QUERY} {n}", [f"{text} {n}" for text in TEXTS]) for n in range(64)]
     expected = [reranker.score(*job) for job in jobs]
@@ -301,6 +304,7 @@ def test_progress_counts_every_row(reranker: Reranker) -> None:
     assert seen[-1] == (3, 3)  # two are equal, one is blank
 
 
+@pytest.mark.promise("docs/scores.md", "`info().dtype` and `info().reason` say what was chosen and why")
 def test_info_says_what_it_runs_on(reranker: Reranker, folder: Path) -> None:
     info = reranker.info()
     assert (info.model, info.family, info.engine, info.dtype) == (str(folder), "bert", "torch", "float32")

@@ -108,6 +108,7 @@ def test_a_file_of_settings_that_is_too_large(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+@pytest.mark.promise("docs/security.md", "a checkpoint's code is never run")
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [

@@ -127,6 +127,7 @@ def num_kept(cache: Path) -> int:
     return int(number)
 
 
+@pytest.mark.promise("docs/evaluation.md", "A run that was interrupted goes on where it was")
 def test_an_interrupted_evaluation_goes_on(place: Place, tmp_path: Path) -> None:
     cache = tmp_path / "scores.sqlite"
 

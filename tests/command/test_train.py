@@ -165,6 +165,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert "step 3/3" in said
 
 
+@pytest.mark.promise("docs/training.md", "Mining that was interrupted goes on when the same command is given again")
 def test_mine_writes_examples_and_goes_on_where_it_was_stopped(
     beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

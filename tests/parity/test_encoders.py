@@ -71,6 +71,9 @@ def scores(golden: Golden, dtype: str, max_query_length: int | None, max_length:
     return model.score_pairs(golden.pairs, max_length=max_length, truncation=truncation)
 
 
+@pytest.mark.promise(
+    "docs/scores.md", "In float32, the same token ids and the same scores as each family's own reference code"
+)
 @runs
 def test_float32_scores_equal_the_reference(golden: Golden, run: dict[str, Any]) -> None:
     together = scores(golden, "float32", run["options"].get("query_max_length"), **options(run))

@@ -115,6 +115,7 @@ def test_retries_end() -> None:
         assert len(server.seen) == 3
 
 
+@pytest.mark.promise("docs/serving.md", "never shorter than `Retry-After` says")
 def test_retry_after_is_honoured() -> None:
     with loopback(in_turn(Reply({}, 429, {"Retry-After": "0.3"}), GOOD)) as server:
         started = time.monotonic()
@@ -122,6 +123,7 @@ def test_retry_after_is_honoured() -> None:
         assert time.monotonic() - started >= 0.3
 
 
+@pytest.mark.promise("docs/serving.md", "A pause that the deadline does not allow fails at once")
 @pytest.mark.parametrize("asked", ["3600", "Fri, 31 Dec 2100 23:59:59 GMT"])
 def test_a_wait_that_the_deadline_forbids_fails_at_once(asked: str) -> None:
     with loopback(in_turn(Reply({"message": "later"}, 429, {"Retry-After": asked}), GOOD)) as server:
@@ -147,6 +149,9 @@ def test_one_failed_batch_fails_the_call() -> None:
         client(server, max_batch=2).score("q", ["a", "b", "c", "bad", "d"])
 
 
+@pytest.mark.promise(
+    "docs/serving.md", "Answers that are no JSON, lack a document, have one twice, or have NaN are errors that say so"
+)
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -173,6 +178,7 @@ def test_scores_may_be_said_to_be_logits() -> None:
         assert client(server, scores="logit").score("q", ["a", "b"]) == [4.0, -9.0]
 
 
+@pytest.mark.promise("docs/serving.md", "gives the documents in their input order with `Ranking.failure` set")
 @pytest.mark.parametrize(
     "reply",
     [
@@ -205,6 +211,7 @@ def test_fail_open_is_not_for_mistakes_of_the_caller(lengths: Loopback) -> None:
         remote.rank("q", ["a", 2])  # type: ignore[list-item]
 
 
+@pytest.mark.promise("docs/serving.md", "neither key nor header values are ever in an error or a log")
 def test_the_key_is_sent_and_never_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with loopback(in_turn(Reply({"message": f"{KEY} is no key; nor is gate-pass-1"}, 401))) as server:

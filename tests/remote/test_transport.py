@@ -33,6 +33,7 @@ def test_waits_grow_within_bounds() -> None:
     assert patience.wait(1000, math.nan, 1.0) == 8
 
 
+@pytest.mark.promise("docs/serving.md", "broken connections are tried again up to `retries`")
 def test_a_cut_body_is_tried_again() -> None:
     cut = Reply(cohere([0.2, 0.9, 0.5]), sent_bytes=20)
     with loopback(in_turn(cut, GOOD)) as server:
@@ -48,6 +49,7 @@ def test_a_try_has_its_own_limit(fault: str) -> None:
         assert client(server, timeout_s=0.2).rank("q", TEXTS)[0].index == 1
 
 
+@pytest.mark.promise("docs/serving.md", "`deadline_s` (60) limits a call with all its batches and retries")
 @pytest.mark.parametrize("fault", ["is_silent", "is_slow"])
 def test_the_deadline_is_over_all_tries(fault: str) -> None:
     stuck = Reply({"filler": "x" * 5000}, **{fault: True})  # type: ignore[arg-type]
@@ -66,6 +68,7 @@ def test_nobody_listens() -> None:
             remote.score("q", TEXTS)
 
 
+@pytest.mark.promise("docs/serving.md", "redirects are not followed")
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_redirects_are_not_followed(status: int) -> None:
     with loopback(in_turn(GOOD)) as other:
@@ -78,6 +81,7 @@ def test_redirects_are_not_followed(status: int) -> None:
         assert other.seen == [] and "token" not in str(caught.value)
 
 
+@pytest.mark.promise("docs/serving.md", "certificates are verified")
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 def test_certificates_are_verified(tmp_path: Path) -> None:
     file = tmp_path / "both.pem"

@@ -64,6 +64,7 @@ def test_scores_are_the_librarys_and_rows_keep_their_order_and_fields(tmp_path: 
     assert job.totals() == (25, 0)
 
 
+@pytest.mark.promise("docs/scale.md", "Every row is in the one or the other, once")
 def test_bad_rows_are_put_aside_with_their_reason_and_every_row_is_there_once(tmp_path: Path) -> None:
     bad = [
         "{",
@@ -86,6 +87,7 @@ def test_bad_rows_are_put_aside_with_their_reason_and_every_row_is_there_once(tm
     assert job.totals() == (len(good), len(bad) + 1)
 
 
+@pytest.mark.promise("docs/scale.md", "the block is halved until the pair at fault is alone")
 def test_a_pair_that_the_engine_fails_at_does_not_fail_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +119,7 @@ def test_gzip_csv_and_several_files_are_read_as_lines(tmp_path: Path) -> None:
     assert not (job.folder / ".rows.jsonl").exists()
 
 
+@pytest.mark.promise("docs/scale.md", "a folder belongs to one job, and another is refused")
 def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
     file = write(tmp_path / "in.jsonl", rows_of(5))
     open_job([file], tmp_path / "out", ModelOptions())
@@ -146,6 +149,7 @@ def test_a_batch_travels_as_words_and_scores_columns() -> None:
         batch({"query": columns["query"]})
 
 
+@pytest.mark.promise("docs/scale.md", "the command can be killed at any moment and called again")
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     file, folder = write(tmp_path / "in.jsonl", rows_of(600)), tmp_path / "out"

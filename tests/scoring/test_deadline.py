@@ -120,6 +120,7 @@ def test_with_time_enough_all_are_scored_in_one_go(folder: Path, monkeypatch: py
     assert [hit.index for hit in ranking] == [hit.index for hit in whole]
 
 
+@pytest.mark.promise("README.md", "gives the best ranking it can in that time")
 @pytest.mark.parametrize("budget", [0.01, 0.7])
 def test_without_time_the_first_alone_is_scored(folder: Path, monkeypatch: pytest.MonkeyPatch, budget: float) -> None:
     reranker, engine, _ = slow(folder, monkeypatch)
@@ -145,6 +146,7 @@ def scored_in(reranker: Any, clock: Clock, budget: float, texts: Sequence[str] =
     return len(texts) - ranking.usage.unscored, clock.now - started
 
 
+@pytest.mark.promise("README.md", "gives the best ranking it can in that time")
 def test_a_slow_first_run_is_forgotten_soon(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a cold process or another one had the cores: no warm_up, and one run of ten times the budget."""
     reranker, engine, clock = slow(folder, monkeypatch)
@@ -190,6 +192,7 @@ def test_the_pace_is_learned_from_calls_without_a_deadline(folder: Path, monkeyp
     assert seconds <= 0.040 and count > 10
 
 
+@pytest.mark.promise("README.md", "gives the best ranking it can in that time")
 def test_waiting_for_another_thread_is_not_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker, engine, clock = slow(folder, monkeypatch)
     engine.wait = 0.3

@@ -56,6 +56,7 @@ def test_an_answer_says_where_it_stands(index: Index, notes: Path) -> None:
     assert hit.document.text[start:stop] == "Prune roses in March."
 
 
+@pytest.mark.promise("docs/search.md", "Only what changed is read and embedded again")
 def test_only_what_changed_is_read_and_embedded_again(index: Index, notes: Path, encoder: WordEncoder) -> None:
     before = encoder.texts
     assert index.update().unchanged == 4

@@ -235,6 +235,7 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
         SqliteStore(tmp_path / "b.sqlite")
 
 
+@pytest.mark.promise("docs/search.md", "A database that cannot grow is a clear error")
 def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "notes.sqlite")
     store.write([change("/notes/a", chunk("kept apple"))])
@@ -259,6 +260,7 @@ def _write_many(place: Path, name: str, count: int, acknowledged: str | None) ->
                 log.write(f"{number}\n")
 
 
+@pytest.mark.promise("docs/search.md", "Several processes may read and write one index at once")
 def test_two_writers_that_start_together_both_succeed(tmp_path: Path) -> None:
     place = tmp_path / "notes.sqlite"
     context = multiprocessing.get_context("spawn")
@@ -272,6 +274,7 @@ def test_two_writers_that_start_together_both_succeed(tmp_path: Path) -> None:
     assert (counts.files, counts.chunks, counts.vectors) == (45, 225, 225)
 
 
+@pytest.mark.promise("docs/search.md", "loses nothing that was committed and leaves nothing half")
 @pytest.mark.slow
 def test_kill_at_any_moment_loses_nothing_and_leaves_nothing_half(tmp_path: Path) -> None:
     place, log = tmp_path / "notes.sqlite", tmp_path / "log"

@@ -91,6 +91,7 @@ POISON: dict[str, tuple[bytes, int]] = {
 }
 
 
+@pytest.mark.promise("docs/security.md", "values, depth, documents, tokens, connections")
 def test_poisoned_requests_are_answered_and_harm_no_other(url: str, right: list[float]) -> None:
     def send(content: bytes) -> httpx.Response:
         return httpx.post(f"{url}/v1/rerank", content=content, timeout=30)
@@ -109,6 +110,7 @@ def test_poisoned_requests_are_answered_and_harm_no_other(url: str, right: list[
         assert set(sent[name].result().json()) >= {"id", "message", "detail", "error"}
 
 
+@pytest.mark.promise("docs/security.md", "time for heads, bodies, readers, TLS handshakes and calls")
 def test_a_half_sent_body_is_given_up(url: str) -> None:
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=20) as connection:
@@ -129,6 +131,8 @@ def test_a_deadline_of_the_caller_holds(url: str) -> None:
     assert httpx.post(f"{url}/v2/rerank", json=BODY, headers={"X-Request-Timeout": "never"}).status_code == 400
 
 
+@pytest.mark.promise("docs/security.md", "`Host` must be one of this server's names")
+@pytest.mark.promise("docs/serving.md", "so that no web page reaches a server on your machine")
 def test_other_hosts_and_origins_are_refused(url: str) -> None:
     assert httpx.post(f"{url}/v1/rerank", json=BODY, headers={"Host": "evil.example"}).status_code == 403
     answer = httpx.post(f"{url}/v1/rerank", json=BODY, headers={"Origin": "http://evil.example"})
@@ -191,6 +195,7 @@ def test_metrics_count(url: str) -> None:
     assert metric(url, "secondpass_queue_requests", model="default") == 0
 
 
+@pytest.mark.promise("docs/security.md", "no document, query or key is logged or repeated in an error")
 def test_logs_hold_figures_and_no_text(url: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="secondpass"):
         httpx.post(f"{url}/v2/rerank", json=BODY, headers={"X-Request-ID": "logged-1"})
@@ -267,10 +272,17 @@ def test_models_are_loaded_and_unloaded_over_http(guarded: str, tmp_path: Path) 
         assert client.post("/v2/rerank", json={**BODY, "model": "more"}).json()["model"] == "more"
         assert client.delete("/admin/models/more").json() == {"unloaded": "more"}
         assert client.delete("/admin/models/more").status_code == 404
-        for wrong in ({}, {"name": "x"}, {"name": "x", "path": 5}, {"name": "x", "path": str(tmp_path)}):
+        for wrong in (
+            {"name": "\ud800", "path": str(folder)},
+            {},
+            {"name": "x"},
+            {"name": "x", "path": 5},
+            {"name": "x", "path": str(tmp_path)},
+        ):
             assert client.post("/admin/models", json=wrong).status_code == 400
 
 
+@pytest.mark.promise("docs/serving.md", "requests whose client is gone or whose time is up are dropped")
 def test_what_the_client_no_longer_waits_for_is_not_computed(url: str) -> None:
     many = {"query": "a", "documents": [f"{place} " + "word " * 300 for place in range(200)]}
     before = metric(url, "secondpass_tokens_total", model="default")
@@ -281,6 +293,7 @@ def test_what_the_client_no_longer_waits_for_is_not_computed(url: str) -> None:
     assert metric(url, "secondpass_tokens_total", model="default") - before < 200 * 300
 
 
+@pytest.mark.promise("docs/security.md", "bodies (each, and all together)")
 @pytest.mark.slow
 def test_no_more_bodies_are_held_than_there_is_room_for(tmp_path: Path) -> None:
     with serving(tiny_bert(tmp_path / "bert"), max_queue_requests=1) as url:
@@ -298,6 +311,7 @@ def test_no_more_bodies_are_held_than_there_is_room_for(tmp_path: Path) -> None:
         assert answers[-1].status_code == 200
 
 
+@pytest.mark.promise("docs/serving.md", "Documents and queries are never logged unless `--log-texts` says so")
 def test_texts_are_logged_only_when_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with serving(tiny_bert(tmp_path / "bert"), log_texts=True) as url, caplog.at_level(logging.INFO, "secondpass"):
         httpx.post(f"{url}/v2/rerank", json=BODY)

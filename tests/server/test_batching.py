@@ -89,6 +89,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., BatchedEngin
 Make = Callable[..., BatchedEngine]
 
 
+@pytest.mark.promise("docs/scores.md", "A pair's score does not depend on its company")
 def test_concurrent_requests_get_the_scores_that_they_get_alone(tmp_path: Path, made: Make) -> None:
     reranker = Reranker(tiny_bert(tmp_path / "model"), engine="torch")
     words = "the river bridge in winter is cold a city house near the sea".split()
@@ -160,6 +161,7 @@ def test_the_rest_of_a_request_cancelled_half_way_is_not_computed(engine: Gated,
     assert engine.runs == [[50], [7]]
 
 
+@pytest.mark.promise("docs/serving.md", "requests whose client is gone or whose time is up are dropped")
 def test_a_request_past_its_deadline_is_not_computed(engine: Gated, made: Make) -> None:
     batcher = made(engine)
     first = batcher.submit(rows(10))
@@ -216,6 +218,7 @@ def test_a_request_that_cannot_be_scored_harms_no_other(made: Make) -> None:
     assert batcher.status().restarts == 0
 
 
+@pytest.mark.promise("docs/serving.md", "An engine that fails is opened anew with growing pauses")
 def test_a_crashed_engine_is_opened_anew(made: Make) -> None:
     def crash(row: Row) -> float:
         raise RuntimeError("device lost")
@@ -310,6 +313,7 @@ def break_weights(scoring: Scoring) -> None:
             parameter.fill_(float("nan"))
 
 
+@pytest.mark.promise("docs/serving.md", "An engine that fails is opened anew with growing pauses")
 def test_an_engine_that_fails_for_every_request_is_dead_and_opened_anew(folder: Path, made: Make) -> None:
     scoring = real(folder)
     batched = BatchedEngine(scoring.engine)  # type: ignore[arg-type]
@@ -325,6 +329,7 @@ def test_an_engine_that_fails_for_every_request_is_dead_and_opened_anew(folder: 
     assert batched.close(grace_s=SECONDS)
 
 
+@pytest.mark.promise("docs/serving.md", "An engine that fails is opened anew with growing pauses")
 def test_a_reopening_that_fails_is_tried_until_it_succeeds(folder: Path, made: Make) -> None:
     """The checkpoint is away for a while, as a volume that is not mounted yet."""
     scoring = real(folder)
@@ -383,6 +388,7 @@ def test_the_library_scores_through_it_and_the_call_knows_what_it_cost(folder: P
     assert batched.close(grace_s=SECONDS)
 
 
+@pytest.mark.promise("docs/serving.md", "or than can be computed before the request's own deadline")
 def test_what_cannot_be_done_by_its_deadline_is_not_accepted(engine: Gated, made: Make) -> None:
     """A batch of 2,048 tokens in some milliseconds is measured; then one that is far too slow is in the way."""
     batcher = made(engine, batch_tokens=2048)

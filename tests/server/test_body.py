@@ -129,6 +129,7 @@ def test_a_time_that_is_none_is_refused(value: str) -> None:
 MANY = 600_000
 
 
+@pytest.mark.promise("docs/security.md", "values, depth, documents, tokens, connections")
 @pytest.mark.parametrize(
     "raw",
     [
@@ -184,6 +185,7 @@ def test_a_large_body_is_refused_as_a_small_one(raw: bytes, words: str) -> None:
     assert no.value.fault is Fault.malformed
 
 
+@pytest.mark.promise("docs/security.md", "bodies (each, and all together)")
 def test_bodies_are_bounded_together() -> None:
     bodies = Bodies(100)
     first = asyncio.run(read_body(Wire([b"x" * 60]).receive, {}, max_bytes=80, timeout_s=1, bodies=bodies))

@@ -119,6 +119,8 @@ def is_closed(url: str, method: str, path: str) -> bool:
 EVERY = list(itertools.product(ROUTES, PREFIXES, SPELLINGS, METHODS))
 
 
+@pytest.mark.promise("docs/security.md", "every address but those below asks for it")
+@pytest.mark.promise("docs/serving.md", "where the proxy leaves a prefix in the path")
 @pytest.mark.parametrize("some", [random.Random(7).sample(EVERY, 800), pytest.param(EVERY, marks=pytest.mark.slow)])
 def test_nothing_but_the_page_and_readiness_answers_without_a_key(url: str, some: list[Any]) -> None:
     asked = [(method, spelled(prefix + route)) for route, prefix, spelled, method in some]
@@ -126,12 +128,14 @@ def test_nothing_but_the_page_and_readiness_answers_without_a_key(url: str, some
     assert not open_
 
 
+@pytest.mark.promise("docs/security.md", "What `/health` knows of models needs the key")
 def test_health_says_more_to_those_with_a_key(url: str) -> None:
     assert b'"models"' not in exchange(url, head("GET", "/health"))
     assert b'"default"' in exchange(url, head("GET", "/health", f"X-API-Key: {KEY}"))
     assert status(exchange(url, head("GET", "/health"))) == 200
 
 
+@pytest.mark.promise("docs/security.md", "headers are 400")
 @pytest.mark.parametrize(
     "fields",
     [
@@ -151,6 +155,7 @@ def chunked(*trailers: str) -> bytes:
     return b"%x\r\n%s\r\n0\r\n" % (len(body), body) + "".join(f"{line}\r\n" for line in trailers).encode() + b"\r\n"
 
 
+@pytest.mark.promise("docs/security.md", "trailers are dropped")
 def test_a_trailer_says_nothing(url: str) -> None:
     post = head("POST", "/v1/rerank", "Transfer-Encoding: chunked")
     assert status(exchange(url, post + chunked(f"Authorization: Bearer {KEY}"))) == 401
@@ -160,6 +165,7 @@ def test_a_trailer_says_nothing(url: str) -> None:
     assert status(exchange(url, right + chunked("Authorization: x"))) == 200
 
 
+@pytest.mark.promise("docs/security.md", "limits of heads (64 KiB)")
 @pytest.mark.parametrize(
     "fields",
     [
@@ -175,6 +181,7 @@ def test_a_head_has_a_limit(url: str, fields: tuple[str, ...]) -> None:
     assert b"larger than 65536 bytes" in answer
 
 
+@pytest.mark.promise("docs/security.md", "limits of heads (64 KiB)")
 def test_trailers_have_a_limit(url: str) -> None:
     post = head("POST", "/v1/rerank", "Transfer-Encoding: chunked", f"Authorization: Bearer {KEY}")
     answer = exchange(url, post + chunked(*(f"X-{i}: {'y' * 1000}" for i in range(20_000))))
@@ -196,6 +203,7 @@ def test_a_body_as_large_as_it_may_be_is_no_head(url: str) -> None:
     assert status(answer) == 200
 
 
+@pytest.mark.promise("docs/security.md", "is taken in UTF-8 and in Latin-1")
 def test_keys_beyond_ascii_are_taken_as_clients_write_them(tmp_path: Path) -> None:
     from secondpass.server.security import Keys
     from secondpass.wire.calls import Refusal

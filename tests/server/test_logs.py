@@ -17,6 +17,7 @@ def record(**extra: object) -> logging.LogRecord:
     return logging.makeLogRecord({"msg": "request", "levelname": "INFO", **extra})
 
 
+@pytest.mark.promise("docs/security.md", "control characters are escaped")
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_begins_no_line_and_moves_no_cursor(path: str) -> None:
     line = PlainLines().format(record(path=path))
@@ -25,6 +26,7 @@ def test_a_path_begins_no_line_and_moves_no_cursor(path: str) -> None:
     line.encode()
 
 
+@pytest.mark.promise("docs/security.md", "a log that nobody reads stops nobody")
 def test_a_reader_that_stops_stops_nobody() -> None:
     stuck, written = threading.Event(), []
 

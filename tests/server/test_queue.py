@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from secondpass.server.queue import PATIENCE, Queue, QueuedRequest, RequestSlice
 from secondpass.types import Row, Run
 
@@ -31,6 +33,7 @@ def test_a_batch_is_cut_where_it_is_full() -> None:
     assert (len(waiting), waiting.tokens) == (0, 0)
 
 
+@pytest.mark.promise("docs/serving.md", "Short requests are not kept behind long ones")
 def test_a_short_request_goes_before_a_long_one_that_came_first() -> None:
     long, short = request(*[50] * 20, arrived=0.0), request(10, arrived=1.0)
     portions = queue(long, short).take(100, seconds_per_token=SPEED)
@@ -62,6 +65,7 @@ def test_priority_comes_before_others_of_its_time() -> None:
     assert taken(queue(usual, urgent).take(100, seconds_per_token=SPEED)) == [(urgent, [0]), (usual, [0])]
 
 
+@pytest.mark.promise("docs/security.md", "no priority counts for more than two seconds")
 def test_no_priority_of_a_client_keeps_another_waiting_for_long() -> None:
     usual = request(10)
     steady = [request(90, arrived=second / 2, priority=-1_000_000) for second in range(20)]

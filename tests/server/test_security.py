@@ -32,6 +32,7 @@ def test_loopback_is_reached_by_its_names(host: str) -> None:
     assert place(Guard(Settings()), host=host) is None
 
 
+@pytest.mark.promise("docs/security.md", "`Host` must be one of this server's names")
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8787", "127.0.0.1.nip.io", "", "[::2]"])
 def test_other_names_of_loopback_are_refused(host: str) -> None:
     """A page whose name was changed to 127.0.0.1 sends its own name as Host."""
@@ -48,6 +49,7 @@ def test_beyond_loopback_any_host_is_served() -> None:
     assert place(Guard(Settings(host="0.0.0.0")), host="rank.example") is None
 
 
+@pytest.mark.promise("docs/security.md", "`Origin` must be the server's own or `cors_origins`")
 @pytest.mark.parametrize(
     ("origin", "fault"),
     [
@@ -83,6 +85,7 @@ def test_a_proxy_that_ends_tls_says_so(said: dict[str, str], origin: str, host: 
     assert place(guard, origin=origin, host=host, **said) is fault
 
 
+@pytest.mark.promise("docs/serving.md", "Only proxies on this machine are believed")
 @pytest.mark.parametrize(
     ("trusted", "peer", "fault"),
     [
@@ -110,6 +113,7 @@ def test_a_scheme_that_is_none_is_left_alone(said: str) -> None:
     assert place(Guard(Settings()), x_forwarded_proto=said, origin="https://localhost:8787") is Fault.forbidden
 
 
+@pytest.mark.promise("docs/serving.md", "`X-Forwarded-Host` is not read, since any web page could send it")
 def test_a_proxy_never_says_which_host_was_meant() -> None:
     """A page whose name was changed to 127.0.0.1 is of its own origin to the browser, and may send any header."""
     guard = Guard(Settings())
@@ -161,6 +165,7 @@ def test_keys_come_from_a_file_and_a_list(tmp_path: Path) -> None:
         read_keys(Settings(api_key_file=str(tmp_path / "absent")), None)
 
 
+@pytest.mark.promise("docs/security.md", "beyond loopback it starts only with a key")
 @pytest.mark.parametrize(
     ("settings", "keys", "words"),
     [

@@ -157,3 +157,19 @@ def test_a_model_is_named_by_its_path_unless_it_has_a_name() -> None:
     for text in ("", "=x", "x="):
         with pytest.raises(SettingsError, match="give a path, or name=path"):
             model_source(text)
+
+
+@pytest.mark.promise("docs/security.md", "`/admin` exists only with `allow_model_changes`, in one process")
+def test_models_that_change_are_for_one_process() -> None:
+    with pytest.raises(
+        SettingsError, match="workers is 2 and allow_model_changes is set; a model would be loaded in one"
+    ):
+        Settings(workers=2, allow_model_changes=True)
+    with pytest.raises(SettingsError, match="allow_model_changes"):
+        load_settings({"workers": 2}, {"SECONDPASS_ALLOW_MODEL_CHANGES": "1"})
+
+
+@pytest.mark.parametrize("name", ["\ud800", "", " ", "a\nb", "\x1b[2J", "\u2028", "x" * 201])
+def test_a_models_name_is_checked_before_it_is_loaded(name: str) -> None:
+    with pytest.raises(SettingsError, match="give 1 to 200 printable characters"):
+        ModelSource(name=name, path="/nowhere")

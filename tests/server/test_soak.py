@@ -169,6 +169,7 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[int(share * (len(values) - 1))]
 
 
+@pytest.mark.promise("docs/scores.md", "A pair's score does not depend on its company")
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
 def test_answers_are_the_offline_scores_whatever_comes_beside_them(tmp_path: Path, engine: str) -> None:

@@ -100,6 +100,7 @@ def test_it_says_where_it_is_and_how_to_try_it_and_stops_with_0() -> None:
     assert urlsplit(url).hostname == "127.0.0.1"
 
 
+@pytest.mark.promise("docs/serving.md", "`kill -TERM` refuses new requests, finishes those that were accepted")
 @pytest.mark.slow
 def test_sigterm_finishes_what_was_accepted_and_takes_no_more() -> None:
     with served() as (url, found), ThreadPoolExecutor(8) as pool:
@@ -162,6 +163,7 @@ def test_settings_come_from_everywhere(folder: Path, tmp_path: Path) -> None:
         assert httpx.get(url).status_code == 200
 
 
+@pytest.mark.promise("docs/serving.md", "`--workers N` starts N processes that each load the models")
 @pytest.mark.slow
 def test_workers_share_the_address_and_are_replaced(folder: Path) -> None:
     with served(f"tiny={folder}", "--workers", "2") as (url, found):
@@ -202,6 +204,7 @@ def test_workers_that_cannot_start_end_the_server() -> None:
     assert "cannot start" in log
 
 
+@pytest.mark.promise("docs/serving.md", "`--tls-certificate` and `--tls-key` serve HTTPS")
 @pytest.mark.slow
 def test_tls(folder: Path, tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
@@ -225,6 +228,7 @@ def connect(url: str) -> socket.socket:
     return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=30)
 
 
+@pytest.mark.promise("docs/security.md", "time for heads, bodies, readers, TLS handshakes and calls")
 @pytest.mark.slow
 def test_connections_that_do_not_move_are_closed(folder: Path) -> None:
     settings = ["--set", "header_timeout_s=0.5", "--set", "send_timeout_s=0.5", "--set", "body_timeout_s=0.5"]
@@ -245,6 +249,7 @@ def test_connections_that_do_not_move_are_closed(folder: Path) -> None:
         assert found.stopped()[0] == 0
 
 
+@pytest.mark.promise("docs/serving.md", "the answer is 429; `Retry-After` says when there is room for it")
 @pytest.mark.slow
 def test_a_full_queue_refuses_in_the_form_of_each_dialect() -> None:
     with served("--set", "max_queue_requests=2") as (url, _), ThreadPoolExecutor(16) as pool:
@@ -299,6 +304,7 @@ def until(is_true: object, seconds: float = 60) -> None:
         threading.Event().wait(0.05)
 
 
+@pytest.mark.promise("docs/serving.md", "answers 503 with `Retry-After` to what is still waiting after `grace_s`")
 @pytest.mark.slow
 def test_what_a_drain_has_no_time_for_is_refused_in_the_dialects_form_and_the_end_is_soon() -> None:
     texts = [f"{place} " + "word " * 400 for place in range(100)]
@@ -326,6 +332,7 @@ def _queued(url: str) -> float:
     return float(lines[0].split()[-1]) if lines else 0.0
 
 
+@pytest.mark.promise("docs/serving.md", "`kill -HUP` reads the key files anew")
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sighup_reads_the_keys_anew_and_loses_nothing(folder: Path, tmp_path: Path, workers: str) -> None:
@@ -354,6 +361,7 @@ def test_sighup_reads_the_keys_anew_and_loses_nothing(folder: Path, tmp_path: Pa
     assert "the keys stay as they were" in log
 
 
+@pytest.mark.promise("docs/serving.md", "as many as the process may have descriptors, at most")
 @pytest.mark.slow
 def test_more_connections_than_descriptors_are_no_flood(folder: Path) -> None:
     limited = f"ulimit -n 200; exec {sys.executable} -m secondpass serve --port 0 tiny={folder}"

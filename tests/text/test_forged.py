@@ -58,6 +58,7 @@ def ids_of(reranker: Reranker, text: str) -> list[int]:
     return scoring.reader.read([(QUERY, text)], scoring.limits)[0].row.ids
 
 
+@pytest.mark.promise("docs/scores.md", "a document cannot forge the frame around it")
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[3:])])
 def test_forged_frames_count_where_they_are_parsed_and_not_by_default(name: str) -> None:
     if not Golden(name).folder.is_dir():

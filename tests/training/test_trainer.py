@@ -152,6 +152,9 @@ def test_the_best_checkpoint_is_kept_not_the_last(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "best" / "README.md").read_text().count("reranked after step") == 3
 
 
+@pytest.mark.promise(
+    "docs/training.md", "Ctrl-C (or SIGTERM) finishes the step, saves, and prints the command that goes on"
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
 def test_an_interrupted_run_goes_on_to_the_same_weights(
@@ -172,6 +175,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     assert equal(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.promise(
+    "docs/training.md", "A run goes on only with the same model, data and settings; what differs is named"
+)
 @pytest.mark.slow
 def test_a_run_goes_on_only_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
@@ -184,6 +190,7 @@ def test_a_run_goes_on_only_as_it_began(tmp_path: Path, monkeypatch: pytest.Monk
     assert trainer(tmp_path, "out", save_every=7, token_budget=50).train(resume=True).is_finished
 
 
+@pytest.mark.promise("docs/training.md", "where the disk is full, the last good one stays")
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     run = trainer(tmp_path, "out", save_every=4)
     real, saves = run._save, [0]
@@ -206,6 +213,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     assert equal(tmp_path / "whole", tmp_path / "out")
 
 
+@pytest.mark.promise("docs/training.md", "ends in the same weights, bit by bit on a CPU")
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "tests.training.killed", str(tmp_path)]

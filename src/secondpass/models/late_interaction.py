@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from secondpass.errors import CheckpointError
 from secondpass.models.heads import mean_by_row
-from secondpass.models.word_match import TINY
+from secondpass.models.word_match import TINY, few_columns
 from secondpass.packed import Keep, Packed
 
 NUM_FIGURES = 3  # cosine, MaxSim, MaxSim by the weights of pieces
@@ -137,7 +137,7 @@ class LateInteraction(nn.Module):
         first, second = ((mask * (sides == side)).float() for side in (0, 1))
         a, b = (_unit((states * side[..., None]).sum(1)) for side in (first, second))
         units, weights = _unit(states), weights.reshape(mask.shape)
-        longest = first.sum(1).max().long()  # columns behind it have no query
+        longest = few_columns(first.sum(1).max())  # columns behind it have no query
         similar = units[:, :longest] @ units.transpose(1, 2)
         return self._compared((a * b).sum(1), similar, (weights * first)[:, :longest], weights * second > 0)
 

@@ -207,8 +207,8 @@ def continued(
     Every finished example is appended to the file, which the caller removes when the result is safe. Raises DataError
     where it cannot be written.
     """
-    done = _read(file, key)
     try:
+        done = _read(file, key)
         if not done:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"key": key}) + "\n", "utf-8")
@@ -233,8 +233,9 @@ def _read(file: Path, key: str) -> list[Example]:
     lines = whole.decode(errors="replace").split("\n")[:-1]
     if not lines or lines[0] != json.dumps({"key": key}):
         return []
-    with file.open("rb+") as stream:
-        stream.truncate(len(whole))
+    if len(whole) < len(text):
+        with file.open("rb+") as stream:
+            stream.truncate(len(whole))
     try:
         return [
             read_example(json.loads(line), f"{file}:{number}", needs_negatives=False)

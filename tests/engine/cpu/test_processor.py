@@ -44,6 +44,7 @@ def machine(name: str) -> Processor:
     return from_cpuinfo(text, architecture)
 
 
+@pytest.mark.promise("docs/scores.md", "takes bfloat16 only where the processor multiplies it natively")
 @machines
 def test_bfloat16_is_chosen_only_where_it_is_not_emulated(name: str) -> None:
     dtype, reason = cpu_dtype(machine(name), has_onednn=True)

@@ -52,6 +52,7 @@ def test_bars_are_as_long_as_probabilities(visit: Open) -> None:
     assert widths == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.promise("docs/security.md", "texts are data: the page sets them as text only")
 def test_markup_in_texts_stays_text(visit: Open) -> None:
     page = visit()
     evil = [

@@ -131,3 +131,5 @@ class Database:
             raise StoreError(f"{self.file}: {advice or f'SQLite says: {said}'}") from error
         except PermissionError as error:
             raise StoreError(f"{self.file}: {_ADVICE['unable to open']}") from error
+        except OSError as error:
+            raise StoreError(f"{self.file}: cannot be opened ({error.strerror or error})") from error
