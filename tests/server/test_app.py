@@ -272,8 +272,10 @@ def test_models_are_loaded_and_unloaded_over_http(guarded: str, tmp_path: Path) 
         assert client.post("/v2/rerank", json={**BODY, "model": "more"}).json()["model"] == "more"
         assert client.delete("/admin/models/more").json() == {"unloaded": "more"}
         assert client.delete("/admin/models/more").status_code == 404
+        raw = json.dumps({"name": "\ud800", "path": str(folder)}).encode()
+        assert client.post("/admin/models", content=raw).status_code == 400
+        assert client.get("/health").json()["models"].keys() == {"default"}
         for wrong in (
-            {"name": "\ud800", "path": str(folder)},
             {},
             {"name": "x"},
             {"name": "x", "path": 5},
