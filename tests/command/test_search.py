@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from secondpass import cli
+from secondpass.cognitive import TERMS, Cognitive
 from secondpass.command.search import bar, explained
+from secondpass.search.index import Index
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +125,44 @@ def test_feedback_is_recorded_by_rank_and_learnt_from_when_there_is_enough(
     assert "has 1 judged searches; 200 are needed" in called(capsys, "feedback", "--fit")[2]
     assert "--used is 9, but" in called(capsys, "feedback", "beans", "--used", "9")[2]
     assert "give a question and what was of use" in called(capsys, "feedback")[2]
+
+
+def judged(index: Index, weights: Mapping[str, float]) -> None:
+    """Uses of 400 searches: of the hit that is best by these weights, with some noise."""
+    rng = np.random.default_rng(1)
+    with index.store.together():
+        for number in range(400):
+            relevance, terms = np.sort(rng.normal(1.0, 0.3, 5))[::-1], rng.uniform(-1, 1, (5, len(TERMS)))
+            liked = relevance + terms @ [weights[name] for name in TERMS] + rng.gumbel(0, 0.2, 5)
+            figures = [dict(zip(TERMS, row, strict=True)) for row in terms.tolist()]
+            shown = [{"id": at, "relevance": relevance[at], **each} for at, each in enumerate(figures)]
+            judgement = {"query": "q", "time": number, "hit": int(liked.argmax()), "kind": "used", "shown": shown}
+            index.store.add_judgement(judgement)
+
+
+@pytest.mark.parametrize("has_own_taste", [True, False])
+def test_learnt_weights_are_taken_only_where_they_help_later_uses(
+    notes: Path, capsys: pytest.CaptureFixture[str], has_own_taste: bool
+) -> None:
+    defaults = Cognitive().weights
+    index = Index(folder=notes.parent / "indexes", embedder="none", create=True, reranker=None)
+    index.set_weights(defaults)
+    judged(index, {**dict.fromkeys(TERMS, 0.0), "importance": 1.0} if has_own_taste else defaults)
+    code, out, _ = called(capsys, "feedback", "--fit")
+    assert code == 0
+    report = dict(line.split("\t") for line in out.splitlines())
+    assert report["searches"] == "280 to learn from, 120 uses kept out"
+    figures, verdict = report["MRR, learnt weights"].split(": ")
+    low, high = (float(bound) for bound in figures.partition("(")[2].strip(")").split(" to "))
+    change = float(figures.split()[0]) - float(report["MRR, default weights"])
+    assert low - 0.002 <= change <= high + 0.002
+    kept = json.loads(index.store.meta("weights") or "{}")
+    if has_own_taste:
+        assert (verdict, report["now in use"]) == ("helps", "the learnt weights")
+        assert low > 0
+        assert kept["importance"] > 2 * defaults["importance"]
+    else:
+        assert verdict != "helps"
+        assert low <= 0
+        assert (kept, report["now in use"]) == (defaults, "the weights of before")
+    index.close()

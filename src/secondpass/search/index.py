@@ -178,11 +178,13 @@ class Index:
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}; give {', '.join(map(repr, KINDS))}")
         moment = time.time() if now is None else now
-        self.store.record([Event(digest=self.get(hit.index).chunk.digest, time=moment, kind=kind)])
-        shown = figures_of(self.store, ranking, moment)
-        self.store.add_judgement(
-            {"query": ranking.query, "time": moment, "hit": hit.index, "kind": kind, "shown": shown}
-        )
+        event = Event(digest=self.get(hit.index).chunk.digest, time=moment, kind=kind)
+        with self.store.together():
+            self.store.record([event])
+            shown = figures_of(self.store, ranking, moment)
+            self.store.add_judgement(
+                {"query": ranking.query, "time": moment, "hit": hit.index, "kind": kind, "shown": shown}
+            )
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """The weights that `cognitive=True` has from now on."""

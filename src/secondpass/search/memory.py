@@ -129,9 +129,11 @@ class Memory:
         moment = _seconds(now)
         kept = {name: old.chunk.fields[name] for name in ("subject", "importance") if name in old.chunk.fields}
         fields = {"namespace": self.namespace, "written": moment, "sources": [source or "unknown"], **kept}
-        new = self._add(text, fields, moment, ())
-        self.index.store.change_fields(id, lambda fields: {**fields, "superseded_at": moment})
-        self.index.store.supersede(id, new)
+        _ = self.index.encoder  # opened before anybody waits for the transaction
+        with self.index.store.together():
+            new = self._add(text, fields, moment, ())
+            self.index.store.change_fields(id, lambda fields: {**fields, "superseded_at": moment})
+            self.index.store.supersede(id, new)
         return new
 
     def forget(self, id: int) -> None:

@@ -64,17 +64,21 @@ class Database:
     def transaction(self, *, has_new_content: bool = True) -> Iterator[sqlite3.Connection]:
         """The connection within a transaction that is committed at the end, and undone on an error.
 
-        has_new_content counts up the generation, by which other processes see that chunks have changed.
+        has_new_content counts up the generation, by which other processes see that chunks have changed. Within
+        another one of this thread it is a part of that.
         """
         with self._lock, self._explained():
-            self._connection.execute("begin immediate")
+            is_part = self._connection.in_transaction
+            if not is_part:
+                self._connection.execute("begin immediate")
             try:
                 yield self._connection
                 if has_new_content:
                     self._connection.execute("update meta set value = value + 1 where name = 'generation'")
-                self._connection.execute("commit")
+                if not is_part:
+                    self._connection.execute("commit")
             except BaseException:
-                if self._connection.in_transaction:
+                if self._connection.in_transaction and not is_part:
                     self._connection.execute("rollback")
                 raise
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ class SqliteStore:
         self._state = codes.Version(-1, -1)
         self._common: frozenset[str] = frozenset()
         self._check_words()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        with self._database.transaction(has_new_content=False):
+            yield
 
     def meta(self, name: str) -> str | None:
         with self._database.reading() as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -110,6 +111,10 @@ class Counts:
 
 class Store(Protocol):
     """Keeps the chunks of an index. Every call is one transaction: after a crash it has happened wholly or not."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """The calls of this thread inside it are one transaction."""
+        ...
 
     def meta(self, name: str) -> str | None:
         """A setting of the index, as `set_meta` wrote it."""
