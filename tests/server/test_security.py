@@ -13,7 +13,7 @@ from secondpass.wire.calls import Fault, Refusal
 def place(guard: Guard, peer: str = "127.0.0.1", scheme: str = "http", **headers: str) -> Fault | None:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
-        guard.check_place({"host": "localhost:8787", **named}, scheme, peer)
+        guard.check_origin({"host": "localhost:8787", **named}, scheme, peer)
     except Refusal as refusal:
         return refusal.fault
     return None

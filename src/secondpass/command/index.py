@@ -30,7 +30,11 @@ class IndexLocation:
 
     name: Annotated[str, typer.Option(help="Of the index.")] = "default"
     folder: Annotated[
-        str | None, typer.Option(envvar="SECONDPASS_INDEXES", help="Where indexes are kept; else your data folder.")
+        str | None,
+        typer.Option(
+            envvar="SECONDPASS_INDEXES",
+            help="Where indexes are kept; else your data folder. Or postgresql://USER@HOST/DATABASE.",
+        ),
     ] = None
 
     def open(self, *, embedder: str | None = None, reranker: str | None = None, create: bool = False) -> Index:
@@ -88,7 +92,8 @@ def update(
 
 def collections(*, location: IndexLocation, json: Json = False) -> None:
     """List the indexes: name, files, chunks, size, embedder and folders."""
-    from secondpass.search.index import Index, index_names
+    from secondpass.search.index import Index
+    from secondpass.search.stores.open import index_names
 
     status = [Index(name, folder=location.folder).status() for name in index_names(location.folder)]
     if json:
@@ -120,9 +125,7 @@ def remove(
     if not all:
         sys.stderr.write(f"{index.remove(*(paths or []))} chunks forgotten\n")
         return
-    index.close()
-    for ending in ("", "-wal", "-shm", "-vectors"):
-        index.file.with_name(index.file.name + ending).unlink(missing_ok=True)
+    index.store.drop()
     sys.stderr.write(f"the index {index.name} is gone\n")
 
 

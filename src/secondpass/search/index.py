@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,11 +17,10 @@ from secondpass.errors import CheckpointError, MissingExtra, SecondpassError, St
 from secondpass.retrieval.vectors import TextEmbedder
 from secondpass.search.indexing import Indexing, IndexReport
 from secondpass.search.pipeline import PairReader, Pipeline, Question, figures_of, winning_sentence
-from secondpass.search.stores.sqlite import SqliteStore
+from secondpass.search.stores.open import open_store
 from secondpass.search.stores.store import KINDS, Event, Filter, Stored
 from secondpass.types import Hit, Progress, Ranking
 
-SUFFIX = ".sqlite"
 NO_EMBEDDER = "none"
 _NAME = re.compile(r"\w[\w.-]{0,63}")
 # Scripts that the embedded English model does not read.
@@ -43,29 +41,14 @@ class IndexStatus:
     roots: tuple[str, ...]
 
 
-def index_folder() -> Path:
-    """Where indexes are kept, for the user of this machine."""
-    home = Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Application Support" / "secondpass"
-    if sys.platform == "win32":
-        return home / "AppData" / "Local" / "secondpass"
-    return home / ".local" / "share" / "secondpass"
-
-
-def index_names(folder: str | Path | None = None) -> list[str]:
-    """The indexes that there are."""
-    folder_path = index_folder() if folder is None else Path(folder)
-    return sorted(file.name.removesuffix(SUFFIX) for file in folder_path.glob(f"*{SUFFIX}"))
-
-
 class Index:
     """Files of this machine, searched in two stages.
 
-    name: of the index; folder: where indexes are kept, else the user's data folder. embedder: "auto" is the embedded
-    one where there is one, "none" leaves words alone, else a name or folder as of Embedder, or anything with
-    `encode`; None is what the index was made with. reranker: as of Reranker, or anything with `rank` and
-    `score_pairs`; None for the fused order alone. Safe to use from several threads and processes.
+    name: of the index; folder: where indexes are kept, else the user's data folder, or the address of a database,
+    postgresql://user:password@host/database (extra `postgres`), which several machines may share.
+    embedder: "auto" is the embedded one where there is one, "none" leaves words alone, else a name or folder as of
+    Embedder, or anything with `encode`; None is what the index was made with. reranker: as of Reranker, or anything
+    with `rank` and `score_pairs`; None for the fused order alone. Safe to use from several threads and processes.
     create: make the index where there is none. Raises StoreError where there is none, or it cannot be used.
     """
 
@@ -80,12 +63,8 @@ class Index:
     ) -> None:
         if not _NAME.fullmatch(name):
             raise ValueError(f"the name of an index is {name!r}; give letters, digits, '-', '_' and '.', at most 64")
-        folder_path = index_folder() if folder is None else Path(folder).expanduser()
         self.name = name
-        self.file = folder_path / f"{name}{SUFFIX}"
-        if not create and not self.file.exists():
-            raise StoreError(_missing(name, folder_path))
-        self.store = SqliteStore(self.file)
+        self.store = open_store(name, folder, create=create)
         self._asked_embedder = embedder
         self._reranker = reranker
         self._opened: dict[str, PairReader | None] = {}
@@ -200,7 +179,9 @@ class Index:
     def status(self) -> IndexStatus:
         counts = asdict(self.store.counts())
         embedder = self.store.meta("embedder") or "not chosen yet"
-        return IndexStatus(name=self.name, file=str(self.file), embedder=embedder, roots=tuple(self.roots), **counts)
+        return IndexStatus(
+            name=self.name, file=self.store.location, embedder=embedder, roots=tuple(self.roots), **counts
+        )
 
     def close(self) -> None:
         self.store.close()
@@ -276,10 +257,3 @@ def _embedder(name: str) -> tuple[str, TextEmbedder | None]:
 
 def _is_below(path: str, folder: str) -> bool:
     return path == folder or Path(folder) in Path(path).parents
-
-
-def _missing(name: str, folder_path: Path) -> str:
-    names = index_names(folder_path)
-    there = f"; there are {', '.join(names)}" if names else ""
-    more = "" if name == "default" else f" --name {name}"
-    return f"there is no index {name!r}{there}; make it with: secondpass add FOLDER{more}"

@@ -7,7 +7,6 @@ old words again. Vectors are float16; beside the file lies their int8 copy, whic
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,19 +21,27 @@ from secondpass.retrieval.bm25 import Found
 from secondpass.retrieval.words import terms
 from secondpass.search.stores import vectors as codes
 from secondpass.search.stores.database import Database
-from secondpass.search.stores.store import Change, Chunk, Counts, Event, File, Filter, Stored, Vectors
+from secondpass.search.stores.store import (
+    CHUNK_COLUMNS,
+    MAX_ACCESSES,
+    STORED_COLUMNS,
+    Change,
+    Counts,
+    Event,
+    File,
+    Filter,
+    Stored,
+    Vectors,
+    as_json,
+    columns_of,
+    stored_of,
+    words_mark,
+)
 
 MAX_WORDS = 40  # of a query; each costs as many steps as chunks have it
-MAX_ACCESSES = 16  # kept for each chunk
 RESCORED = 200  # nearest by int8 that are scored again, at least
 # Words in so many of a sample of chunks are left out of queries over large indexes: they cost most and say least.
 COMMON_SHARE, SAMPLE, COMMON_FROM = 0.25, 2000, 20_000
-_PROBE = "getUserName max_length naïve 什么是重排序 東京タワー ไทย किताब كِتَاب 학교"
-_CHUNK = (
-    "c.id, f.path, c.text, c.heading, c.first_line, c.last_line, c.start, c.stop, c.digest, c.similarity, c.created, "
-    "c.entities, c.fields, c.superseded_by"
-)
-
 
 # Vectors of old chunks have come or gone, so that the copy of their codes is of no use.
 _NEXT_EPOCH = "update meta set value = value + 1 where name = 'epoch'"
@@ -54,6 +61,10 @@ class SqliteStore:
     def together(self) -> Iterator[None]:
         with self._database.transaction(has_new_content=False):
             yield
+
+    @property
+    def location(self) -> str:
+        return str(self._database.file)
 
     def meta(self, name: str) -> str | None:
         with self._database.reading() as connection:
@@ -164,7 +175,7 @@ class SqliteStore:
             row = connection.execute("select fields from chunks where id = ?", (id,)).fetchone()
             if row is not None:
                 connection.execute(
-                    "update chunks set fields = ? where id = ?", (_json(change(json.loads(row[0]))), id)
+                    "update chunks set fields = ? where id = ?", (as_json(change(json.loads(row[0]))), id)
                 )
         return row is not None
 
@@ -192,7 +203,7 @@ class SqliteStore:
 
     def add_judgement(self, judgement: Mapping[str, Any]) -> None:
         with self._database.transaction(has_new_content=False) as connection:
-            connection.execute("insert into judgements(value) values(?)", (_json(judgement),))
+            connection.execute("insert into judgements(value) values(?)", (as_json(judgement),))
 
     def judgements(self) -> list[dict[str, Any]]:
         with self._database.reading() as connection:
@@ -213,12 +224,18 @@ class SqliteStore:
     def finish(self) -> None:
         with self._database.transaction() as connection:
             connection.execute("insert into postings(postings) values('optimize')")
-            connection.execute("insert or replace into meta values('common', ?)", (_json(_common(connection)),))
+            connection.execute("insert or replace into meta values('common', ?)", (as_json(_common(connection)),))
         self._refresh()
         with self._database.reading() as connection:
             connection.execute("pragma wal_checkpoint(passive)")
         with suppress(OSError):  # a copy, made again when it is missing
             codes.save(_codes_file(self._database.file), self._codes, self._state)
+
+    def drop(self) -> None:
+        self.close()
+        for ending in ("", "-wal", "-shm", "-vectors"):
+            file = self._database.file
+            file.with_name(file.name + ending).unlink(missing_ok=True)
 
     def close(self) -> None:
         self._database.close()
@@ -241,7 +258,7 @@ class SqliteStore:
 
     def _check_words(self) -> None:
         """Write the words anew where another release made them otherwise."""
-        mark = hashlib.blake2b(" ".join(terms(_PROBE)).encode(), digest_size=8).hexdigest()
+        mark = words_mark()
         if self.meta("words") == mark:
             return
         with self._database.transaction() as connection:
@@ -260,21 +277,14 @@ def _insert(connection: sqlite3.Connection, change: Change, words: Sequence[str]
     )
     for chunk, said in zip(change.chunks, words, strict=True):
         id = connection.execute(
-            "insert into chunks(file, heading, text, first_line, last_line, start, stop, digest, similarity, "
-            "created, entities, fields) values(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (cursor.lastrowid, *_columns(chunk)),
+            f"insert into chunks(file, {CHUNK_COLUMNS}) values(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (cursor.lastrowid, *columns_of(chunk)),
         ).lastrowid
         connection.execute("insert into postings(rowid, words) values(?, ?)", (id, said))
         connection.executemany("insert or ignore into entities values(?, ?)", [(name, id) for name in chunk.entities])
         if chunk.digest in change.vectors:
             blob = change.vectors[chunk.digest].astype(np.float16).tobytes()
             connection.execute("insert into vectors values(?, ?)", (id, blob))
-
-
-def _columns(chunk: Chunk) -> tuple[object, ...]:
-    similarity = int(np.uint64(chunk.similarity).view(np.int64))
-    where = (*chunk.lines, *chunk.span, chunk.digest, similarity, chunk.created)
-    return (chunk.heading, chunk.text, *where, _json(chunk.entities), _json(chunk.fields))
 
 
 def _forget(connection: sqlite3.Connection, path: str) -> int:
@@ -296,9 +306,10 @@ def _forget(connection: sqlite3.Connection, path: str) -> int:
 
 def _stored(connection: sqlite3.Connection, where: str, values: Sequence[int]) -> list[Stored]:
     rows = connection.execute(
-        f"select {_CHUNK} from chunks c join files f on f.id = c.file where {where}", (json.dumps(list(values)),)
+        f"select {STORED_COLUMNS} from chunks c join files f on f.id = c.file where {where}",
+        (json.dumps(list(values)),),
     ).fetchall()
-    return [_as_stored(row, _accesses(connection, row[8])) for row in rows]
+    return [stored_of(row, _accesses(connection, row[9])) for row in rows]
 
 
 def _accesses(connection: sqlite3.Connection, digest: bytes) -> tuple[float, ...]:
@@ -306,21 +317,6 @@ def _accesses(connection: sqlite3.Connection, digest: bytes) -> tuple[float, ...
         "select time from accesses where digest = ? and kind <> 'rejected' order by time", (digest,)
     )
     return tuple(float(row[0]) for row in rows)
-
-
-def _as_stored(row: Sequence[Any], accessed: tuple[float, ...]) -> Stored:
-    chunk = Chunk(
-        text=row[2],
-        heading=row[3],
-        lines=(row[4], row[5]),
-        span=(row[6], row[7]),
-        digest=row[8],
-        similarity=int(np.int64(row[9]).view(np.uint64)),
-        created=row[10],
-        entities=tuple(json.loads(row[11])),
-        fields=json.loads(row[12]),
-    )
-    return Stored(id=row[0], path=row[1], chunk=chunk, superseded_by=row[13], accessed=accessed)
 
 
 def _condition(only: Filter, id: str) -> tuple[str, list[object]]:
@@ -385,10 +381,6 @@ def _quoted(word: str) -> str:
 
 def _blobs(vectors: Vectors) -> list[bytes]:
     return [row.tobytes() for row in np.asarray(vectors, np.float16)]
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _codes_file(file: Path) -> Path:

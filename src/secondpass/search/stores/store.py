@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -11,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.retrieval.bm25 import Found
+from secondpass.retrieval.words import terms
 
 Vectors = NDArray[np.float32]
+_PROBE = "getUserName max_length naïve 什么是重排序 東京タワー ไทย किताब كِتَاب 학교"
+MAX_ACCESSES = 16  # kept for each chunk
 KINDS = ("opened", "kept", "used", "rejected")  # of accesses; what was merely shown is not recorded
 
 
@@ -116,6 +121,11 @@ class Store(Protocol):
         """The calls of this thread inside it are one transaction."""
         ...
 
+    @property
+    def location(self) -> str:
+        """Where it is, for people: a file, or an address without its password."""
+        ...
+
     def meta(self, name: str) -> str | None:
         """A setting of the index, as `set_meta` wrote it."""
         ...
@@ -196,4 +206,54 @@ class Store(Protocol):
         """Tidy up after many writes, so that searches are fast."""
         ...
 
+    def drop(self) -> None:
+        """Remove the whole index, and close."""
+        ...
+
     def close(self) -> None: ...
+
+
+# The columns of a chunk in an SQL store, and those of which `stored_of` makes what it holds: c is the table of
+# chunks, f that of files. entities and fields are JSON, similarity a signed number.
+CHUNK_COLUMNS = "heading, text, first_line, last_line, start, stop, digest, similarity, created, entities, fields"
+STORED_COLUMNS = "c.id, f.path, c.superseded_by, " + ", ".join(f"c.{name}" for name in CHUNK_COLUMNS.split(", "))
+
+
+def columns_of(chunk: Chunk) -> tuple[Any, ...]:
+    """The values of CHUNK_COLUMNS."""
+    similarity = int(np.uint64(chunk.similarity).view(np.int64))
+    where = (*chunk.lines, *chunk.span, chunk.digest, similarity, chunk.created)
+    return (chunk.heading, chunk.text, *where, as_json(chunk.entities), as_json(chunk.fields))
+
+
+def stored_of(row: Sequence[Any], accessed: tuple[float, ...]) -> Stored:
+    """A chunk of the values of STORED_COLUMNS."""
+    id, path, superseded_by, heading, text, first, last, start, stop, digest, similarity, created, names, fields = row
+    chunk = Chunk(
+        text=text,
+        heading=heading,
+        lines=(first, last),
+        span=(start, stop),
+        digest=bytes(digest),
+        similarity=int(np.int64(similarity).view(np.uint64)),
+        created=created,
+        entities=tuple(json.loads(names)),
+        fields=json.loads(fields),
+    )
+    return Stored(id=id, path=path, chunk=chunk, superseded_by=superseded_by, accessed=accessed)
+
+
+def words_mark() -> str:
+    """Names the rules by which `terms` makes words; an index that was made by others is written anew."""
+    return hashlib.blake2b(" ".join(terms(_PROBE)).encode(), digest_size=8).hexdigest()
+
+
+def missing(name: str, names: list[str]) -> str:
+    """What to say where there is no index of that name."""
+    there = f"; there are {', '.join(names)}" if names else ""
+    more = "" if name == "default" else f" --name {name}"
+    return f"there is no index {name!r}{there}; make it with: secondpass add FOLDER{more}"
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

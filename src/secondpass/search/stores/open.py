@@ -1,0 +1,55 @@
+"""Where indexes are kept: a folder of SQLite files, or a database that is named by its address."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from secondpass.errors import StoreError
+from secondpass.search.stores.sqlite import SqliteStore
+from secondpass.search.stores.store import Store, missing
+
+SUFFIX = ".sqlite"
+POSTGRES = ("postgresql", "postgres")  # schemes of addresses
+
+
+def open_store(name: str, folder: str | Path | None, *, create: bool) -> Store:
+    """The store of an index. Raises StoreError where there is none and it shall not be made, and MissingExtra."""
+    scheme = _scheme(folder)
+    if scheme in POSTGRES:
+        from secondpass.search.stores.postgres import PostgresStore
+
+        return PostgresStore(str(folder), name, create=create)
+    if scheme:
+        raise StoreError(f"{scheme}://...: indexes are kept in a folder, or at postgresql://user@host/database")
+    file = _folder(folder) / f"{name}{SUFFIX}"
+    if not create and not file.exists():
+        raise StoreError(missing(name, index_names(folder)))
+    return SqliteStore(file)
+
+
+def index_names(folder: str | Path | None = None) -> list[str]:
+    """The indexes that there are."""
+    if _scheme(folder) in POSTGRES:
+        from secondpass.search.stores.postgres import index_names
+
+        return index_names(str(folder))
+    return sorted(file.name.removesuffix(SUFFIX) for file in _folder(folder).glob(f"*{SUFFIX}"))
+
+
+def _folder(folder: str | Path | None) -> Path:
+    """A folder as given, else the user's of this machine."""
+    if folder is not None:
+        return Path(folder).expanduser()
+    home = Path.home()
+    if sys.platform == "darwin":
+        return home / "Library" / "Application Support" / "secondpass"
+    if sys.platform == "win32":
+        return home / "AppData" / "Local" / "secondpass"
+    return home / ".local" / "share" / "secondpass"
+
+
+def _scheme(folder: str | Path | None) -> str:
+    text = "" if folder is None else str(folder)
+    return urlsplit(text).scheme if "://" in text else ""
