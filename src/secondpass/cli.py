@@ -193,6 +193,8 @@ def main(is_interruptible: bool = True) -> None:
     invocation = Invocation()
     if is_interruptible:
         signal.signal(signal.SIGINT, invocation.interrupt)
+    if "export" not in sys.argv:  # openvino goes on without its converter of other formats, half of its import
+        sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     sys.exit(run(sys.argv[1:], invocation))
 
 

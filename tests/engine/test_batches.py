@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from secondpass import Embedder, Reranker
-from secondpass.engine.batches import Budget, OutOfMemory, fitting, in_batches, is_out_of_memory
+from secondpass.engine.batches import Budget, OutOfMemory, filled, fitting, in_batches, is_out_of_memory
 from secondpass.errors import EngineError
+from secondpass.packed import rung
+from secondpass.types import Row
 from tests.checkpoints import tiny_bert
 
 QUERY = "which river is long"
@@ -119,3 +121,13 @@ def test_a_text_too_long_for_the_memory_is_named(folder: Path, monkeypatch: pyte
 @pytest.mark.parametrize(("free", "tokens"), [(140 * 2**30, 65536), (2 * 2**30, 21845), (2**20, 1024)])
 def test_the_budget_of_a_gpu_fits_its_free_memory(free: int, tokens: int) -> None:
     assert fitting(free, 65536, width=1024, mlp_width=4096, itemsize=2) == tokens
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=40))
+def test_tokens_are_filled_up_to_one_of_few_numbers(lengths: list[int]) -> None:
+    rows = [Row([7] * length, passage=(1, length)) for length in lengths]
+    given_rows = filled(rows, longest=40)
+    total = sum(map(len, given_rows))
+    assert given_rows[: len(rows)] == rows
+    assert total == rung(total) == rung(sum(lengths))
+    assert all(1 <= len(row) <= 40 for row in given_rows)

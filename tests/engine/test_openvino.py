@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from secondpass import Reranker
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.checkpoint.export.export import export
 from secondpass.engine import openvino as compiled
+from secondpass.engine.compiled import MAX_FILES, cache_folder
 from secondpass.errors import CheckpointError
 from tests.checkpoints import tiny_bert
 from tests.goldens import SHARED
@@ -156,3 +158,65 @@ def test_an_error_while_rows_are_on_their_way_leaves_the_engine_usable(folders: 
     with pytest.raises(KeyboardInterrupt):
         ours.rank(QUERY, TEXTS, progress=stop)
     assert ours.score(QUERY, TEXTS) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's folder of compiled graphs, in which graphs of any size are kept."""
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr("secondpass.engine.compiled.MIN_BYTES", 0)
+    return cache_folder()
+
+
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The graphs that are compiled from now on."""
+    seen: list[Path] = []
+    kept = compiled.kept_or_compiled
+
+    def spied(core: Any, graph: Path, settings: Any, compiles: Any, *, output: str) -> Any:
+        return kept(core, graph, settings, lambda: (seen.append(graph), compiles())[1], output=output)
+
+    monkeypatch.setattr(compiled, "kept_or_compiled", spied)
+    return seen
+
+
+def test_a_compiled_graph_is_kept_and_gives_the_same_scores(
+    folders: tuple[Path, Path], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = export(open_checkpoint(folders[0]), cache.parent / "int8", dtype="int8")
+    seen = compilations(monkeypatch)
+    expected = Reranker(small).score(QUERY, TEXTS)
+    assert len(list(cache.iterdir())) == len(seen) == 1
+    assert cache.stat().st_mode & 0o077 == 0
+    assert Reranker(small).score(QUERY, TEXTS) == expected
+    assert len(seen) == 1
+    for file in small.rglob("openvino_model.*"):
+        file.touch()  # as an update does: compiled anew, in the place of the old one
+    assert Reranker(small).score(QUERY, TEXTS) == expected
+    assert len(list(cache.iterdir())) == 1
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("kept", [b"", b"no model", None], ids=["empty", "other", "half"])
+def test_what_is_no_compiled_graph_is_compiled_anew(
+    folders: tuple[Path, Path], cache: Path, kept: bytes | None
+) -> None:
+    expected = Reranker(folders[1]).score(QUERY, TEXTS)
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if kept is None else kept)
+    assert Reranker(folders[1]).score(QUERY, TEXTS) == expected
+    assert file.stat().st_size == len(whole)
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(folders: tuple[Path, Path], cache: Path) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.write_text("no folder")
+    assert len(Reranker(folders[1]).score(QUERY, TEXTS)) == len(TEXTS)
+
+
+def test_few_compiled_graphs_are_kept(folders: tuple[Path, Path], cache: Path) -> None:
+    for index in range(MAX_FILES + 2):
+        folder = shutil.copytree(folders[1], cache.parent / f"copy{index}")
+        Reranker(folder)
+    assert len(list(cache.iterdir())) == MAX_FILES

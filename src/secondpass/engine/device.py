@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from secondpass.engine.cpu.threads import Processor, this_processor
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 INT8 = "int8"
@@ -59,9 +62,18 @@ def pick_precision(dtype: str, device: torch.device) -> Precision:
     if device.type != "cpu":
         raise ValueError(f"dtype is 'int8' and device {str(device)!r}; 8 bits run on the CPU, give dtype='auto'")
     picked, _ = pick_dtype("auto", device)
-    instructions = this_processor().int8
-    have = f"the processor has {instructions}" if instructions else "the processor multiplies bytes slowly"
-    return Precision(dtype=picked, is_int8=True, reason=f"as asked, {have}")
+    return Precision(dtype=picked, is_int8=True, reason=f"as asked, {_int8_in_words(this_processor())}")
+
+
+def _int8_in_words(processor: Processor) -> str:
+    """What the processor has for bytes; a warning where they gain nothing."""
+    if processor.int8 is None:
+        logger.warning("dtype 'int8' is slower than 'auto' here: the processor multiplies bytes slowly")
+        return "the processor multiplies bytes slowly"
+    if processor.has_amx:  # products twice as fast, but a layer's other passes take longer than that saves
+        logger.warning("dtype 'int8' saves memory alone on a processor with AMX, where 'auto' (bfloat16) is as fast")
+        return f"the processor has {processor.int8}, on which bfloat16 is as fast"
+    return f"the processor has {processor.int8}"
 
 
 def pick_dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:

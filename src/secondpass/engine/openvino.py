@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.graph import check_graph, import_openvino
+from secondpass.engine.compiled import kept_or_compiled
 from secondpass.engine.cpu.threads import cpu_quota, num_cores
 from secondpass.engine.engine import TURN_TOKENS, EngineFacts, Turns
 from secondpass.errors import CheckpointError, EngineError
@@ -121,9 +122,13 @@ def compile_graph(file: Path, dtype: str, output: str | None = None) -> Compiled
             if result.output(0) != kept:
                 graph.remove_result(result)
         plan = _plan(core, graph, dtype, file.name)
-        if plan.unpacks:
-            _unpack(graph)
-        model = core.compile_model(graph, "CPU", dict(plan.settings))
+
+        def compiles() -> Any:
+            if plan.unpacks:
+                _unpack(graph)
+            return core.compile_model(graph, "CPU", dict(plan.settings))
+
+        model = kept_or_compiled(core, file, plan.settings, compiles, output=kept.any_name)
     except (RuntimeError, UnicodeDecodeError) as error:  # a message may cut a letter in two
         raise CheckpointError(f"{file}: not a graph that OpenVINO can run: {error}") from error
     streams, threads = (int(model.get_property(name)) for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS"))

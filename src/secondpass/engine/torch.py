@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.weights import load_weights
-from secondpass.engine.batches import Budget, budget_of, in_batches, memory_checked
+from secondpass.engine.batches import Budget, budget_of, filled, in_batches, memory_checked
 from secondpass.engine.cpu.linear_int8 import put_kernels
 from secondpass.engine.cpu.parallel import Streams, threads_in_words
+from secondpass.engine.cpu.threads import this_processor
 from secondpass.engine.cuda.copies import Arrival
 from secondpass.engine.cuda.graphs import open_graphs
 from secondpass.engine.device import pick_device, pick_precision
@@ -56,9 +57,10 @@ class TorchEngine:
             reason += ", " + put_kernels(self.model, is_int8=precision.is_int8) + ", " + threads_in_words()
         self._budget = Budget(token_budget) if token_budget else budget_of(self._device, config, self._dtype)
         self._in_batches = Streams(config.width).in_batches if self._device.type == "cpu" else in_batches
-        kernel = pick_kernel(self._device, self._dtype, config.head_width)
+        kernel = pick_kernel(self._device, self._dtype, config.head_width, has_amx=this_processor().has_amx)
         self._reason, self._max_length = f"{reason}, {use_kernel(self.model, kernel)}", int(config.max_length)
         self._graphs = open_graphs(self.model, kernel, self._device, self._budget) if cuda_graphs else None
+        self._fills = self._device.type == "cpu" and not (self.model.is_causal or self.model.reads_texts_apart)
         self.shares = True  # compute what the rows of a query have in common once; off for comparison
         self._turns = Turns()  # one caller at a time: each uses all cores already
 
@@ -142,9 +144,10 @@ class TorchEngine:
         if replayed is not None:
             return replayed
         spans = [portion.spans[part[i]] for i in batch] if portion.spans else None
-        packed = pack(rows, spans, num_kept=sum(map(len, portion.shared)))
+        given = filled(rows, self._max_length) if self._fills else rows
+        packed = pack(given, spans, num_kept=sum(map(len, portion.shared)))
         values: torch.Tensor = self.model(packed.to(self._device), run, kept)
-        return values
+        return values[: len(rows)]
 
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> CrossEncoderModel:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.weights import FULL_PRECISION, load_weights
-from secondpass.engine.batches import Budget, budget_of, in_batches
+from secondpass.engine.batches import Budget, budget_of, filled, in_batches
 from secondpass.engine.cpu.linear_int8 import put_kernels
 from secondpass.engine.cpu.parallel import Streams, threads_in_words
+from secondpass.engine.cpu.threads import this_processor
 from secondpass.engine.cuda.copies import Arrival
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.engine.engine import TURN_TOKENS, EngineFacts, Heads, Turns, Vectors
@@ -56,7 +57,9 @@ class TorchEncoder:
         self.fingerprint = _fingerprint(self.model)
         if self._device.type == "cpu":
             reason += ", " + put_kernels(self.model) + ", " + threads_in_words()
-        reason += ", " + use_kernel(self.model, pick_kernel(self._device, self._dtype, config.head_width))
+        reason += ", " + use_kernel(
+            self.model, pick_kernel(self._device, self._dtype, config.head_width, has_amx=this_processor().has_amx)
+        )
         self._reason, self._max_length = reason, int(config.max_length)
         self._turns = Turns()  # one caller at a time: each uses all cores already
 
@@ -101,9 +104,12 @@ class TorchEncoder:
     def _forward(
         self, rows: Sequence[Row], outputs: Collection[str], visible: tuple[int, ...] | None
     ) -> dict[str, Tensor]:
-        batch = replace(pack(rows), visible=visible).to(self._device)
+        fills = self._device.type == "cpu" and visible is None
+        given = filled(rows, self._max_length) if fills else rows
+        batch = replace(pack(given), visible=visible).to(self._device)
         values: dict[str, Tensor] = self.model(batch, outputs)
-        return values
+        num_tokens = sum(map(len, rows))
+        return {name: x[: num_tokens if name in _BY_TOKEN else len(rows)] for name, x in values.items()}
 
     def _check_finite(self, found: dict[str, Vectors]) -> None:
         for name, values in found.items():

@@ -93,7 +93,7 @@ class CrossEncoderModel(nn.Module):
 
     def forward(self, batch: Packed, run: Run | None = None, kept: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
         """`run` is as `resolved` gives it, `kept` as the backbone's `kept_states`."""
-        if isinstance(self.head, LateInteraction):
+        if self.reads_texts_apart:
             return self.read_apart(batch)[0]
         if isinstance(self.head, Classifier):
             scores: Tensor = self.head(self.backbone(batch, keep=self.head.reads), batch)
@@ -121,6 +121,11 @@ class CrossEncoderModel(nn.Module):
     def is_causal(self) -> bool:
         """No token sees a later one, so that the backbone can keep what rows share."""
         return isinstance(self.backbone, Decoder)
+
+    @property
+    def reads_texts_apart(self) -> bool:
+        """Query and passage of a row are texts of their own to the backbone."""
+        return isinstance(self.head, LateInteraction)
 
     def decoder(self) -> Decoder:
         """The backbone of a model that `is_causal`."""

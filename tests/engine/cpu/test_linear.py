@@ -22,6 +22,7 @@ from secondpass.engine.cpu.linear_int8 import (
 )
 from secondpass.engine.cpu.linear_onednn import OneDnnLinear
 from secondpass.models.layers import ACTIVATIONS
+from secondpass.packed import rung
 from tests.checkpoints import tiny_bert
 
 PAIRS = [("the river", "water is in the river and the bridge is old"), ("winter", "light"), ("winter", "the city")]
@@ -148,3 +149,43 @@ def test_a_reference_that_is_right_but_slow_is_not_used(monkeypatch: pytest.Monk
     seconds = iter([1.0, 0.001])
     monkeypatch.setattr(int8, "_seconds", lambda _: next(seconds))
     assert not int8._works(torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(1,), (16,), (17,), (130,), (3, 7), (0,)])
+def test_any_number_of_tokens_is_right_and_few_are_multiplied_at_once(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "BLOCK", 64)
+    weight, bias = values(24, 32), values(24)
+    x, residual = values(*shape, 32), values(*shape, 24)
+    layer = OneDnnLinear(weight, bias)
+    seen: list[int] = []
+    product = layer._product
+
+    def spied(x: Tensor, *rest: Any) -> Tensor:
+        seen.append(len(x))
+        return product(x, *rest)
+
+    monkeypatch.setattr(layer, "_product", spied)
+    plain = F.linear(x, weight, bias)
+    torch.testing.assert_close(layer(x, None, residual), plain + residual, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(layer(x, "gelu", None), F.gelu(plain), atol=1e-4, rtol=1e-4)
+    assert all(count % 16 == 0 and count <= 64 for count in seen)
+
+
+@has_int8
+def test_bytes_are_multiplied_in_few_shapes() -> None:
+    seen: list[int] = []
+
+    def products(codes: Tensor, scales: Tensor) -> int8.Product:
+        def product(x: Tensor, dtype: torch.dtype) -> Tensor:
+            seen.append(len(x))
+            return plain_product(codes, scales)(x, dtype)
+
+        return product
+
+    layer = Int8Linear(values(24, 32), values(24), products)
+    for count in (1, 16, 17, 300, int8.BLOCK + 5):
+        x = values(count, 32)
+        torch.testing.assert_close(layer(x, None, None), F.linear(x, values(24, 32), values(24)), atol=0.3, rtol=0.1)
+    assert all(count == rung(count) for count in seen)

@@ -105,6 +105,12 @@ def test_int8_says_where_bytes_are_slow(monkeypatch: pytest.MonkeyPatch) -> None
     assert "slowly" in pick_precision("int8", CPU).reason
 
 
+def test_int8_says_where_it_gains_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(device, "this_processor", lambda: machine("sapphire-rapids"))
+    assert "AMX, on which bfloat16 is as fast" in pick_precision("int8", CPU).reason
+    assert "saves memory alone" in caplog.text
+
+
 def test_int8_is_refused_off_the_cpu() -> None:
     with pytest.raises(ValueError, match=r"8 bits run on the CPU"):
         pick_precision("int8", torch.device("cuda"))

@@ -107,7 +107,7 @@ class Recorder:
 @pytest.fixture
 def varlen_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen, "kernel", lambda: kernel)
-    monkeypatch.setattr("secondpass.engine.torch.pick_kernel", lambda *_: attend_varlen)
+    monkeypatch.setattr("secondpass.engine.torch.pick_kernel", lambda *_, has_amx: attend_varlen)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secondpass.checkpoint.weights import FULL_PRECISION
-from secondpass.engine.cpu.linear_onednn import fuse_layers, fuse_linears, put_kernel
+from secondpass.engine.cpu.linear_onednn import fuse_layers, fuse_linears, padded, put_kernel
 from secondpass.models.layers import Linear
 
 # Codes of weights are -127..127. Those of activations end at 126: scaled in bfloat16, 127 may round up to 128.
@@ -81,7 +81,7 @@ class Int8Linear:
 
     def _put(self, out: Tensor, x: Tensor) -> None:
         codes, scales = quantize_tokens(x)
-        scaled = self.product(codes, x.dtype)
+        scaled = self.product(padded(codes), x.dtype)[: len(x)]
         if self.bias is None:
             torch.mul(scaled, scales, out=out)
         else:

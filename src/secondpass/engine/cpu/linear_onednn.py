@@ -13,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secondpass.models.layers import ACTIVATIONS, Linear, LinearKernel
+from secondpass.packed import rung
+
+# More tokens are multiplied in blocks of this many.
+BLOCK = 2048
 
 # Our activation -> oneDNN's name, scalars, algorithm.
 _POINTWISE: dict[str | None, tuple[str, list[float], str | None]] = {
@@ -33,12 +37,31 @@ class OneDnnLinear:
         self.bias = bias
 
     def __call__(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+        if x.dim() == 2 and len(x) <= BLOCK and len(x) == rung(len(x)):
+            return self._product(x, activation, residual)
+        rows = x.flatten(0, -2)
+        beside = None if residual is None else residual.flatten(0, -2)
+        parts = []
+        for start in range(0, len(rows), BLOCK):
+            part = slice(start, start + BLOCK)
+            added = None if beside is None else padded(beside[part])
+            parts.append(self._product(padded(rows[part]), activation, added))
+        y = (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(rows)]
+        return y.view(*x.shape[:-1], -1)
+
+    def _product(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
         y: Tensor
         if residual is not None and activation is None:
             y = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
             return y
         y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *_POINTWISE[activation])
         return y if residual is None else y + residual
+
+
+def padded(x: Tensor) -> Tensor:
+    """x (T, C) with rows of zeros up to the next `rung`."""
+    missing = rung(len(x)) - len(x)
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def fuse_linears(model: nn.Module) -> str:

@@ -67,6 +67,11 @@ class Processor:
         return self._first({"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"})
 
     @property
+    def has_amx(self) -> bool:
+        """Whether tiles of bfloat16 are multiplied."""
+        return self.bf16 == "AMX"
+
+    @property
     def int8(self) -> str | None:
         """The instructions that make products of bytes faster than float32."""
         if self.architecture in ARM:

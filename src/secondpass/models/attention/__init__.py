@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from secondpass.models.attention.cpu_bf16 import attend_cpu_bf16
+from secondpass.models.attention.fused import attend_fused
 from secondpass.models.attention.reference import Bias, Kernel, Rule
 from secondpass.models.attention.sdpa import attend_sdpa
 from secondpass.models.attention.varlen import attend_varlen, is_usable
@@ -15,6 +16,7 @@ from secondpass.packed import Packed
 NAMES: dict[Kernel, str] = {
     attend_sdpa: "attention row by row",
     attend_cpu_bf16: "bf16 attention",
+    attend_fused: "fused attention",
     attend_varlen: "varlen attention",
 }
 
@@ -41,12 +43,14 @@ class Attention(nn.Module):
         return self.kernel(q, k, v, batch, rule=self.rule, keep=keep, bias=bias)
 
 
-def pick_kernel(device: torch.device, dtype: torch.dtype, width: int, *, has_gradient: bool = False) -> Kernel:
-    """The fastest that is right for heads of this width."""
+def pick_kernel(
+    device: torch.device, dtype: torch.dtype, width: int, *, has_gradient: bool = False, has_amx: bool = False
+) -> Kernel:
+    """The fastest that is right for heads of this width; has_amx: the processor multiplies tiles of bfloat16."""
     if is_usable(device, dtype, width, has_gradient=has_gradient):
         return attend_varlen
     if device.type == "cpu" and dtype == torch.bfloat16 and not has_gradient:
-        return attend_cpu_bf16
+        return attend_fused if has_amx else attend_cpu_bf16
     return attend_sdpa
 
 

@@ -8,12 +8,14 @@ exp overflows, so the maximum is not needed; where sums show that it was, the de
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from secondpass.models.attention.reference import Bias, Rule, attend_kept, by_rows, masked_attention, repeated
 from secondpass.models.attention.sdpa import BLOCK, visible_keys
+from secondpass.models.attention.windows import is_plain, windows
 from secondpass.packed import Packed
 
 # Sums outside are too near to overflow, or to where keys that matter vanish.
@@ -38,21 +40,37 @@ def attend_cpu_bf16(
     """See `Kernel`; without gradients only, and not in a trace: it overwrites its logits and looks at their sums."""
     if keep is not None:
         return attend_kept(q[keep], k, v, batch, rule=rule, keep=keep, bias=bias)
-    return by_rows(_attend_rows, q, k, v, batch, rule=rule, bias=bias)
+    if not is_plain(batch, rule, bias):
+        return by_rows(_attend_rows, q, k, v, batch, rule=rule, bias=bias)
+    rule = replace(rule, window=None)  # which no row is longer than, but its window may be
+    outs = []
+    for window in windows(batch.groups, len(k)):
+        seen = window.mask(k.dtype)
+        outs.append(window.own(_attend_seen(window.of(q), window.of(k), window.of(v), rule, seen)))
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 def _attend_rows(q: Tensor, k: Tensor, v: Tensor, rule: Rule, added: Tensor | None) -> Tensor:
-    """A few rows, heads and queries at a time, so that their logits stay in the caches."""
+    if added is None:
+        return _attend_seen(q, k, v, rule, None)
+    k, v = (side_by_side(repeated(x, q.shape[1])) for x in (k, v))
+    return _attend(q, k, v, added, rule)
+
+
+def _attend_seen(q: Tensor, k: Tensor, v: Tensor, rule: Rule, seen: Tensor | None) -> Tensor:
+    """A few rows, heads and queries at a time, so that their logits stay in the caches.
+
+    seen (1, 1, 1, S), where set, is added to the logits of a rule under which every query sees all keys.
+    """
     n, heads, length, width = q.shape
     k, v = (side_by_side(repeated(x, heads)) for x in (k, v))
-    if added is not None:
-        return _attend(q, k, v, added, rule)
     num_keys = k.shape[2]
     sees_all = rule.window is None or rule.window >= num_keys - 1
     most_queries = None if sees_all and not rule.is_causal else BLOCK
     mixed = q.new_empty(n, length, heads, width).transpose(1, 2)
     for row, head, queries in blocks(n, heads, length, num_keys, most_queries):
         keys, band = visible_keys(queries, length, num_keys, rule, like=q)
+        band = seen if band is None else band
         mixed[row, head, queries] = _attend(q[row, head, queries], k[row, head, keys], v[row, head, keys], band, rule)
     return mixed
 
