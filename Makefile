@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check test test-slow fuzz test-clients test-frameworks test-ray test-stores record-clients bench
+.PHONY: check test test-slow fuzz test-clients test-frameworks test-ray test-clients-ray test-stores record-clients bench
 
 check:
 	$(PYTHON) -m ruff check .
@@ -58,6 +58,12 @@ $(CLIENTS)/ray/ready: pyproject.toml
 # Two nodes on this machine, actors, nodes and drivers that are killed: some minutes.
 test-ray: $(CLIENTS)/ray/ready
 	$(CLIENTS)/ray/bin/python -m pytest -W ignore -m clients tests/scale
+
+# The clients of other makers against replicas on Ray.
+test-clients-ray: $(CLIENTS)/ray/ready $(CLIENTS)/all/ready
+	$(CLIENTS)/all/bin/python -m pip install -qq -e ".[serve]"
+	SECONDPASS_SERVE="$(CLIENTS)/ray/bin/python -m secondpass serve --on ray --replicas 2 --cpus 0.5" \
+		$(CLIENTS)/all/bin/python -m pytest -W ignore -m clients --ignore=$(TESTED)/test_more.py $(TESTED)
 
 test-clients: $(CLIENTS)/all/ready $(CLIENTS)/newest/ready $(CLIENTS)/infinity/ready $(CLIENTS)/more/ready
 	$(CLIENTS)/all/bin/python -m pip install -qq -e ".[serve]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 from collections.abc import MutableMapping
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 
 from secondpass.errors import MissingExtra, SecondpassError
 from secondpass.scale import ray as scale_ray
-from secondpass.scale.ray import Actors
+from secondpass.scale.ray import Actors, over_devices
 from secondpass.scale.serving import RefusedInDialect, _check_resources, deployment_name, wanted_replicas
 from secondpass.server.registry import find_name
 from secondpass.server.settings import Settings
@@ -39,6 +40,19 @@ def test_numbers_of_actors_are_read_from_words() -> None:
             Actors.of(words)
     with pytest.raises(ValueError, match="8 to 2 actors"):
         Actors.of("8..2")
+
+
+def test_a_list_of_devices_is_an_actor_on_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {})
+    assert over_devices("cpu,cpu,cpu") == ("cpu", Actors(min_size=3, max_size=3))
+    assert over_devices("cuda:1, cuda:3") == ("cuda", Actors(min_size=2, max_size=2, gpus=1.0))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,3"
+    over_devices("cuda:1,cuda:0")  # of those that are seen now
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,1"
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES shows 3, 1"):
+        over_devices("cuda:0,cuda:2")
+    with pytest.raises(ValueError, match="give several of one kind, as in cuda:0,cuda:1"):
+        over_devices("cuda:0,cpu")
 
 
 def test_what_ray_has_no_room_for_is_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +26,16 @@ class Placement:
     actors: Annotated[int, typer.Option(min=1, help="Models that are opened on Ray.")] = 2
     cpus: Annotated[float, typer.Option(min=0.0, help="Processors of an actor.")] = 1.0
     gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of an actor.")] = 0.0
+
+    def over(self, device: str) -> tuple[Placement, str]:
+        """Where it is scored, and what each model is told, where the device is a list: on a local Ray."""
+        if "," not in device:
+            return self, device
+        from secondpass.scale.ray import over_devices
+
+        with wrong_use():
+            device, actors = over_devices(device)
+        return replace(self, on=On.ray, actors=actors.max_size, gpus=actors.gpus), device
 
     def run(self, job: Job) -> None:
         from secondpass.scale.batch import ScoreBlock
@@ -69,11 +79,12 @@ def score(
     for file in files:
         if not file.is_file():
             raise WrongUse(f"{file}: no such file")
+    placement, device = placement.over(opening.device)
     options = ModelOptions(
         model=model,
         revision=revision,
         engine=opening.engine,
-        device=opening.device,
+        device=device,
         dtype=opening.dtype,
         max_length=opening.max_length,
         local_files_only=opening.local_files_only,

@@ -80,23 +80,37 @@ class Replicas:
     replicas: Annotated[str, typer.Option(metavar="N|N..M", help="On Ray: of each model; N..M as is needed.")] = "1"
     cpus: Annotated[float, typer.Option(min=0.0, help="On Ray: processors of a replica.")] = 1.0
     gpus: Annotated[float, typer.Option(min=0.0, help="On Ray: GPUs of a replica.")] = 0.0
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Of all models; cuda:0,cuda:1: a replica on each, on Ray.")
+    ] = None
     address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster, which keeps the service; else a local one is started.")
     ] = None
 
     def run(self, settings: Settings, keys: tuple[str, ...], on_ready: Callable[[int], None]) -> int:
-        if self.on is On.process:
+        device, is_list = self.device, self.device is not None and "," in self.device
+        if device is not None and not is_list:
+            settings = _on_device(settings, device)
+        if self.on is On.process and not is_list:
             from secondpass.server import workers
 
             return workers.run(settings, keys, on_ready)
-        from secondpass.scale.ray import Actors, import_ray
+        from secondpass.scale.ray import Actors, import_ray, over_devices
 
         import_ray()
         from secondpass.scale import serving
 
         with wrong_use():
             actors = Actors.of(self.replicas, cpus=self.cpus, gpus=self.gpus)
+            if device is not None and is_list:
+                device, spread = over_devices(device)
+                actors = replace(spread, cpus=self.cpus, gpus=spread.gpus / len(settings.models))
+                settings = _on_device(settings, device)
         return serving.run(settings, keys, actors, self.address, on_ready)
+
+
+def _on_device(settings: Settings, device: str) -> Settings:
+    return replace(settings, models=tuple(replace(model, device=device) for model in settings.models))
 
 
 def serve(

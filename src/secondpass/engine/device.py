@@ -36,8 +36,9 @@ def pick_device(device: str) -> torch.device:
 
     if "," in device or device.endswith(":all"):
         raise ValueError(
-            f"device is {device!r}; an engine runs on one device: start a server on each ({device.split(',')[0]!r} "
-            "and so on) behind a load balancer, or score with one process for each device"
+            f"device is {device!r}; an engine runs on one. Several are for `secondpass score --device {device}` and "
+            f"`secondpass serve --device {device}`, which start a process on each; they need Ray: "
+            'pip install "secondpass[ray]"'
         )
     if device != "auto":
         try:

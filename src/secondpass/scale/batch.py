@@ -10,9 +10,11 @@ every one can call them.
 from __future__ import annotations
 
 import json
+import pickle
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +244,20 @@ def _count(file: Path) -> int:
         return sum(1 for _ in stream)
 
 
+_OPENING = threading.Lock()
+
+
+@lru_cache(maxsize=4)
+def _open(options: bytes) -> Reranker:
+    return Reranker(**vars(pickle.loads(options)))
+
+
+def _opened(options: bytes) -> Reranker:
+    """The model of pickled ModelOptions, opened once in this process, whichever task or thread asks for it."""
+    with _OPENING:
+        return _open(options)
+
+
 class ScoreBatch:
     """Columns of a batch with their scores added: what Ray Data, Daft, Dask, Spark or Beam calls.
 
@@ -255,19 +271,12 @@ class ScoreBatch:
         self._options = ModelOptions(model=model) if isinstance(model, str) else model
         self._query, self._document = query, document
 
-    @cached_property
-    def _reranker(self) -> Reranker:
-        return Reranker(**vars(self._options))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_reranker"}
-
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         for name in (self._query, self._document):
             if name not in batch:
                 raise DataError(f"the batch has no column {name!r}; it has {', '.join(map(repr, batch))}")
         pairs = zip(map(str, batch[self._query]), map(str, batch[self._document]), strict=True)
-        reranker = self._reranker
+        reranker = _opened(pickle.dumps(self._options))
         scores: NDArray[np.float32] = np.asarray(reranker.score_pairs(pairs), np.float32)
         probabilities = np.asarray([reranker.probability(float(score)) for score in scores], np.float32)
         return {**batch, "score": scores, "probability": probabilities}

@@ -47,6 +47,31 @@ class Actors:
             raise ValueError(f"{self.min_size} to {self.max_size} actors; give 1 or more, the smaller first")
 
 
+def over_devices(device: str) -> tuple[str, Actors]:
+    """What each actor is told, and the actors, of a list as in cuda:0,cuda:1; a Ray that starts here sees no other.
+
+    Raises ValueError for a list of several kinds.
+    """
+    kinds, _, indices = zip(*(each.strip().partition(":") for each in device.split(",")), strict=True)
+    if len(set(kinds)) > 1 or kinds[0] not in ("cuda", "cpu"):
+        raise ValueError(f"device is {device!r}; give several of one kind, as in cuda:0,cuda:1")
+    if kinds[0] == "cuda":
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = [index or "0" for index in indices]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(
+            names if seen is None else _shown(seen.split(","), names, device)
+        )
+    return kinds[0], Actors(min_size=len(kinds), max_size=len(kinds), gpus=float(kinds[0] == "cuda"))
+
+
+def _shown(seen: Sequence[str], names: Sequence[str], device: str) -> list[str]:
+    """The devices by the names that they have outside of this process."""
+    try:
+        return [seen[int(name)] for name in names]
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"device is {device!r}; CUDA_VISIBLE_DEVICES shows {', '.join(seen)}") from error
+
+
 def import_ray(oldest: tuple[int, int] = OLDEST) -> Any:
     """The module ray. Raises MissingExtra where it is not there, SecondpassError where it is too old."""
     if find_spec("ray") is None:

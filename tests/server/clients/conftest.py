@@ -1,13 +1,19 @@
-"""A live server of the embedded model, which can be told to refuse first, and what the clients sent to it."""
+"""A live server of the embedded model, which can be told to refuse first, and what the clients sent to it.
+
+SECONDPASS_SERVE is a command that starts a server elsewhere, on Ray for instance; the tests then speak through it.
+"""
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import uvicorn
 
 from secondpass.server.dialects import choose
 from secondpass.wire.calls import Ranked, Refusal, RerankCall
@@ -45,7 +51,27 @@ class Live:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Live]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    if command := os.environ.get("SECONDPASS_SERVE"):
+        yield from server_of(shlex.split(command), tmp_path_factory.mktemp("server") / "log")
+    else:
+        yield from server_here()
+
+
+def server_of(command: list[str], log: Path) -> Iterator[Live]:
+    from tests.scale.served import serve
+    from tests.server.clients.passing import Passing
+    from tests.server.live import running
+
+    refusals: deque[Refusal] = deque()
+    kept = Recorder()
+    with serve([*command, "--port", "0"], key=KEY, log=log) as served:
+        app = kept.wrap(Passing(served.url, refusals))
+        with running(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off")) as url:
+            yield Live(url, refusals, kept)
+
+
+def server_here() -> Iterator[Live]:
     from secondpass.server.service import CallContext, Service
     from secondpass.server.settings import Settings
     from tests.server.live import serving
