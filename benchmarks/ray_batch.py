@@ -104,9 +104,8 @@ def main(
         done = (last[0] - first[0]) * per_block
         seconds, cpu = last[1] - first[1], last[2] - first[2]
         typer.echo(f"{way.value}, {actors} of {cpus:g} CPUs: {done} pairs, {done / seconds:.0f} a second")
-        typer.echo(
-            f"  {seconds:.1f} s, CPU {cpu:.1f} s, {1000 * cpu / done:.3f} ms a pair; begun in {first[1] - began:.1f} s"
-        )
+        typer.echo(f"  {seconds:.1f} s, CPU {cpu:.1f} s, {1000 * cpu / done:.3f} ms a pair")
+        typer.echo(f"  the first blocks were there after {first[1] - began:.1f} s")
         for name, used, memory in largest:
             typer.echo(f"  {memory:6.0f} MB {used:6.1f} s  {name}")
 

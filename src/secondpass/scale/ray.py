@@ -96,7 +96,11 @@ def start_ray(address: str | None = None, oldest: tuple[int, int] = OLDEST) -> A
     ray = import_ray(oldest)
     if not ray.is_initialized():
         try:
-            ray.init(address or "local", log_to_driver=False, logging_level="warning")
+            quiet = {"log_to_driver": False, "logging_level": "warning"}
+            if address is None:
+                ray.init("local", include_dashboard=False, **quiet)
+            else:
+                ray.init(address, **quiet)
         except Exception as error:  # Ray raises no narrower one where a node does not start
             raise SecondpassError(f"no Ray at {address or 'this machine'}: {error}") from error
     return ray
