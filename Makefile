@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check test test-slow fuzz test-clients test-frameworks test-ray test-clients-ray test-stores record-clients bench
+.PHONY: check test test-slow fuzz test-clients test-frameworks test-ray test-agents test-clients-ray test-stores record-clients bench
 
 check:
 	$(PYTHON) -m ruff check .
@@ -59,11 +59,27 @@ $(CLIENTS)/ray/ready: pyproject.toml
 test-ray: $(CLIENTS)/ray/ready
 	$(CLIENTS)/ray/bin/python -m pytest -W ignore -m clients tests/scale
 
+<<<<<<< HEAD
 # The clients of other makers against replicas on Ray.
 test-clients-ray: $(CLIENTS)/ray/ready $(CLIENTS)/all/ready
 	$(CLIENTS)/all/bin/python -m pip install -qq -e ".[serve]"
 	SECONDPASS_SERVE="$(CLIENTS)/ray/bin/python -m secondpass serve --on ray --replicas 2 --cpus 0.5" \
 		$(CLIENTS)/all/bin/python -m pytest -W ignore -m clients --ignore=$(TESTED)/test_more.py $(TESTED)
+=======
+# OpenClaw and the MCP inspector, with the Node that they need (650 MB from npm; some minutes). SECONDPASS_LANCEDB_PRO names
+# a folder with memory-lancedb-pro after npm install, if there is one.
+NODE = $(CLIENTS)/agents/node/node_modules/.bin:$(CLIENTS)/agents/node_modules/.bin:$(PATH)
+$(CLIENTS)/agents/ready: tests/agents/package.json
+	mkdir -p $(@D)/node
+	npm install --silent --prefix $(@D)/node node@26.10.0
+	cp $< $(@D)
+	PATH=$(NODE) npm install --silent --prefix $(@D)
+	touch $@
+
+test-agents: $(CLIENTS)/agents/ready
+	PATH=$(NODE) node --test packages/openclaw/test/*.test.js
+	PATH=$(NODE) $(PYTHON) -m pytest -W ignore -m clients tests/agents
+>>>>>>> b8b9a97 (make test-agents: the MCP server by the inspector's command line, and OpenClaw itself with a scripted chat model)
 
 test-clients: $(CLIENTS)/all/ready $(CLIENTS)/newest/ready $(CLIENTS)/infinity/ready $(CLIENTS)/more/ready
 	$(CLIENTS)/all/bin/python -m pip install -qq -e ".[serve]"
