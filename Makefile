@@ -59,13 +59,12 @@ $(CLIENTS)/ray/ready: pyproject.toml
 test-ray: $(CLIENTS)/ray/ready
 	$(CLIENTS)/ray/bin/python -m pytest -W ignore -m clients tests/scale
 
-<<<<<<< HEAD
 # The clients of other makers against replicas on Ray.
 test-clients-ray: $(CLIENTS)/ray/ready $(CLIENTS)/all/ready
 	$(CLIENTS)/all/bin/python -m pip install -qq -e ".[serve]"
 	SECONDPASS_SERVE="$(CLIENTS)/ray/bin/python -m secondpass serve --on ray --replicas 2 --cpus 0.5" \
 		$(CLIENTS)/all/bin/python -m pytest -W ignore -m clients --ignore=$(TESTED)/test_more.py $(TESTED)
-=======
+
 # OpenClaw and the MCP inspector, with the Node that they need (650 MB from npm; some minutes). SECONDPASS_LANCEDB_PRO names
 # a folder with memory-lancedb-pro after npm install, if there is one.
 NODE = $(CLIENTS)/agents/node/node_modules/.bin:$(CLIENTS)/agents/node_modules/.bin:$(PATH)
@@ -79,7 +78,6 @@ $(CLIENTS)/agents/ready: tests/agents/package.json
 test-agents: $(CLIENTS)/agents/ready
 	PATH=$(NODE) node --test packages/openclaw/test/*.test.js
 	PATH=$(NODE) $(PYTHON) -m pytest -W ignore -m clients tests/agents
->>>>>>> b8b9a97 (make test-agents: the MCP server by the inspector's command line, and OpenClaw itself with a scripted chat model)
 
 test-clients: $(CLIENTS)/all/ready $(CLIENTS)/newest/ready $(CLIENTS)/infinity/ready $(CLIENTS)/more/ready
 	$(CLIENTS)/all/bin/python -m pip install -qq -e ".[serve]"
