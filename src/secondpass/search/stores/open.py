@@ -32,7 +32,7 @@ def open_store(name: str, folder: str | Path | None, *, create: bool) -> Store:
 def index_names(folder: str | Path | None = None) -> list[str]:
     """The indexes that there are."""
     if _scheme(folder) in POSTGRES:
-        from secondpass.search.stores.postgres import index_names
+        from secondpass.search.stores.postgres_database import index_names
 
         return index_names(str(folder))
     return sorted(file.name.removesuffix(SUFFIX) for file in _folder(folder).glob(f"*{SUFFIX}"))

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secondpass.errors import MissingExtra, StoreError
+from secondpass.errors import StoreError
 from secondpass.retrieval.bm25 import Found
 from secondpass.retrieval.words import terms
+from secondpass.search.stores.postgres_database import Database, index_names
 from secondpass.search.stores.store import (
     CHUNK_COLUMNS,
     MAX_ACCESSES,
@@ -43,12 +42,10 @@ from secondpass.search.stores.store import (
 if TYPE_CHECKING:
     from psycopg import Connection
 
-PREFIX = "secondpass_"  # of the schemas
 K1, B = 1.2, 0.75
 MAX_WORDS = 40  # of a query
 MAX_ENDINGS = 50  # words that a single character of a script without blanks stands for
 HNSW_FROM = 50_000
-WAIT_S = 10.0  # for a connection
 _TABLES = """
 create table if not exists {s}.meta(name text primary key, value text not null);
 create table if not exists {s}.files(id bigserial primary key, path text not null unique, root text not null,
@@ -92,65 +89,58 @@ class PostgresStore:
     """
 
     def __init__(self, url: str, name: str, *, create: bool = False) -> None:
-        self._url, self._schema = url, schema_of(name)
-        self._pool = _open_pool(url)
-        self._held = threading.local()  # the connection of a thread that is in `together`
+        self._db = Database(url, name)
         if not create and name not in (names := index_names(url)):
             self.close()
             raise StoreError(f"{self.location}: {missing(name, names)} --folder {self.location}")
-        with self._writing() as connection:
+        with self._db.transaction() as connection:
             connection.execute("create extension if not exists vector")
-            connection.execute(f"create schema if not exists {self._schema}")
-            connection.execute(self._sql(_TABLES))
+            connection.execute(self._db.sql("create schema if not exists {s}"))
+            connection.execute(self._db.sql(_TABLES))
         self._check_words()
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        with self._writing() as connection:
-            self._held.connection = connection
-            try:
-                yield
-            finally:
-                self._held.connection = None
+    def together(self) -> AbstractContextManager[None]:
+        return self._db.together()
 
     @property
     def location(self) -> str:
-        return location_of(self._url)
+        return self._db.location
 
     def meta(self, name: str) -> str | None:
-        row = self._one("select value from {s}.meta where name = %s", (name,))
+        row = self._db.one("select value from {s}.meta where name = %s", (name,))
         return None if row is None else str(row[0])
 
     def set_meta(self, values: Mapping[str, str]) -> None:
-        with self._writing() as connection:
+        with self._db.transaction() as connection:
             self._set_meta(connection, values)
 
     def files(self) -> dict[str, File]:
-        rows = self._all("select path, root, digest, size, modified_ns from {s}.files")
+        rows = self._db.all("select path, root, digest, size, modified_ns from {s}.files")
         return {
             row[0]: File(path=row[0], root=row[1], digest=row[2], size=row[3], modified_ns=row[4]) for row in rows
         }
 
     def write(self, changes: Sequence[Change]) -> None:
         words = [[Counter(terms(chunk.passage)) for chunk in change.chunks] for change in changes]
-        with self._writing() as connection:
+        with self._db.transaction() as connection:
             connection.execute(
-                self._sql("delete from {s}.files where path = any(%s)"), ([each.file.path for each in changes],)
+                self._db.sql("delete from {s}.files where path = any(%s)"),
+                ([each.file.path for each in changes],),
             )
             for change, counts in zip(changes, words, strict=True):
                 self._insert(connection, change, counts)
 
     def remove(self, paths: Iterable[str]) -> int:
-        with self._writing() as connection:
+        with self._db.transaction() as connection:
             gone = connection.execute(
-                self._sql(
+                self._db.sql(
                     "select count(*) from {s}.chunks where file in (select id from {s}.files where path = any(%s))"
                 ),
                 (paths := list(paths),),
             ).fetchone()
-            connection.execute(self._sql("delete from {s}.files where path = any(%s)"), (paths,))
+            connection.execute(self._db.sql("delete from {s}.files where path = any(%s)"), (paths,))
             connection.execute(
-                self._sql("delete from {s}.accesses where digest not in (select digest from {s}.chunks)")
+                self._db.sql("delete from {s}.accesses where digest not in (select digest from {s}.chunks)")
             )
         return 0 if gone is None else int(gone[0])
 
@@ -160,19 +150,19 @@ class PostgresStore:
         if not asked or limit < 1:
             return []
         values |= {"words": asked, "k1": K1, "b": B, "limit": limit}
-        return [(int(id), float(score)) for id, score in self._all(_BM25.replace("{where}", where), values)]
+        return [(int(id), float(score)) for id, score in self._db.all(_BM25.replace("{where}", where), values)]
 
     def search_vectors(self, vector: Vectors, limit: int, only: Filter) -> Found:
         where, values = _condition(only)
         kind = f"halfvec({len(vector)})"
         order = f"(c.vector::{kind}) <#> %(vector)s::{kind}"
         values |= {"vector": _halves(vector), "limit": limit}
-        with self._connection() as connection:
+        with self._db.reading() as connection:
             connection.execute(f"set local hnsw.ef_search = {min(1000, max(100, 2 * limit))}")
             if self._iterates:
                 connection.execute("set local hnsw.iterative_scan = relaxed_order")
             rows = connection.execute(
-                self._sql(
+                self._db.sql(
                     f"select c.id, -({order}) from {{s}}.chunks c join {{s}}.files f on f.id = c.file "
                     f"where c.vector is not null and {where} order by {order} limit %(limit)s"
                 ),
@@ -182,12 +172,12 @@ class PostgresStore:
 
     def ids(self, path: str) -> list[int]:
         of_file = "select c.id from {s}.chunks c join {s}.files f on f.id = c.file where f.path = %s order by c.id"
-        return [int(row[0]) for row in self._all(of_file, (path,))]
+        return [int(row[0]) for row in self._db.all(of_file, (path,))]
 
     def fetch(self, ids: Sequence[int]) -> list[Stored]:
         columns = STORED_COLUMNS.replace("c.entities, c.fields", "c.entities::text, c.fields::text")
         uses = "array(select time from {s}.accesses a where a.digest = c.digest and kind <> 'rejected' order by time)"
-        rows = self._all(
+        rows = self._db.all(
             f"select {columns}, {uses} from {{s}}.chunks c join {{s}}.files f on f.id = c.file where c.id = any(%s)",
             (list(ids),),
         )
@@ -195,7 +185,7 @@ class PostgresStore:
         return [found[id] for id in ids if id in found]
 
     def known_vectors(self, digests: Sequence[bytes]) -> dict[bytes, Vectors]:
-        rows = self._all(
+        rows = self._db.all(
             "select distinct on (digest) digest, vector::real[] from {s}.chunks "
             "where digest = any(%s) and vector is not null",
             (list(digests),),
@@ -203,39 +193,39 @@ class PostgresStore:
         return {bytes(digest): np.array(values, np.float32) for digest, values in rows}
 
     def without_vectors(self, limit: int) -> list[Stored]:
-        rows = self._all("select id from {s}.chunks where vector is null order by id limit %s", (limit,))
+        rows = self._db.all("select id from {s}.chunks where vector is null order by id limit %s", (limit,))
         return self.fetch([row[0] for row in rows])
 
     def add_vectors(self, ids: Sequence[int], vectors: Vectors) -> None:
         rows = [(_halves(vector), id) for id, vector in zip(ids, vectors, strict=True)]
-        with self._writing() as connection, connection.cursor() as cursor:
-            cursor.executemany(self._sql("update {s}.chunks set vector = %s::halfvec where id = %s"), rows)
+        with self._db.transaction() as connection, connection.cursor() as cursor:
+            cursor.executemany(self._db.sql("update {s}.chunks set vector = %s::halfvec where id = %s"), rows)
 
     def drop_vectors(self) -> None:
-        with self._writing() as connection:
-            connection.execute(self._sql("drop index if exists {s}.chunks_nearest"))  # of the old dimension
-            connection.execute(self._sql("update {s}.chunks set vector = null"))
+        with self._db.transaction() as connection:
+            connection.execute(self._db.sql("drop index if exists {s}.chunks_nearest"))  # of the old dimension
+            connection.execute(self._db.sql("update {s}.chunks set vector = null"))
 
     def supersede(self, old: int, new: int | None) -> None:
-        with self._writing() as connection:
-            connection.execute(self._sql("update {s}.chunks set superseded_by = %s where id = %s"), (new, old))
+        with self._db.transaction() as connection:
+            connection.execute(self._db.sql("update {s}.chunks set superseded_by = %s where id = %s"), (new, old))
 
     def change_fields(self, id: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
-        with self._writing() as connection:
-            row = connection.execute(self._sql("select fields from {s}.chunks where id = %s"), (id,)).fetchone()
+        with self._db.transaction() as connection:
+            row = connection.execute(self._db.sql("select fields from {s}.chunks where id = %s"), (id,)).fetchone()
             if row is not None:
                 changed = _storable(as_json(change(row[0])))
-                connection.execute(self._sql("update {s}.chunks set fields = %s where id = %s"), (changed, id))
+                connection.execute(self._db.sql("update {s}.chunks set fields = %s where id = %s"), (changed, id))
         return row is not None
 
     def record(self, events: Sequence[Event]) -> None:
-        with self._writing() as connection, connection.cursor() as cursor:
+        with self._db.transaction() as connection, connection.cursor() as cursor:
             cursor.executemany(
-                self._sql("insert into {s}.accesses values(%s, %s, %s)"),
+                self._db.sql("insert into {s}.accesses values(%s, %s, %s)"),
                 [(each.digest, each.time, each.kind) for each in events],
             )
             cursor.executemany(
-                self._sql(
+                self._db.sql(
                     "delete from {s}.accesses where digest = %(d)s and ctid not in (select ctid from {s}.accesses "
                     "where digest = %(d)s order by time desc limit %(most)s)"
                 ),
@@ -243,24 +233,26 @@ class PostgresStore:
             )
 
     def fans(self, names: Sequence[str]) -> dict[str, int]:
-        rows = self._all("select name, count(*) from {s}.entities where name = any(%s) group by name", (list(names),))
+        rows = self._db.all(
+            "select name, count(*) from {s}.entities where name = any(%s) group by name", (list(names),)
+        )
         return {**dict.fromkeys(names, 0), **{row[0]: int(row[1]) for row in rows}}
 
     def similarities(self) -> NDArray[np.uint64]:
-        rows = self._all("select similarity from {s}.chunks order by id")
+        rows = self._db.all("select similarity from {s}.chunks order by id")
         return np.array([row[0] for row in rows], np.int64).view(np.uint64)
 
     def add_judgement(self, judgement: Mapping[str, Any]) -> None:
-        with self._writing() as connection:
+        with self._db.transaction() as connection:
             connection.execute(
-                self._sql("insert into {s}.judgements(value) values(%s)"), (_storable(as_json(judgement)),)
+                self._db.sql("insert into {s}.judgements(value) values(%s)"), (_storable(as_json(judgement)),)
             )
 
     def judgements(self) -> list[dict[str, Any]]:
-        return [row[0] for row in self._all("select value from {s}.judgements order by id")]
+        return [row[0] for row in self._db.all("select value from {s}.judgements order by id")]
 
     def counts(self) -> Counts:
-        row = self._one(
+        row = self._db.one(
             "select (select count(*) from {s}.files), count(*), count(vector), (select coalesce(sum("
             "pg_total_relation_size(c.oid)), 0) from pg_class c where c.relnamespace = to_regnamespace('{s}') "
             "and c.relkind = 'r') from {s}.chunks"
@@ -270,35 +262,35 @@ class PostgresStore:
 
     def finish(self) -> None:
         """Statistics for the planner, and from HNSW_FROM vectors on the index of the nearest."""
-        row = self._one("select count(vector), max(vector_dims(vector)) from {s}.chunks")
-        with self._writing() as connection:
-            connection.execute(self._sql("analyze {s}.chunks, {s}.postings, {s}.files"))
+        row = self._db.one("select count(vector), max(vector_dims(vector)) from {s}.chunks")
+        with self._db.transaction() as connection:
+            connection.execute(self._db.sql("analyze {s}.chunks, {s}.postings, {s}.files"))
             if row is not None and row[0] >= HNSW_FROM:
                 connection.execute(
-                    self._sql(
+                    self._db.sql(
                         "create index if not exists chunks_nearest on {s}.chunks "
                         f"using hnsw ((vector::halfvec({row[1]})) halfvec_ip_ops)"
                     )
                 )
 
     def drop(self) -> None:
-        with self._writing() as connection:
-            connection.execute(f"drop schema {self._schema} cascade")
+        with self._db.transaction() as connection:
+            connection.execute(self._db.sql("drop schema {s} cascade"))
         self.close()
 
     def close(self) -> None:
-        self._pool.close()
+        self._db.close()
 
     def _insert(self, connection: Connection[Any], change: Change, words: Sequence[Counter[str]]) -> None:
         file = change.file
         row = connection.execute(
-            self._sql(
+            self._db.sql(
                 "insert into {s}.files(path, root, digest, size, modified_ns) values(%s, %s, %s, %s, %s) returning id"
             ),
             (file.path, file.root, file.digest, file.size, file.modified_ns),
         ).fetchone()
         assert row is not None
-        insert = self._sql(
+        insert = self._db.sql(
             f"insert into {{s}}.chunks(file, length, vector, {CHUNK_COLUMNS}) values(%s, %s, %s::halfvec, "
             "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) returning id"
         )
@@ -311,15 +303,15 @@ class PostgresStore:
             assert found is not None
             postings += [(_storable(word), found[0], count) for word, count in counts.items()]
             entities += [(_storable(name), found[0]) for name in dict.fromkeys(chunk.entities)]
-        _copy(connection, self._sql("copy {s}.postings(word, chunk, count) from stdin"), postings)
-        _copy(connection, self._sql("copy {s}.entities(name, chunk) from stdin"), entities)
+        _copy(connection, self._db.sql("copy {s}.postings(word, chunk, count) from stdin"), postings)
+        _copy(connection, self._db.sql("copy {s}.entities(name, chunk) from stdin"), entities)
 
     def _known_words(self, asked: Sequence[str]) -> list[str]:
         """The words, and for a single character of a script without blanks those that begin with it."""
         alone = [word for word in asked if len(word) == 1 and ord(word) > 0x0E00]
         found = list(asked)
         for word in alone:
-            rows = self._all(
+            rows = self._db.all(
                 "select distinct word from {s}.postings where word > %s and word < %s limit %s",
                 (word, word + "\U0010ffff", MAX_ENDINGS),
             )
@@ -332,21 +324,21 @@ class PostgresStore:
         known = self.meta("words")
         if known == mark:
             return
-        with self._writing() as connection:
+        with self._db.transaction() as connection:
             if known is not None:
-                connection.execute(self._sql("truncate {s}.postings"))
-                rows = connection.execute(self._sql("select id, heading, text from {s}.chunks")).fetchall()
+                connection.execute(self._db.sql("truncate {s}.postings"))
+                rows = connection.execute(self._db.sql("select id, heading, text from {s}.chunks")).fetchall()
                 counted = [
                     (id, Counter(terms(f"{heading}\n{text}" if heading else text))) for id, heading, text in rows
                 ]
                 postings = [(word, id, count) for id, counts in counted for word, count in counts.items()]
-                _copy(connection, self._sql("copy {s}.postings(word, chunk, count) from stdin"), postings)
+                _copy(connection, self._db.sql("copy {s}.postings(word, chunk, count) from stdin"), postings)
             self._set_meta(connection, {"words": mark})
 
     def _set_meta(self, connection: Connection[Any], values: Mapping[str, str]) -> None:
         with connection.cursor() as cursor:
             cursor.executemany(
-                self._sql(
+                self._db.sql(
                     "insert into {s}.meta values(%s, %s) on conflict (name) do update set value = excluded.value"
                 ),
                 list(values.items()),
@@ -355,103 +347,8 @@ class PostgresStore:
     @property
     def _iterates(self) -> bool:
         """Whether this pgvector goes on looking when a filter leaves too few of the nearest."""
-        row = self._one("select extversion from pg_extension where extname = 'vector'")
+        row = self._db.one("select extversion from pg_extension where extname = 'vector'")
         return row is not None and tuple(map(int, str(row[0]).split(".")[:2])) >= (0, 8)
-
-    def _one(self, query: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
-        rows = self._all(query, values)
-        return rows[0] if rows else None
-
-    def _all(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
-        with self._connection() as connection:
-            rows: list[tuple[Any, ...]] = connection.execute(self._sql(query), values).fetchall()
-        return rows
-
-    def _sql(self, query: str) -> Any:
-        return query.replace("{s}", self._schema)
-
-    @contextmanager
-    def _connection(self) -> Iterator[Connection[Any]]:
-        """A connection in a transaction: that of `together`, or one of its own."""
-        import psycopg
-
-        held: Connection[Any] | None = getattr(self._held, "connection", None)
-        if held is not None:
-            yield held
-            return
-        try:
-            with self._pool.connection(WAIT_S) as connection:
-                yield connection
-        except psycopg.Error as error:
-            raise StoreError(f"{location_of(self._url)}: {_said(error)}") from error
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection[Any]]:
-        """A transaction that waits for other writers of the same index."""
-        with self._connection() as connection:
-            connection.execute("select pg_advisory_xact_lock(hashtext(%s))", (self._schema,))
-            yield connection
-
-
-def index_names(url: str) -> list[str]:
-    """The indexes in a database. Raises StoreError where it cannot be reached."""
-    import psycopg
-
-    with _open_pool(url) as pool:
-        try:
-            with pool.connection(WAIT_S) as connection:
-                rows = connection.execute(
-                    "select nspname from pg_namespace where starts_with(nspname, %s) order by 1", (PREFIX,)
-                ).fetchall()
-        except psycopg.Error as error:
-            raise StoreError(f"{location_of(url)}: {_said(error)}") from error
-    return [str(row[0]).removeprefix(PREFIX) for row in rows]
-
-
-def location_of(url: str) -> str:
-    """The address of a database for people: without a password."""
-    parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
-
-
-def schema_of(name: str) -> str:
-    """The schema of an index, quoted. Raises ValueError for a name that PostgreSQL would cut."""
-    schema = f"{PREFIX}{name}"
-    if len(schema.encode()) > 63:
-        raise ValueError(
-            f"the name of an index in PostgreSQL has at most {63 - len(PREFIX)} bytes; {name!r} has more"
-        )
-    return f'"{schema}"'
-
-
-def _open_pool(url: str) -> Any:
-    """Connections of one process. Raises StoreError where the first cannot be made."""
-    try:
-        import psycopg
-        from psycopg_pool import ConnectionPool
-    except ImportError:
-        raise MissingExtra("psycopg", "postgres") from None
-    try:
-        psycopg.connect(url, connect_timeout=int(WAIT_S)).close()
-    except psycopg.Error as error:
-        raise StoreError(f"{location_of(url)}: {_said(error)}") from error
-    return ConnectionPool(url, min_size=0, max_size=8, open=True, name="secondpass-index")
-
-
-def _said(error: Exception) -> str:
-    """What the database says, and what a person can do about it."""
-    import psycopg
-
-    without_vector = "pgvector is not installed there; install it, or ask the administrator to"
-    advice: dict[type[Exception], str] = {
-        psycopg.errors.UndefinedFile: without_vector,
-        psycopg.errors.FeatureNotSupported: without_vector,
-        psycopg.errors.InsufficientPrivilege: "the user may not do that; ask the administrator for the right",
-        psycopg.errors.DiskFull: "its disk is full; free some space and run it again: what was finished is kept",
-    }
-    what = " ".join(str(error).split()) or type(error).__name__
-    return next((f"{what}; {more}" for kind, more in advice.items() if isinstance(error, kind)), what)
 
 
 def _copy(connection: Connection[Any], statement: Any, rows: Iterable[Sequence[Any]]) -> None:
