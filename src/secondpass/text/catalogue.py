@@ -33,10 +33,10 @@ KNOWN = (
         name="multilingual",
         family="bert",
         languages="many, Chinese above all",
-        parameters="59M",
+        parameters="60M",
         max_length=512,
         licence="MIT",
-        use="offline, of the package secondpass-multilingual; cosine and word matching, on the openvino engine",
+        use="offline, of the package secondpass-multilingual; cosine, MaxSim and word matching",
     ),
     Known(
         name="BAAI/bge-reranker-base",
