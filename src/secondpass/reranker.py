@@ -37,6 +37,8 @@ class Reranker:
     score_cache: a file in which scores are kept, so that a second run over the same pairs computes only what is new.
     calibration: a Calibration, or the file of one: `probability` is then its fitted map; scores stay raw logits.
     special_tokens: "text", so that "[SEP]" in a document is just letters, or "parse", as the references do.
+    passage_cache_bytes: the memory in which the embedded model keeps what it read of passages, so that another
+    query over the same ones costs a fraction; None is 64 MiB, 0 keeps nothing.
     Pickles open the model anew. `close`, or `with`, gives its memory back.
     Safe to use from several threads. Raises CheckpointError, DownloadError, UnknownModel or MissingExtra.
     """
@@ -63,6 +65,7 @@ class Reranker:
         score_cache: str | Path | None = None,
         calibration: Calibration | str | Path | None = None,
         special_tokens: str = "text",
+        passage_cache_bytes: int | None = None,
     ) -> None:
         self._options = ModelOptions(
             model=model,
@@ -83,6 +86,7 @@ class Reranker:
             score_cache=score_cache,
             calibration=calibration,
             special_tokens=special_tokens,
+            passage_cache_bytes=passage_cache_bytes,
         )
         self._scoring = open_scoring(self._options)
 
@@ -159,6 +163,17 @@ class Reranker:
     def warm_up(self) -> None:
         """Run batches of several sizes, so that the next call is not the first and `budget_ms` knows the pace."""
         self._scoring.warm_up()
+
+    def store_passages(self, documents: Iterable[DocumentLike]) -> bool:
+        """Read passages before they are asked about, so that the first query costs no more than later ones.
+
+        They are kept in memory, the least lately used forgotten first; see `passage_cache_bytes`. Scores are the same
+        with it and without. False, and nothing done, for a model that reads query and passage together.
+        """
+        if not self._scoring.engine.facts.keeps_passages:
+            return False
+        self.score_pairs([("", document) for document in as_documents(documents)])
+        return True
 
     def score(
         self,

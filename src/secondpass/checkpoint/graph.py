@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,10 @@ def check_graph(file: Path) -> None:
         raise CheckpointError(f"{file}: cannot be read: {error}") from error
 
 
-def read_constants(graph: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def read_constants(graph: Path, wanted: Collection[str] | None = None) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Every (name, values) of the traced module's parameters, in float32, by the names of the source checkpoint.
 
+    wanted: our own names of those that are asked for; None for all.
     A graph without these has our own names. Raises CheckpointError for one that is damaged or names no parameters.
     """
     root = _parsed(graph)
@@ -84,6 +85,7 @@ def read_constants(graph: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
     notes = root.find("/".join(("rt_info", *NAMES)))
     theirs = {} if notes is None else _checked_names(parsed(notes.get("value", "{}"), str(graph)), graph)
     names = [name for name in stored if not name.endswith(("/scale", "/zero_point"))]
+    names = names if wanted is None else [name for name in names if name in wanted]
     if not names:
         raise CheckpointError(f"{graph}: names no weights; it can be run by the openvino engine, not by torch")
     for name in names:

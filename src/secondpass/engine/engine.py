@@ -28,7 +28,7 @@ class EngineFacts:
     """What runs a model. reason says in words why this precision and kernel; lengths are in tokens.
 
     max_length is the longest row, token_budget what is run at once; it may become less while running, where that
-    did not fit in memory.
+    did not fit in memory. keeps_passages: what was read of a passage is kept, so that a later query costs less.
     """
 
     name: str
@@ -37,6 +37,7 @@ class EngineFacts:
     reason: str
     max_length: int
     token_budget: int
+    keeps_passages: bool = False
 
     def info(self, *, model: str, revision: str | None, family: str, max_length: int, truncation: str) -> Info:
         """What a public class says of itself; max_length is the one that it reads with."""

@@ -22,11 +22,13 @@ def open_engine(
     dtype: str = "auto",
     token_budget: int | None = None,
     score_cache: str | Path | None = None,
+    passage_cache_bytes: int | None = None,
     cuda_graphs: bool = False,
 ) -> ReopeningEngine:
     """The engine for a checkpoint; "auto" takes torch where there are weights and torch is installed.
 
-    score_cache is a file in which scores are kept, to be looked up before they are computed. cuda_graphs: small
+    score_cache is a file in which scores are kept, to be looked up before they are computed.
+    passage_cache_bytes bounds what is kept of passages by a model that reads them apart. cuda_graphs: small
     batches are replayed from recorded passes on a GPU. Raises ValueError for an unknown engine and for graphs that
     the engine does not have, MissingExtra where torch is needed and not there.
     """
@@ -40,6 +42,8 @@ def open_engine(
                 f"cuda_graphs are the torch engine's; this checkpoint runs on {name}, give engine='torch'"
             )
         opens = partial(_open_torch, cuda_graphs=True)
+    elif name == "openvino" and checkpoint.config.get("late_interaction") and _has_constants(checkpoint):
+        opens = partial(_open_late_interaction, cache_bytes=passage_cache_bytes)
 
     def opened() -> Engine:
         plain = opens(checkpoint, device, dtype, token_budget)
@@ -109,6 +113,22 @@ def _open_openvino(checkpoint: Checkpoint, device: str, dtype: str, token_budget
     from secondpass.engine.openvino import OpenVinoEngine
 
     return OpenVinoEngine(checkpoint, device=device, dtype=dtype, token_budget=token_budget)
+
+
+def _has_constants(checkpoint: Checkpoint) -> bool:
+    """Whether the head can be read out of the graph: of OpenVINO's own; an ONNX graph is run as it is."""
+    graph = checkpoint.graph()
+    return graph is not None and graph.suffix == ".xml"
+
+
+def _open_late_interaction(
+    checkpoint: Checkpoint, device: str, dtype: str, token_budget: int | None, *, cache_bytes: int | None
+) -> Engine:
+    from secondpass.engine.late_interaction import LateInteractionEngine
+
+    return LateInteractionEngine(
+        checkpoint, device=device, dtype=dtype, token_budget=token_budget, cache_bytes=cache_bytes
+    )
 
 
 ENGINES: dict[str, Callable[[Checkpoint, str, str, int | None], Engine]] = {

@@ -265,6 +265,8 @@ class Requests:
 class OpenVinoEngine:
     """A cross-encoder graph with inputs (N, L) and one output (N, 1)."""
 
+    output: str | None = None  # of the graph's outputs; None: the first
+
     def __init__(
         self, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", token_budget: int | None = None
     ) -> None:
@@ -273,7 +275,7 @@ class OpenVinoEngine:
         graph = checkpoint.graph()
         if graph is None:
             raise CheckpointError(f"{checkpoint.folder}: no openvino_model.xml or model.onnx for the openvino engine")
-        compiled = compile_graph(graph, dtype)
+        compiled = compile_graph(graph, dtype, self.output)
         max_length = _max_length(checkpoint.config)
         self._requests = Requests(compiled, int(checkpoint.config.get("pad_token_id") or 0), max_length)
         self.facts = EngineFacts(

@@ -40,11 +40,16 @@ class ModelOptions:
     score_cache: str | Path | None = None
     calibration: Calibration | str | Path | None = None
     special_tokens: str = "text"
+    passage_cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("max_query_length", self.max_query_length), ("token_budget", self.token_budget)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; give 1 or more, or None for the usual")
+        if self.passage_cache_bytes is not None and self.passage_cache_bytes < 0:
+            raise ValueError(
+                f"passage_cache_bytes is {self.passage_cache_bytes}; give 0 or more, or None for the usual"
+            )
         if self.long_documents not in LONG_DOCUMENTS:
             choices = " or ".join(map(repr, LONG_DOCUMENTS))
             raise ValueError(f"long_documents is {self.long_documents!r}; give {choices}")
@@ -79,6 +84,7 @@ def _open(options: ModelOptions) -> Scoring:
         dtype=options.dtype,
         token_budget=options.token_budget,
         score_cache=options.score_cache,
+        passage_cache_bytes=options.passage_cache_bytes,
     )
     run = changed(Run(), options.cutoff_layer, options.compress_ratio, options.compress_layers)
     engine.check(run)
