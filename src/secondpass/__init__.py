@@ -30,6 +30,7 @@ _HOME = {
     "Scorer": "types",
     "SecondpassError": "errors",
     "TokenVectors": "colbert.colbert",
+    "exit_bounds": "scoring.early_exit",
 }
 __all__ = [
     "Calibration",
@@ -47,6 +48,7 @@ __all__ = [
     "Scorer",
     "SecondpassError",
     "TokenVectors",
+    "exit_bounds",
 ]
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from secondpass.errors import SecondpassError
     from secondpass.remote import RemoteReranker
     from secondpass.reranker import Reranker
+    from secondpass.scoring.early_exit import exit_bounds
     from secondpass.search.index import Index
     from secondpass.search.memory import Memory
     from secondpass.types import Document, EarlyExit, Hit, Ranking, Scorer

@@ -50,13 +50,14 @@ class EarlyExit:
     all go when these n are alone and each two neighbours lie more than twice the bound apart. So where the bounds
     hold, the first n are those of a full run, in its order. A candidate keeps the score of the layer where it left,
     which is that of `cutoff_layer` there.
+    None: the bounds that were measured when the model was trained, which hold for its last layer, uncompressed.
     top_n is n; None: as many as `rank` is asked for. Raises ValueError for bounds that are none.
 
     Cambazoglu et al. 2010, "Early Exit Optimizations for Additive Machine Learned Ranking Systems"; Xin et al. 2020,
     "Early Exiting BERT for Efficient Document Ranking".
     """
 
-    bounds: float | Mapping[int, float]
+    bounds: float | Mapping[int, float] | None = None
     top_n: int | None = None
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class EarlyExit:
         if isinstance(self.bounds, Mapping) and not self.bounds:
             raise ValueError("the early exit has no layers; give bounds as {layer: bound}, or one number for all")
         for bound in self.bounds.values() if isinstance(self.bounds, Mapping) else (self.bounds,):
-            if not bound >= 0:
+            if bound is not None and not bound >= 0:
                 raise ValueError(f"a bound of the early exit is {bound}; give 0 or more, in units of the raw score")
 
 

@@ -219,3 +219,19 @@ def test_each_layer_is_measured_as_a_model_of_its_own(capsys: pytest.CaptureFixt
     assert code == 2 and "there are 2, 3, 4, 5, 6" in err
     code, _, err = called(capsys, "eval", place.data, "--model", place.model, "--layers", "3", "--no-latency")
     assert code == 2 and "layer-wise" in err
+
+
+def test_each_ratio_is_measured_at_each_layer(capsys: pytest.CaptureFixture[str], place: Place) -> None:
+    model = SHARED / "golden" / "gemma2-lightweight"
+    if not model.is_dir():
+        pytest.skip("no reference figures here")
+    options = ("--model", model, "--depth", "3", "--queries", "2", "--layers", "4,6", "--ratios", "1,2")
+    code, out, err = called(capsys, "eval", place.data, *options, "--compress-layers", "2")
+    assert code == 0, err
+    lines = [line for line in out.partition("## Speed")[2].splitlines() if "@ratio" in line and line[0] == "|"]
+    assert [line.split("|")[1].strip().partition("@")[2] for line in lines] == [
+        f"layer-{layer}@ratio-{ratio}" for layer in (4, 6) for ratio in (1, 2)
+    ]
+    assert all(0 <= float(line.split("|")[3]) <= 1 for line in lines)  # the quality, beside its time
+    code, _, err = called(capsys, "eval", place.data, "--model", model, "--compress-layers", "2")
+    assert code == 2 and "--ratios" in err

@@ -13,18 +13,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from secondpass import Reranker
+from secondpass import EarlyExit, Reranker
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.engine.torch import TorchEngine
+from secondpass.errors import TrainingError
 from secondpass.training import Data, Example, Trainer
 from secondpass.training.collators import Group
 from secondpass.training.cross_encoding import CrossEncoding, open_cross_encoding
 from secondpass.training.lora import adapter_tensors, add_lora, updates
 from secondpass.training.model import Trainable, open_trainable
+from secondpass.training.reporting import read_log
 from secondpass.training.settings import CompressionSettings, LayerSettings, LoraSettings, TrainingSettings
 from secondpass.types import Row, Run
 from tests.goldens import SHARED
 from tests.training.golden import TrainingGolden, check_gradients, check_walk, close, golden_runs, groups_of
+from tests.training.sharded import STEPS, sharded_trainer
+from tests.training.spread import launched
 
 CPU = torch.device("cpu")
 TAUGHT = {"cross_entropy": 1.0, "soft_cross_entropy": 1.0}
@@ -228,6 +232,12 @@ def test_trained_layers_score_alike_at_every_cutoff(tmp_path: Path, has_lora: bo
     rows = objective.rows(Group(query=query, passages=tuple(passages)))
     with torch.inference_mode():
         expected = objective.logits(rows, Run(cutoff_layers=(2, 4, 6))).T.tolist()
+    whole = Reranker(tmp_path / "out", dtype="float32", max_length=64)
+    assert set(json.loads((tmp_path / "out" / "config.json").read_text())["exit_bounds"]) == set("2345")
+    first = [hit.index for hit in whole.rank(query, passages, top_n=2)]
+    assert [hit.index for hit in whole.rank(query, passages, top_n=2, early_exit=EarlyExit())] == first
+    with pytest.raises(ValueError, match="for its last layer"):
+        Reranker(tmp_path / "out", cutoff_layer=4).rank(query, passages, top_n=2, early_exit=EarlyExit())
     for folder in (tmp_path / "out", *([tmp_path / "out" / "adapter"] if has_lora else [])):
         found = Reranker(folder, dtype="float32", max_length=64).score_layers(query, passages, (2, 4, 6))
         assert [found[layer] for layer in (2, 4, 6)] == [pytest.approx(scores, abs=1e-4) for scores in expected]
@@ -306,3 +316,33 @@ def test_weights_are_the_same_where_rows_share_their_beginning() -> None:
     shared = engine.run(rows, run)
     engine.shares = False
     assert np.allclose(shared, engine.run(rows, run), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_shares_of_the_weights_learn_as_the_whole_and_can_go_on_as_such(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    base = golden_checkpoint("gemma-llm-reranker")
+    sharded_trainer(base, tmp_path / "whole", has_shards=False).train()
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    started = load_file(base / "model.safetensors")
+    assert any(not torch.allclose(whole[name], started[name], atol=1e-3) for name in whole)
+    for name, last in (("stopped", 2), ("shares", STEPS)):
+        launched(2, "tests.training.sharded", str(base), str(tmp_path / name), str(last))
+    checkpoint = tmp_path / "stopped" / "training" / "step-00000002"
+    assert {file.name for file in checkpoint.iterdir()} == {
+        "state.json", "state.safetensors", "shard-00001.safetensors"
+    }  # fmt: skip
+    sharded_trainer(base, tmp_path / "stopped", has_shards=False).train(resume=True)
+    for name in ("shares", "stopped"):
+        found = load_file(tmp_path / name / "model.safetensors")
+        assert set(found) == set(whole)
+        for key, tensor in whole.items():
+            assert torch.allclose(found[key], tensor, atol=1e-4), (name, key)
+        assert read_log(tmp_path / name / "training")[-1] == pytest.approx(
+            read_log(tmp_path / "whole" / "training")[-1], abs=1e-3
+        )
+
+
+def test_shares_need_several_processes(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="several processes"):
+        sharded_trainer(golden_checkpoint("gemma-llm-reranker"), tmp_path / "out", has_shards=True)

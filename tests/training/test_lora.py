@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from secondpass import Reranker
+from secondpass.errors import MissingExtra, TrainingError
+from secondpass.models.layers import Linear
 from secondpass.training import DevSet, LoraSettings, Trainer, TrainingSettings, dev_queries
+from secondpass.training.lora import FourBit, LowRank, check_four_bits
 from tests.training.toy import toy_data, toy_examples
 
 PAIRS = [("what is the river", "the river is long and cold"), ("where is a king", "snow"), ("snow", "a bridge " * 20)]
@@ -44,3 +47,32 @@ def test_merged_and_adapter_score_alike(tmp_path: Path, family: str, targets: st
         inputs = tokenizer(queries, passages, padding=True, return_tensors="pt")
         expected = model(**inputs).logits[:, 0].tolist()
     assert adapter == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_base_in_four_bits_needs_its_library_and_a_gpu() -> None:
+    with pytest.raises((MissingExtra, TrainingError), match=r"bitsandbytes|CUDA"):
+        check_four_bits(torch.device("cpu"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_updates_learn_beside_a_base_in_four_bits_and_are_merged_into_it() -> None:
+    """The library computes on a CPU too, which training does not ask of it."""
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(1)
+    linear = Linear(128, 192)
+    torch.nn.init.normal_(linear.weight)
+    torch.nn.init.normal_(linear.bias)
+    before = linear.weight.detach().clone()
+    update = LowRank(linear, [slice(0, 64), slice(128, 192)], rank=4, scale=2.0, generator=torch.Generator())
+    torch.nn.init.normal_(update.b)
+    update.base = FourBit(linear, torch.device("cpu"))
+    whole = update.base.whole()
+    assert linear.weight.numel() == 0 and update.base._packed.numel() == before.numel() / 2
+    assert 0.02 < float((whole.float() - before).abs().mean()) < 0.1  # NF4 of a normal draw
+    x = torch.randn(5, 128, requires_grad=True)
+    found = update(x, None, None)
+    merged = update.merged().float()
+    assert torch.allclose(found, x @ merged.T + linear.bias, atol=0.5, rtol=0.02)  # merged is rounded to bfloat16
+    found.sum().backward()
+    assert torch.allclose(x.grad, merged.sum(0).expand(5, -1), atol=1.0, rtol=0.02)
+    assert update.a.grad.abs().sum() > 0 and update.b.grad.abs().sum() > 0 and linear.weight.grad is None

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,8 @@ from secondpass.training.settings import EmbedderSettings, LateInteractionSettin
 from secondpass.types import Row
 from tests.goldens import SHARED
 from tests.training.golden import TrainingGolden, check_gradients, close, golden_runs
+from tests.training.spread import gradients, launched
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 HEADS = {"weights": "sparse_linear", "tokens": "colbert_linear"}
 
@@ -165,24 +162,19 @@ def test_late_interaction_learns_as_the_reference(golden: TrainingGolden, run: d
     walk(objective, run, (queries, passages, [batch["nway"]] * len(batch["queries"]), teacher))
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("bge-m3", "embedder"), ("colbertv2", "colbert"), ("bert-cross-encoder", "pretraining")]
-)
-def test_two_processes_have_the_gradient_of_one(tmp_path: Path, name: str, kind: str) -> None:
+def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
-    base = SHARED / "golden" / name
-    if not base.is_dir():
+    models = {"embedder": "bge-m3", "colbert": "colbertv2", "pretraining": "bert-cross-encoder"}
+    bases = {kind: str(SHARED / "golden" / name) for kind, name in models.items()}
+    if not all(Path(base).is_dir() for base in bases.values()):
         pytest.skip("no reference figures here")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"]  # which is gloo on a CPU
-    for run, launcher in (("one", []), ("two", launch)):
-        arguments = [*launcher, "tests.training.spread", str(base), kind, str(tmp_path / run)]
-        subprocess.run([sys.executable, "-m", *arguments], check=True, env=environment, cwd=ROOT, capture_output=True)
-    one, two = (load_file(tmp_path / run) for run in ("one", "two"))
-    assert set(one) == set(two)
-    most = max(float(gradient.norm()) for gradient in one.values())
-    for key in one:
-        assert float((one[key] - two[key]).norm()) <= 1e-5 * most, key
+    launched(2, "tests.training.spread", str(tmp_path), *(f"{kind}={base}" for kind, base in bases.items()))
+    for kind, base in bases.items():
+        one, two = gradients(base, kind, Processes()), load_file(tmp_path / kind)
+        assert set(one) == set(two)
+        most = max(float(gradient.norm()) for gradient in one.values())
+        for key in one:
+            assert float((one[key] - two[key]).norm()) <= 1e-5 * most, (kind, key)
 
 
 def examples_of(base: Path) -> tuple[list[Example], str, list[str]]:

@@ -32,6 +32,9 @@ class LossFlags:
     lora_head: Annotated[
         str, typer.Option(metavar="whole|low_rank", help="How the head is trained beside the updates.")
     ] = "whole"
+    lora_base: Annotated[
+        str, typer.Option(metavar="whole|4bit", help="4bit: a decoder's frozen weights in NF4 (QLoRA), on a GPU.")
+    ] = "whole"
     adapter: Annotated[bool, typer.Option("--adapter", help="Save the updates in PEFT's layout too.")] = False
 
 
@@ -98,6 +101,9 @@ class Course:
     max_gradient_norm: Annotated[float, typer.Option("--clip", help="Highest norm of the gradient.")] = 1.0
     max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a pair; else 512.")] = None
     has_frozen_words: Annotated[bool, typer.Option("--freeze-words", help="Leave the word embeddings.")] = False
+    has_shards: Annotated[
+        bool, typer.Option("--shard", help="Of several processes each keeps its share of a decoder's weights (FSDP).")
+    ] = False
     has_gradient_checkpointing: GradientCheckpointing = False
     token_budget: TokenBudget = None
     device: TrainedOn = "auto"
@@ -114,6 +120,8 @@ def settings_of(loss: LossFlags, layers: Layers, vectors: VectorFlags, course: C
     from secondpass.training.settings import LoraSettings, TrainingSettings, parse_losses
 
     with wrong_use():
+        if loss.lora_base not in ("whole", "4bit") or (loss.lora_base == "4bit" and loss.lora is None):
+            raise ValueError(f"--lora-base is {loss.lora_base!r}; give whole, or with --lora 4bit")
         updates = None
         if loss.lora is not None:
             alpha = loss.lora_alpha or 2.0 * loss.lora
@@ -123,6 +131,7 @@ def settings_of(loss: LossFlags, layers: Layers, vectors: VectorFlags, course: C
                 targets=loss.lora_targets,
                 head=loss.lora_head,
                 saves_adapter=loss.adapter,
+                has_four_bits=loss.lora_base == "4bit",
             )
         return TrainingSettings(
             losses=parse_losses(loss.loss),

@@ -40,6 +40,47 @@ class Written:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variants:
+    """Layers and ratios at which a layer-wise model is measured, each with each: quality against work."""
+
+    layers: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Of a layer-wise model: measured when it is cut off after each.")
+    ] = None
+    ratios: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Of one that merges passage tokens: measured by each ratio.")
+    ] = None
+    compress_layers: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Where --ratios merge; else as published.")
+    ] = None
+
+    def cuts(self) -> list[Cut]:
+        """As measured; one that asks for nothing where no flag is given."""
+        layers, ratios = _numbers("--layers", self.layers), _numbers("--ratios", self.ratios)
+        places = _numbers("--compress-layers", self.compress_layers)
+        if places and not ratios:
+            raise WrongUse("--compress-layers says where --ratios merge; give those too")
+        return [
+            Cut(layer=layer, ratio=ratio, places=tuple(places) or None)
+            for layer in (*layers,) or (None,)
+            for ratio in (*ratios,) or (None,)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """After which layer a model is read, how many passage tokens become one, and where; None: its own way."""
+
+    layer: int | None = None
+    ratio: int | None = None
+    places: tuple[int, ...] | None = None
+
+    def of(self, model: str) -> str:
+        """The model's name with what is asked of it."""
+        layer = "" if self.layer is None else f"@layer-{self.layer}"
+        return model + layer + ("" if self.ratio is None else f"@ratio-{self.ratio}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is measured on which candidates."""
 
@@ -66,9 +107,7 @@ def evaluate(
             help="default, a folder, owner/name, embedder:NAME or colbert:NAME; repeat it to compare.",
         ),
     ] = None,
-    layers: Annotated[
-        str | None, typer.Option(metavar="N,N", help="Of a layer-wise model: measured when it is cut off after each.")
-    ] = None,
+    variants: Variants,
     depth: Annotated[str, typer.Option(metavar="N,N", help="Candidates to rerank, as in 20,50,100.")] = "100",
     measures: Annotated[
         str, typer.Option(help="nDCG@k, MRR@k, recall@k, MAP, precision@k, hit_rate@k; the first decides.")
@@ -98,9 +137,8 @@ def evaluate(
     evaluations: list[Evaluation] = []
     infos: dict[str, Mapping[str, Any]] = {}
     for model in dict.fromkeys(models or ["default"]):
-        for layer in _layers(layers):
-            name = model if layer is None else f"{model}@layer-{layer}"
-            found, infos[name] = _evaluated(model, plan, layer)
+        for cut in variants.cuts():
+            found, infos[cut.of(model)] = _evaluated(model, plan, cut)
             evaluations += found
     _tell(Report(evaluations=tuple(evaluations), seed=flags.seed, infos=infos), written)
 
@@ -144,38 +182,42 @@ def _planned(sets: Sets, depth: str, measures: str, *, is_timed: bool) -> Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class CutOff:
-    """A layer-wise reranker whose scores are those of one of its layers."""
+    """A layer-wise reranker whose scores are those of one of its layers, with passage tokens merged or not."""
 
     reranker: Reranker
-    layer: int
+    cut: Cut
 
     def score(self, query: str, documents: Sequence[DocumentLike]) -> list[float]:
-        return self.reranker.score(query, documents, cutoff_layer=self.layer)
+        cut = self.cut
+        return self.reranker.score(
+            query, documents, cutoff_layer=cut.layer, compress_ratio=cut.ratio, compress_layers=cut.places
+        )
 
 
-def _cut_off(scorer: Scorer, model: str, layer: int | None) -> Scorer:
+def _cut_off(scorer: Scorer, model: str, cut: Cut) -> Scorer:
     from secondpass.reranker import Reranker
 
-    if layer is None:
+    if cut == Cut():
         return scorer
     if not isinstance(scorer, Reranker):
-        raise WrongUse(f"--layers: {model} is no reranker and has no heads at its layers")
+        raise WrongUse(f"--layers and --ratios: {model} is no reranker and has no heads at its layers")
+    cut_off = CutOff(reranker=scorer, cut=cut)
     with wrong_use():
-        scorer.score("a", ["b"], cutoff_layer=layer)  # said before the work, where there is no such layer
-    return CutOff(reranker=scorer, layer=layer)
+        cut_off.score("a", ["b"])  # said before the work, where there is no such layer
+    return cut_off
 
 
-def _layers(written: str | None) -> list[int | None]:
+def _numbers(flag: str, written: str | None) -> list[int]:
     if written is None:
-        return [None]
+        return []
     try:
         return [int(part) for part in dict.fromkeys(written.split(","))]
     except ValueError as error:
-        raise WrongUse(f"--layers {written}: give whole numbers, as in 8,16,24") from error
+        raise WrongUse(f"{flag} {written}: give whole numbers, as in 8,16,24") from error
 
 
-def _evaluated(model: str, plan: Plan, layer: int | None) -> tuple[list[Evaluation], Mapping[str, Any]]:
-    """One model, perhaps cut off after a layer, on all sets.
+def _evaluated(model: str, plan: Plan, cut: Cut) -> tuple[list[Evaluation], Mapping[str, Any]]:
+    """One model, perhaps cut off, on all sets.
 
     Where scores may come from a cache, it is opened again without to time it.
     """
@@ -184,8 +226,8 @@ def _evaluated(model: str, plan: Plan, layer: int | None) -> tuple[list[Evaluati
     flags, opening = plan.sets.flags, plan.sets.opening
     opened = opening.scorer(model, score_cache=flags.cache)
     info = asdict(opened.info())
-    scorer = _cut_off(opened, model, layer)
-    name = model if layer is None else f"{model}@layer-{layer}"
+    scorer = _cut_off(opened, model, cut)
+    name = cut.of(model)
     found = []
     for dataset, run in plan.prepared:
         with watched(f"{name}, {dataset.name}") as progress:
@@ -203,7 +245,7 @@ def _evaluated(model: str, plan: Plan, layer: int | None) -> tuple[list[Evaluati
         found.append(evaluation)
     if plan.is_timed and flags.cache is not None:
         del scorer, opened  # before the second is opened, so that the memory holds one
-        scorer = _cut_off(opening.scorer(model), model, layer)
+        scorer = _cut_off(opening.scorer(model), model, cut)
         found = [timed(evaluation, scorer) for evaluation in found]
     return found, info
 

@@ -88,7 +88,7 @@ def train(
         check_output(target, is_resumed=resume)
         examples = _data(data, target, settings, sources, processes)
         if processes.is_first:
-            _say(described(examples))
+            _say(described(examples, has_other_negatives=settings.has_other_negatives))
         dev = _dev_set(sources)
         with wrong_use():
             trainer = Trainer(model, examples, target, settings=settings, dev=dev)
@@ -112,13 +112,14 @@ def _data(
     if sources.teacher is not None and not settings.needs_teacher:
         raise WrongUse("a teacher is named, but no loss learns from one; add kl or margin_mse, as in --loss ce+kl")
     folders, files = mine.parted(paths)
+    needs_negatives = not settings.has_other_negatives
     if not folders and sources.teacher is None:
-        return read_data(files, is_skipping=sources.skip_bad)
+        return read_data(files, is_skipping=sources.skip_bad, needs_negatives=needs_negatives)
     file = folder / "training" / PREPARED
     if processes.is_first:
         _prepare_once(_Preparation(folders=folders, files=files, settings=settings, sources=sources), file)
     processes.wait()
-    return replace(read_data([file]), names=tuple(paths))
+    return replace(read_data([file], needs_negatives=needs_negatives), names=tuple(paths))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +174,11 @@ def _prepare(preparation: _Preparation, file: Path) -> None:
     from secondpass.training.data import read_data, save_data
 
     sources, opening = preparation.sources, preparation.opening
-    examples = list(read_data(preparation.files, is_skipping=sources.skip_bad).examples) if preparation.files else []
+    examples: list[Example] = []
+    if preparation.files:
+        needs_negatives = not preparation.settings.has_other_negatives
+        read = read_data(preparation.files, is_skipping=sources.skip_bad, needs_negatives=needs_negatives)
+        examples += read.examples
     unfinished = file.with_name("unfinished")
     if preparation.folders:
         collections = mine.collections([str(folder) for folder in preparation.folders], sources.split)

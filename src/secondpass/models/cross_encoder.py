@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secondpass.errors import UnknownModel
+from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.models import Backbone, BackboneConfig, build_backbone
 from secondpass.models.decoder import Decoder
 from secondpass.models.heads import Classifier, ClassifierConfig, LayerHeads, LogitConfig, TokenLogit
@@ -82,6 +82,7 @@ class CrossEncoderModel(nn.Module):
         self.head = LateInteraction(late) if late else HEADS[self.recipe.head](architecture.config, self.recipe)
         if isinstance(self.head, LayerHeads) and config.get("heads_by_layer"):  # as `secondpass train` leaves them
             self.head.in_order = False
+        self.exit_bounds = _exit_bounds(config)
         self.word_match = None if matching is None else WordMatch(matching)
         self.renames: tuple[tuple[str, str], ...] = architecture.renames
         self.ignored: tuple[str, ...] = architecture.ignored
@@ -140,6 +141,7 @@ class CrossEncoderModel(nn.Module):
                 raise ValueError(f"{asked} need a layer-wise model; this is {self.recipe.family}")
             return run
         cutoffs = _cutoffs(run, self.head.layers)
+        run = self._bounded(run, cutoffs)
         resolved = Run(cutoff_layers=cutoffs, early_exit=_early_exit(run, cutoffs, self.head.layers))
         if self.recipe.head == "layers_in_order":
             if run.early_exit is not None and self.recipe.family == "mistral-matroyshka":
@@ -148,6 +150,17 @@ class CrossEncoderModel(nn.Module):
         if run.compress_ratio is not None or run.compress_layers is not None:
             raise ValueError(f"compress_ratio and compress_layers: {self.recipe.family} does not compress")
         return resolved
+
+    def _bounded(self, run: Run, cutoffs: Sequence[int]) -> Run:
+        """With the bounds of early exit that the checkpoint says, where none are given."""
+        assert isinstance(self.head, LayerHeads)
+        if run.early_exit is None or run.early_exit.bounds is not None:
+            return run
+        if not self.exit_bounds:
+            raise ValueError("early_exit: this model says no bounds; give some, as exit_bounds measures them")
+        if cutoffs[0] != self.head.layers[-1] or (run.compress_ratio or 1) > 1:
+            raise ValueError("early_exit: the model's bounds are for its last layer, uncompressed; give others")
+        return replace(run, early_exit=replace(run.early_exit, bounds=self.exit_bounds))
 
     def _compression(self, run: Run) -> dict[str, Any]:
         ratio = 1 if run.compress_ratio is None else run.compress_ratio
@@ -169,6 +182,14 @@ def _cutoffs(run: Run, layers: Sequence[int]) -> tuple[int, ...]:
     return cutoffs
 
 
+def _exit_bounds(config: Mapping[str, Any]) -> dict[int, float]:
+    """How much a score still changes after a layer, as `secondpass train` measured it; empty where it did not."""
+    try:
+        return {int(layer): float(bound) for layer, bound in (config.get("exit_bounds") or {}).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"config.json: exit_bounds ({error}); numbers by layer are needed") from error
+
+
 def _early_exit(run: Run, cutoffs: Sequence[int], layers: Sequence[int]) -> EarlyExit | None:
     """With one bound for each layer where rows may leave, lowest first."""
     if run.early_exit is None:
@@ -178,8 +199,9 @@ def _early_exit(run: Run, cutoffs: Sequence[int], layers: Sequence[int]) -> Earl
     if len(cutoffs) > 1:
         raise ValueError(f"early_exit needs one cutoff layer; here are {_listed(cutoffs)}")
     there = [layer for layer in layers if layer < cutoffs[0]]
-    bounds = run.early_exit.bounds
-    bounds = dict(sorted(bounds.items())) if isinstance(bounds, Mapping) else dict.fromkeys(there, bounds)
+    given = run.early_exit.bounds
+    assert given is not None  # else it is the model's by now
+    bounds = dict(sorted(given.items())) if isinstance(given, Mapping) else dict.fromkeys(there, given)
     wrong = [layer for layer in bounds if layer not in there]
     if wrong or not there:
         exits = _listed(there) or "none"

@@ -34,6 +34,7 @@ _DECODER_NAMES = (
     ),
 )
 LAYER = ("encoder.layer.0.", "backbone.layers.0.")
+CHUNK = 1 << 25  # logits that are held at once, tokens times vocabulary: 128 MB in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,46 @@ class Words(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.num_words))
         self._activation = ACTIVATIONS[config.activation if is_bert else "gelu"]
 
+    def ready(self, states: Tensor) -> Tensor:
+        """The states (M, C) as they are multiplied with the word embeddings."""
+        found: Tensor = self.norm(self._activation(self.dense(states)))
+        return found
+
     def forward(self, states: Tensor, matrix: Tensor) -> Tensor:
         """Logits (M, V) of the states (M, C)."""
-        return F.linear(self.norm(self._activation(self.dense(states))), matrix, self.bias)
+        return F.linear(self.ready(states), matrix, self.bias)
+
+
+class Surprise(torch.autograd.Function):
+    """-log p of the labels (M,), summed, p the softmax of x (M, C) @ words (V, C)^T + bias.
+
+    A few tokens' logits are held at a time, and what they give to the gradients is computed at once, so that nothing
+    of them is kept or computed twice (Hsu et al. 2024, "Liger Kernel"). Products are in the dtype of x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, words: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+        matrix, step = words.detach().to(x.dtype), max(CHUNK // len(words), 1)
+        grads = torch.empty_like(x), torch.zeros_like(words), torch.zeros_like(bias)
+        total = bias.new_zeros(())
+        for start in range(0, len(x), step):
+            part = slice(start, start + step)
+            logits = (x[part] @ matrix.T).float().add_(bias)
+            norms = logits.logsumexp(1, keepdim=True)
+            wanted = labels[part, None]
+            total += (norms - logits.gather(1, wanted)).sum()
+            shares = logits.sub_(norms).exp_()
+            shares.scatter_add_(1, wanted, shares.new_full(wanted.shape, -1.0))
+            grads[2].add_(shares.sum(0))
+            shares = shares.to(x.dtype)
+            torch.mm(shares, matrix, out=grads[0][part])
+            grads[1].add_(shares.T @ x[part])
+        ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(grad.mul_(scale) for grad in ctx.saved_tensors), None)
 
 
 class Rebuilder(nn.Module):

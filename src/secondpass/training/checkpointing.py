@@ -23,9 +23,11 @@ from secondpass.checkpoint.save import write_tensors
 from secondpass.checkpoint.weights import read_tensors
 from secondpass.errors import CheckpointError, TrainingError
 from secondpass.json_file import read_json
+from secondpass.training.processes import Processes
 
 _NAME = re.compile(r"step-(\d+)")
 TENSORS, FACTS = "state.safetensors", "state.json"
+SHARD = "shard-{:05d}.safetensors"  # of the processes after the first, whose share is in TENSORS
 NUM_KEPT = 2
 RUN, LOCK = "run.json", "lock"
 # What no folder holds that a run may begin in: weights, graphs, adapters and the runs of other programs.
@@ -85,24 +87,39 @@ class SavedState:
     facts: Mapping[str, Any]
 
 
-def save_state(
-    folder: Path,
-    step: int,
-    parameters: Mapping[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    facts: Mapping[str, Any],
-) -> Path:
-    """Write folder/step-N and remove all but the last checkpoints. Raises TrainingError where that fails."""
-    final = folder / f"step-{step:08d}"
-    tensors = {f"weights.{name}": parameter.detach() for name, parameter in parameters.items()}
+def state_tensors(
+    parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, processes: Processes
+) -> dict[str, Tensor]:
+    """What this process has to save of weights and moments: of a sharded model its share."""
+    tensors: dict[str, Tensor] = {f"weights.{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimiser.state[parameter].items():
             tensors[f"optimiser.{key}.{name}"] = value
+    owned = {name: processes.own(tensor) for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in owned.items() if tensor is not None}
+
+
+def save_state(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], processes: Processes
+) -> None:
+    """Write folder/step-N and remove all but the last checkpoints. Raises TrainingError where that fails.
+
+    Of a sharded model all processes call it: each writes a file, which the first moves into the checkpoint.
+    """
+    final = folder / f"step-{step:08d}"
     try:
+        if not processes.is_first:
+            write_tensors(folder / SHARD.format(processes.rank), tensors)
+        if processes.has_shards:
+            processes.wait()
+        if not processes.is_first:
+            return
         for stale in folder.glob(".step-*"):  # of a process that was killed
             shutil.rmtree(stale, ignore_errors=True)
         with whole_folder(final) as partial:
             write_tensors(partial / TENSORS, tensors)
+            for rank in range(1, processes.count if processes.has_shards else 1):
+                (folder / SHARD.format(rank)).rename(partial / SHARD.format(rank))
             write_text(partial / FACTS, json.dumps({"step": step, **facts}) + "\n")
     except CheckpointError as error:
         good = steps_in(folder)
@@ -110,7 +127,6 @@ def save_state(
         raise TrainingError(f"the checkpoint of step {step} could not be saved: {error}; {kept}") from error
     for old in steps_in(folder)[:-NUM_KEPT]:
         shutil.rmtree(folder / f"step-{old:08d}", ignore_errors=True)
-    return final
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -127,7 +143,10 @@ def read_state(folder: Path) -> SavedState | None:
     newest = folder / f"step-{steps[-1]:08d}"
     try:
         facts = json.loads((newest / FACTS).read_text("utf-8"))
-        tensors = dict(read_tensors([newest / TENSORS]))
+        tensors: dict[str, Tensor] = {}
+        for file in [newest / TENSORS, *sorted(newest.glob(SHARD.replace("{:05d}", "*")))]:
+            for name, tensor in read_tensors([file]):
+                tensors[name] = torch.cat([tensors[name], tensor]) if name in tensors else tensor
     except (OSError, ValueError, CheckpointError) as error:
         raise TrainingError(f"{newest} cannot be read ({error}); remove it to go on from the one before") from error
     return SavedState(
@@ -135,7 +154,12 @@ def read_state(folder: Path) -> SavedState | None:
     )
 
 
-def restore(state: SavedState, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
+def restore(
+    state: SavedState,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    processes: Processes,
+) -> None:
     """Weights and the optimiser's moments as they were. Raises TrainingError where they are of another model."""
     if set(state.weights) != set(parameters):
         raise TrainingError("the checkpoint is of another model; give another --output, or leave out --resume")
@@ -143,10 +167,10 @@ def restore(state: SavedState, parameters: Mapping[str, nn.Parameter], optimiser
     names = {id(parameter): name for name, parameter in parameters.items()}
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(state.weights[name])
+            parameter.copy_(processes.shared_as(state.weights[name], parameter))
     order = [names[id(parameter)] for group in optimiser.param_groups for parameter in group["params"]]
     moments = {
-        position: {key: state.optimiser[f"{key}.{name}"] for key in keys}
+        position: {key: processes.shared_as(state.optimiser[f"{key}.{name}"], parameters[name]) for key in keys}
         for position, name in enumerate(order)
         if any(f"{key}.{name}" in state.optimiser for key in keys)  # not where a weight never had a gradient
     }

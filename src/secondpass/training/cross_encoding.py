@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,18 +17,25 @@ from secondpass.packed import pack, plan
 from secondpass.text.recipe import TRUNCATIONS, Limits
 from secondpass.training.collators import Group
 from secondpass.training.learner import DEFAULT_LENGTH, TOKEN_BUDGETS, Step
-from secondpass.training.lora import add_lora, merged_tensors, save_adapter
+from secondpass.training.lora import add_lora, check_four_bits, merged_tensors, pack_base, save_adapter
 from secondpass.training.losses import LayerLoss, Scores, group_losses
 from secondpass.training.model import Trainable, open_trainable
 from secondpass.training.reporting import Kind
 from secondpass.training.settings import LayerSettings, TrainingSettings
 from secondpass.types import Row, Run
 
+NUM_BOUNDING = 256  # of the last pairs that are read, those by which the bounds of early exit are measured
+
 
 def open_cross_encoding(
     model: str | Path, settings: TrainingSettings, device: torch.device, dtype: torch.dtype
 ) -> CrossEncoding:
     """Raises as `open_trainable` and CrossEncoding do."""
+    has_four_bits = settings.lora is not None and settings.lora.has_four_bits
+    if has_four_bits:
+        check_four_bits(device)
+        if settings.has_shards:
+            raise ValueError("a base in four bits is not shared out; leave out --shard or --lora-base")
     trainable = open_trainable(
         model,
         device=device,
@@ -37,9 +45,14 @@ def open_cross_encoding(
         start_layer=None if settings.layers is None else settings.layers.start_layer,
         has_frozen_words=settings.has_frozen_words,
         has_gradient_checkpointing=settings.has_gradient_checkpointing,
+        is_on_host=settings.has_shards or has_four_bits,
     )
+    if has_four_bits and not trainable.model.is_causal:
+        raise ValueError(f"a base in four bits is for decoders; {trainable.checkpoint.name} is an encoder")
     if settings.lora is not None:
         add_lora(trainable, settings.lora, seed=settings.seed)
+    if has_four_bits:
+        pack_base(trainable)
     return CrossEncoding(trainable, settings)
 
 
@@ -55,6 +68,7 @@ class CrossEncoding:
         self.limits = _limits(trainable, settings)
         self._layer_loss = _layer_loss(self._model, settings)
         self._layers = _layers_of(self._model, settings)
+        self._recent: deque[Row] = deque(maxlen=NUM_BOUNDING)
         self._budget = settings.token_budget or TOKEN_BUDGETS[trainable.device.type]
 
     @property
@@ -62,7 +76,7 @@ class CrossEncoding:
         is_encoder = not self.reads_prompts
         loads = ["```python\nfrom secondpass import Reranker\n\nReranker(folder).rank(query, passages, top_n=5)\n```"]
         if is_encoder:
-            loads.append("It loads as `sentence_transformers.CrossEncoderModel` as well.")
+            loads.append("It loads as `sentence_transformers.CrossEncoder` as well.")
         return Kind(
             family=self._recipe.family,
             title="A reranker",
@@ -83,15 +97,18 @@ class CrossEncoding:
         return recipe.rows(self.trainable.tokenizer, item.query, item.passages, self.limits)
 
     def learn(self, items: Sequence[Group], step: Step) -> tuple[Tensor, int]:
-        return self.learn_rows(items, [self.rows(item) for item in items], step)
+        rows = [self.rows(item) for item in items]
+        if self._layers:
+            self._recent.extend(row for part in rows for row in part)
+        return self.learn_rows(items, rows, step)
 
     def learn_rows(self, items: Sequence[Group], rows: Sequence[Sequence[Row]], step: Step) -> tuple[Tensor, int]:
         """As `learn`, of groups whose rows are made already."""
         lengths = [sum(map(len, part)) for part in rows]
         total = torch.zeros((), device=self.trainable.device)  # read once, at the end: reading waits for the device
-        for batch in plan(lengths, token_budget=step.token_budget):
+        for weight, batch in step.processes.evened(plan(lengths, token_budget=step.token_budget)):
             losses = self.losses([items[i] for i in batch], [rows[i] for i in batch], step=step.index)
-            part = losses.sum() / step.num_items
+            part = losses.sum() * (weight / step.num_items)
             part.backward()  # type: ignore[no-untyped-call]
             total += part.detach()
         return total, sum(lengths)
@@ -122,7 +139,7 @@ class CrossEncoding:
             full = self._scores(rows, Run(cutoff_layers=self._layers, compress_ratio=1), None)
         return layers, [scores.logits for scores in full]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, whose tensors a sharded model could not use again
     def score(self, query: str, documents: Sequence[str]) -> list[float]:
         rows = self.rows(Group(query=query, passages=tuple(documents)))
         scores = [0.0] * len(rows)
@@ -139,11 +156,27 @@ class CrossEncoding:
             scores: Tensor = self._model(batch) if run is None else self._model(batch, self._model.resolved(run))
         return scores
 
+    @torch.inference_mode()
+    def exit_bounds(self) -> dict[str, float]:
+        """For early exit: how much the score of any of the last pairs changes from a layer to the last one."""
+        layers = self._layers
+        has_exits = self._recipe.family != "mistral-matroyshka" and len(layers) > 1
+        if not has_exits or not self._recent or self._settings.has_shards:
+            return {}
+        rows, most = list(self._recent), torch.zeros(len(layers) - 1, device=self.trainable.device)
+        for batch in plan([len(row) for row in rows], token_budget=self._budget):
+            scores = self.logits([rows[index] for index in batch], Run(cutoff_layers=layers))
+            most = torch.maximum(most, (scores[:, :-1] - scores[:, -1:]).abs().amax(0))
+        return {str(layer): round(bound, 4) for layer, bound in zip(layers, most.tolist(), strict=False)}
+
     def save(self, folder: Path, texts: Mapping[str, str]) -> None:
         length = self.limits.max_length if self._recipe.template == "pair" else None
+        config = {key: value for key, value in self.trainable.config.items() if key != "exit_bounds"}
+        if bounds := self.exit_bounds():
+            config["exit_bounds"] = bounds
         save_model(
             folder,
-            config=self.trainable.config,
+            config=config,
             tensors=self.trainable.named(merged_tensors(self._model)),
             base=self.trainable.checkpoint.folder,
             max_length=length,

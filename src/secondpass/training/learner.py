@@ -30,7 +30,7 @@ class Step:
     """Which step it is, from 0, of how many items over all processes, and in how many tokens a pass."""
 
     index: int
-    num_items: int
+    num_items: float
     token_budget: int
     processes: Processes
 
@@ -99,10 +99,14 @@ class Learner:
         """
         own = items[self._processes.rank :: self._processes.count]
         self.optimiser.zero_grad(set_to_none=True)
-        step = Step(index=index, num_items=len(items), token_budget=self._budget, processes=self._processes)
+        num_items: float = len(items)
+        if self._processes.has_shards and not own:  # all make the same passes; this one counts for nothing
+            own, num_items = items[:1], math.inf
+        step = Step(index=index, num_items=num_items, token_budget=self._budget, processes=self._processes)
         share, num_tokens = self.objective.learn(own, step)
         loss, is_asked = self._exchanged(share.item(), stopping is not None and stopping.is_asked)
-        norm = float(nn.utils.clip_grad_norm_(list(self.parameters.values()), self._settings.max_gradient_norm))
+        found = nn.utils.clip_grad_norm_(list(self.parameters.values()), self._settings.max_gradient_norm)
+        norm = float(self._processes.whole(found))
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"the loss is {loss}, the norm of its gradient {norm}; lower the learning rate, "
@@ -122,7 +126,8 @@ class Learner:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-        self._processes.sum(gradients)
+        if not self._processes.has_shards:  # else they are summed where they are made
+            self._processes.sum(gradients)
         loss, votes = self._processes.sum_figures([loss, float(is_asked)], self._device)
         return loss, votes > 0
 
@@ -134,5 +139,5 @@ def _adamw(parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -
         {"params": [p for p in every if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    has_fused = every[0].device.type in ("cpu", "cuda")
+    has_fused = every[0].device.type in ("cpu", "cuda") and not settings.has_shards
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=BETAS, fused=has_fused)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from secondpass.atomic import write_text
 from secondpass.checkpoint.adapter import WEIGHTS
 from secondpass.checkpoint.layout import ADAPTER, LENGTH
 from secondpass.checkpoint.save import write_tensors
+from secondpass.errors import MissingExtra, TrainingError
 from secondpass.models.heads import Classifier
 from secondpass.models.layers import ACTIVATIONS, Linear
 from secondpass.training.model import Trainable
@@ -49,10 +51,14 @@ class LowRank(nn.Module):
         self.a = nn.Parameter(torch.cat(starts).to(device))
         self.b = nn.Parameter(torch.zeros(sum(part.stop - part.start for part in parts), rank, device=device))
         self.parts, self.rank, self.scale = tuple(parts), rank, scale
-        self._frozen = (linear.weight, linear.bias)  # in a tuple, so that they are not parameters twice
+        self._linear = (linear,)  # in a tuple, so that its weights are not parameters twice
+        self._num_out = len(linear.weight)
+        self.base: FourBit | None = None
 
     def forward(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
-        y = F.linear(x, *self._frozen) + self._update(x)
+        linear = self._linear[0]
+        frozen = F.linear(x, linear.weight, linear.bias) if self.base is None else self.base(x, None, None)
+        y = frozen + self._update(x)
         if activation is not None:
             y = ACTIVATIONS[activation](y)
         return y if residual is None else y + residual
@@ -66,7 +72,7 @@ class LowRank(nn.Module):
             start = stop
 
     def merged(self) -> Tensor:
-        weight = self._frozen[0].clone()
+        weight = self._linear[0].weight.clone() if self.base is None else self.base.whole()
         for rows, a, b in self.blocks():
             weight[rows] += (self.scale * (b @ a)).to(weight.dtype)
         return weight
@@ -81,8 +87,8 @@ class LowRank(nn.Module):
                 found.append(part.new_zeros(*part.shape[:-1], rows.start - end))
             found.append(F.linear(part, b) * self.scale)
             end = rows.stop
-        if end < len(self._frozen[0]):
-            found.append(inner[0].new_zeros(*inner[0].shape[:-1], len(self._frozen[0]) - end))
+        if end < self._num_out:
+            found.append(inner[0].new_zeros(*inner[0].shape[:-1], self._num_out - end))
         return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
 
@@ -114,6 +120,59 @@ def add_lora(trainable: Trainable[nn.Module], settings: LoraSettings, *, seed: i
         raise ValueError(f"targets is {settings.targets!r}; there are attention, all, and of {', '.join(names)} any")
 
 
+class FourBit:
+    """The frozen matrix of a linear layer in NF4: blocks of 64 values, their scales in 8 bits, products in bfloat16.
+
+    Dettmers et al. 2023, "QLoRA". The layer's own weight is left empty. Where a gradient goes through, the matrix is
+    made whole once more.
+    """
+
+    def __init__(self, linear: Linear, device: torch.device) -> None:
+        from bitsandbytes.functional import quantize_4bit
+
+        weight = linear.weight.detach().to(device, torch.bfloat16)
+        self._packed, self._state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
+        self._bias = None if linear.bias is None else linear.bias.detach().to(device)
+        linear.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
+
+    def __call__(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+        from bitsandbytes import matmul_4bit
+
+        y: Tensor = matmul_4bit(x, self._packed.t(), quant_state=self._state)
+        y = y if self._bias is None else y + self._bias
+        if activation is not None:
+            y = ACTIVATIONS[activation](y)
+        return y if residual is None else y + residual
+
+    def whole(self) -> Tensor:
+        """The matrix as it is multiplied: what is saved and merged into."""
+        from bitsandbytes.functional import dequantize_4bit
+
+        found: Tensor = dequantize_4bit(self._packed, self._state)
+        return found
+
+
+def pack_base(trainable: Trainable[nn.Module]) -> None:
+    """The frozen linear layers of the blocks in four bits on the model's device, the rest moved there as it is."""
+    net: Any = trainable.model
+    for module in net.backbone.layers.modules():
+        if isinstance(module, Linear):
+            base = FourBit(module, trainable.device)
+            if isinstance(module.fused, LowRank):
+                module.fused.base = base
+            else:
+                module.fused = base
+    net.to(trainable.device)
+
+
+def check_four_bits(device: torch.device) -> None:
+    """Raises MissingExtra or TrainingError where a base in four bits cannot be computed."""
+    if find_spec("bitsandbytes") is None:
+        raise MissingExtra("bitsandbytes", "qlora")
+    if device.type != "cuda":
+        raise TrainingError(f"a base in four bits needs a CUDA device, this is {device}; leave --lora-base out")
+
+
 def _projections(trainable: Trainable[nn.Module]) -> Iterator[str]:
     """The checkpoint's names of the weights of linear layers in blocks."""
     for name, module in trainable.model.named_modules():
@@ -142,6 +201,8 @@ def merged_tensors(net: nn.Module) -> dict[str, Tensor]:
     low_rank = dict(updates(net))
     inside = tuple(name.removesuffix("weight") + "fused." for name in low_rank)
     own = {name: tensor.detach() for name, tensor in net.named_parameters() if not name.startswith(inside)}
+    packed = {f"{name}.weight": module.fused for name, module in net.named_modules() if isinstance(module, Linear)}
+    own |= {name: base.whole() for name, base in packed.items() if isinstance(base, FourBit)}
     with torch.no_grad():
         return own | {name: update.merged() for name, update in low_rank.items()}
 

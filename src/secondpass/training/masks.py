@@ -25,6 +25,7 @@ AS_MASK, AS_OTHER = 0.8, 0.1
 class HiddenText:
     """A text of n tokens: its ids, those that the encoder sees, which of them it has to name, and what token i of the
     decoder sees (n, n). asked: tokens that the decoder has to name; counted: those that are the text's own.
+    num_cut: of the text's end.
     """
 
     ids: list[int]
@@ -33,6 +34,7 @@ class HiddenText:
     visible: NDArray[np.bool_]
     asked: NDArray[np.bool_]
     counted: NDArray[np.bool_]
+    num_cut: int = 0
 
 
 class Masker:
@@ -50,7 +52,7 @@ class Masker:
         self._before, self._after = list(template.before), list(template.after)
 
     def hidden(self, text: str, draw: np.random.Generator) -> HiddenText:
-        ids, words = self._read(text)
+        ids, words, num_cut = self._read(text)
         length = len(ids)
         settings = self._settings
         encoder = _patterns(words, settings.encoder_share, 1, draw)[0]
@@ -68,23 +70,30 @@ class Masker:
         asked = np.ones(length, np.bool_)
         asked[[0, -1]] = False
         return HiddenText(
-            ids=ids, shown=shown.tolist(), hidden=encoder, visible=visible, asked=asked, counted=~special
+            ids=ids,
+            shown=shown.tolist(),
+            hidden=encoder,
+            visible=visible,
+            asked=asked,
+            counted=~special,
+            num_cut=num_cut,
         )
 
-    def _read(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids with special tokens, and the word that each is of: -1 for what is never hidden."""
+    def _read(self, text: str) -> tuple[list[int], list[int], int]:
+        """Ids with special tokens, the word that each is of, -1 for what is never hidden, and how many were cut."""
         ids, words = self._tokenizer.encode_with_words(text)
         room = self._max_length - len(self._before) - len(self._after)
+        num_cut = max(len(ids) - room, 0)
         ids, words = ids[:room], words[:room]
         every = [*self._before, *ids, *self._after]
         if self._settings.has_reference_masks:
-            return every, _joined_by_marks([self._tokenizer.token_of(token) for token in every])
+            return every, _joined_by_marks([self._tokenizer.token_of(token) for token in every]), num_cut
         last = -1
         numbers = []
         for index, word in enumerate(words):
             last += index == 0 or word is None or word != words[index - 1]
             numbers.append(last)
-        return every, [*[-1] * len(self._before), *numbers, *[-1] * len(self._after)]
+        return every, [*[-1] * len(self._before), *numbers, *[-1] * len(self._after)], num_cut
 
 
 def _joined_by_marks(tokens: Sequence[str]) -> list[int]:

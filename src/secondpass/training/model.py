@@ -22,6 +22,7 @@ from secondpass.models import decoder
 from secondpass.models.attention import pick_kernel, use_kernel
 from secondpass.models.cross_encoder import CrossEncoderModel
 from secondpass.models.heads import LogitConfig
+from secondpass.models.layers import EmbeddingTable
 from secondpass.text.families import FAMILIES, SavedHead, family_of, num_labels, recipe_for, saved_head
 from secondpass.text.tokenizer import Tokenizer
 
@@ -88,10 +89,12 @@ def open_trainable(
     start_layer: int | None = None,
     has_frozen_words: bool = False,
     has_gradient_checkpointing: bool = False,
+    is_on_host: bool = False,
 ) -> Trainable[CrossEncoderModel]:
     """The reranker of a folder or of the hub as it is; a plain encoder with a fresh head drawn by `seed`.
 
     is_low_rank: only updates and the head will be trained, so that a decoder's weights are kept in `dtype`.
+    is_on_host: the weights stay there, to be moved to the device in shares or in four bits.
     start_layer: a decoder without heads at its layers gets one at each from there on, all as its logit of "Yes".
     Raises UnknownModel for what is no reranker and cannot become one, CheckpointError for a damaged checkpoint.
     """
@@ -107,20 +110,25 @@ def open_trainable(
         trainable,
         has_frozen_words=has_frozen_words,
         has_gradient_checkpointing=has_gradient_checkpointing,
+        is_on_host=is_on_host,
     )
     return trainable
 
 
 def make_ready(
-    trainable: Trainable[nn.Module], *, has_frozen_words: bool = False, has_gradient_checkpointing: bool = False
+    trainable: Trainable[nn.Module],
+    *,
+    has_frozen_words: bool = False,
+    has_gradient_checkpointing: bool = False,
+    is_on_host: bool = False,
 ) -> None:
     """Weights on their device that take a gradient; the backbone computes in `dtype`, the head in float32."""
     net: Any = trainable.model
-    net.to(trainable.device).requires_grad_(True)
+    net.to("cpu" if is_on_host else trainable.device).requires_grad_(True)
     kernel = pick_kernel(trainable.device, trainable.dtype, net.backbone.config.head_width, has_gradient=True)
     use_kernel(net, kernel)
     if trainable.answers is not None and trainable.answers[0] == WORDS:
-        net.head.out.fused = TiedRows(net.backbone.word.weight, trainable.answers[1])
+        net.head.out.fused = TiedRows(net.backbone.word, trainable.answers[1])
         net.head.out.weight.requires_grad_(False)
     if has_frozen_words:
         net.get_parameter(WORDS).requires_grad_(False)
@@ -133,11 +141,11 @@ def make_ready(
 class TiedRows:
     """A linear layer that is some rows of the word embeddings, so that these have the gradients of both."""
 
-    def __init__(self, words: Tensor, rows: Sequence[int]) -> None:
-        self._words, self._rows = words, torch.tensor(list(rows), device=words.device)
+    def __init__(self, words: EmbeddingTable, rows: Sequence[int]) -> None:
+        self._words, self._rows = words, torch.tensor(list(rows))
 
     def __call__(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
-        return F.linear(x, self._words[self._rows].to(x.dtype))
+        return F.linear(x, self._words.weight[self._rows.to(x.device)].to(x.dtype))
 
 
 def recompute_blocks(backbone: Any) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -23,7 +22,14 @@ from secondpass.engine.batches import memory_checked
 from secondpass.models.bert import RENAMES as BERT_RENAMES
 from secondpass.packed import Packed, pack, plan
 from secondpass.text.families import saved_head
-from secondpass.training.auto_encoder import LAYER, WORD_HEADS, MaskedAutoEncoder, decoder_tensors, not_pretrainable
+from secondpass.training.auto_encoder import (
+    LAYER,
+    WORD_HEADS,
+    MaskedAutoEncoder,
+    Surprise,
+    decoder_tensors,
+    not_pretrainable,
+)
 from secondpass.training.learner import DEFAULT_LENGTH, Step
 from secondpass.training.masks import HiddenText, Masker
 from secondpass.training.model import Source, Tensors, Trainable, load_float32, make_ready
@@ -32,7 +38,6 @@ from secondpass.training.settings import PretrainingSettings, TrainingSettings
 from secondpass.types import Row
 
 DECODER = "decoder.safetensors"  # beside the encoder, so that pre-training can go on from it
-CHUNK = 1 << 25  # logits that are held at once: tokens times vocabulary
 
 
 class _PretrainingSource(Source):
@@ -152,7 +157,7 @@ class Pretraining:
         return self._masker.hidden(text, np.random.default_rng([self._seed, epoch, index]))
 
     def rows(self, item: HiddenText) -> list[Row]:
-        return [Row(ids=item.shown, passage=(len(item.ids), len(item.ids)))]
+        return [Row(ids=item.shown, passage=(len(item.ids), len(item.ids)), cut=(0, item.num_cut))]
 
     def score(self, query: str, documents: Sequence[str]) -> list[float]:
         raise ValueError("an encoder that is pre-trained has no scores; fine-tune it, and measure that")
@@ -228,23 +233,12 @@ class Pretraining:
         return torch.from_numpy(seen).to(self.trainable.device)
 
     def _surprise(self, states: Tensor, labels: Tensor) -> Tensor:
-        """-log p of the labels (M,), summed; a few tokens' logits at a time, computed again for the gradient."""
-        matrix = self._model.backbone.word.weight
-        step = max(CHUNK // len(matrix), 1)
-        total = states.new_zeros(())
-        for start in range(0, len(labels), step):
-            part = slice(start, start + step)
-            total = total + recomputed(self._chunk, states[part], labels[part], matrix, use_reentrant=False)
-        return total
-
-    def _chunk(self, states: Tensor, labels: Tensor, matrix: Tensor) -> Tensor:
-        return F.cross_entropy(self._logits(states, matrix).float(), labels, reduction="sum")
-
-    def _logits(self, states: Tensor, matrix: Tensor) -> Tensor:
-        dtype = self.trainable.dtype
+        """-log p of the labels (M,), summed."""
+        words, dtype = self._model.words, self.trainable.dtype
         with torch.autocast(states.device.type, dtype, enabled=dtype != torch.float32):
-            logits: Tensor = self._model.words(states, matrix)
-        return logits
+            ready = words.ready(states)
+        total: Tensor = Surprise.apply(ready.to(dtype), self._model.backbone.word.weight, words.bias, labels)  # type: ignore[no-untyped-call]
+        return total
 
     def _bag(self, items: Sequence[HiddenText], states: Tensor, batch: Packed) -> Tensor:
         """DupMAE's bag of words, summed over texts: a text's different tokens from its greatest logits."""
@@ -261,5 +255,7 @@ class Pretraining:
         return total
 
     def _of_bag(self, states: Tensor, wanted: Tensor, share: float, matrix: Tensor) -> Tensor:
-        greatest = self._logits(states, matrix).float().amax(0)
+        dtype = self.trainable.dtype
+        with torch.autocast(states.device.type, dtype, enabled=dtype != torch.float32):
+            greatest: Tensor = self._model.words(states, matrix).float().amax(0)
         return -share * greatest.log_softmax(0)[wanted].sum()

@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Gradients are joined up to so many values before they are exchanged: 100 MB.
 BUCKET = 25_000_000
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """This process, of how many, and the device that it was given, if any."""
+    """This process, of how many, and the device that it was given, if any.
+
+    has_shards: each has its share of the weights, so that all have to make the same passes.
+    """
 
     rank: int = 0
     count: int = 1
     device: torch.device | None = None
+    has_shards: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -68,6 +74,39 @@ class Processes:
         self.sum([told])
         return [float(value) for value in told]
 
+    def evened(self, batches: Sequence[Batch]) -> list[tuple[float, Batch]]:
+        """The passes of this process, of weight 1, and some of weight 0 where others have more and all must come."""
+        more = 0
+        if self.has_shards:
+            most = torch.tensor(len(batches), device=self.device)
+            torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+            more = int(most) - len(batches)
+        return [*((1.0, batch) for batch in batches), *[(0.0, batches[0])] * more]
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """The whole of a tensor of which each process may have a share; all must ask."""
+        if not self.has_shards:
+            return tensor
+        from torch.distributed.tensor import DTensor
+
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def own(self, tensor: Tensor) -> Tensor | None:
+        """What this process has to save of a tensor: its share, and all of what is not shared out if it is first."""
+        from torch.distributed.tensor import DTensor
+
+        if self.has_shards and isinstance(tensor, DTensor):
+            return tensor.to_local()
+        return tensor if self.is_first else None
+
+    def shared_as(self, whole: Tensor, weight: Tensor) -> Tensor:
+        """This process's share of a whole tensor, as it has one of a weight of the same shape."""
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if not self.has_shards or not isinstance(weight, DTensor) or whole.shape != weight.shape:
+            return whole
+        return distribute_tensor(whole.to(weight.device), weight.device_mesh, weight.placements)
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:
@@ -85,6 +124,39 @@ def open_processes(device: str) -> Processes:
     if state.num_processes == 1:
         return Processes()
     return Processes(rank=state.process_index, count=state.num_processes, device=state.device)
+
+
+def shard(net: nn.Module, blocks: Sequence[nn.Module], processes: Processes) -> None:
+    """Each process keeps its share of every weight (FSDP), and has a block's whole ones while that is computed.
+
+    Gradients become the sums over all processes, each of its share. Zhao et al. 2023, "PyTorch FSDP".
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(processes.device.type if processes.device else "cpu", (processes.count,))
+    for module in (*blocks, net):
+        sharded = fully_shard(module, mesh=mesh)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    for block in blocks:
+        register_fsdp_forward_method(block, "project")  # is called by itself, before the block
+
+
+@contextmanager
+def whole_weights(net: nn.Module, processes: Processes) -> Iterator[None]:
+    """While it is entered, the first process has all of a sharded model's weights, on the host; all must enter it."""
+    held = [(module, name, weight) for module in net.modules() for name, weight in module._parameters.items()]
+    if processes.has_shards:
+        for module, name, weight in held:
+            whole = None if weight is None else processes.whole(weight.detach()).cpu()
+            if whole is not None and processes.is_first:
+                module._parameters[name] = nn.Parameter(whole, requires_grad=False)
+    try:
+        yield
+    finally:
+        for module, name, weight in held:
+            module._parameters[name] = weight
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -28,8 +28,11 @@ NUM_PROBED = 5  # steps by which the time of a run is estimated
 SPREADS = (0.5, 30.0)
 
 
-def described(data: Data) -> Iterator[str]:
-    """Lines on the examples: how many, what is left out, and the first one to look at."""
+def described(data: Data, *, has_other_negatives: bool = False) -> Iterator[str]:
+    """Lines on the examples: how many, what is left out, and the first one to look at.
+
+    has_other_negatives: the passages of other queries serve as such.
+    """
     examples = data.examples
     positives = sum(len(example.positives) for example in examples) / len(examples)
     counts = [len(example.negatives) for example in examples]
@@ -40,20 +43,21 @@ def described(data: Data) -> Iterator[str]:
     )
     if data.problems:
         yield f"left out: {len(data.problems):,} lines, the first {data.problems[0]}"
-    yield from _warned(examples)
+    yield from _warned(examples, has_other_negatives=has_other_negatives)
     if data.unread:
         told = ", ".join(f"{key} ({count:,} lines)" for key, count in data.unread.items())
         yield f"not read: {told}"
     first = examples[0]
     yield f"first query:    {_short(first.query)}"
     yield f"first positive: {_short(first.positives[0])}"
-    yield f"first negative: {_short(first.negatives[0])}"
+    if first.negatives:
+        yield f"first negative: {_short(first.negatives[0])}"
 
 
-def _warned(examples: Sequence[Example]) -> Iterator[str]:
+def _warned(examples: Sequence[Example], *, has_other_negatives: bool) -> Iterator[str]:
     """What costs quality and is seen in the data alone: no negatives, scores that no softmax can tell apart."""
     lonely = sum(not example.negatives for example in examples)
-    if lonely:
+    if lonely and not has_other_negatives:
         yield f"warning: {lonely:,} of {len(examples):,} queries have no negative, and teach nothing by a softmax"
     spreads = []
     for example in examples:
@@ -87,10 +91,20 @@ def described_run(
         f"rows: {sum(lengths) / len(lengths):.0f} tokens on average, 95% up to {lengths[len(lengths) * 95 // 100]}; "
         f"{cut:.0%} cut at {kind.max_length} (of the first {len(rows)})"
     )
-    yield (
-        f"run: {num_steps:,} steps of {settings.batch} queries with a positive and up to "
-        f"{settings.num_negatives} negatives; loss {' + '.join(f'{w:g} {n}' for n, w in settings.losses.items())}"
-    )
+    yield f"run: {num_steps:,} steps of {_step(settings)}"
+
+
+def _step(settings: TrainingSettings) -> str:
+    """What a step reads and learns by."""
+    if (kind := settings.pretraining) is not None:
+        parts = {"masked words": 1.0, "rebuilt text": kind.decoder_weight, "bag of words": kind.bag_weight}
+        return f"{settings.batch} texts; loss {_sum({name: weight for name, weight in parts.items() if weight})}"
+    groups = f"{settings.batch} queries with a positive and up to {settings.num_negatives} negatives"
+    return f"{groups}; loss {_sum(settings.losses)}"
+
+
+def _sum(weights: Mapping[str, float]) -> str:
+    return " + ".join(f"{weight:g} {name}" for name, weight in weights.items())
 
 
 def _short(text: str) -> str:

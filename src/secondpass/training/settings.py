@@ -20,7 +20,15 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
 }
 DTYPES = ("auto", "float32", "bfloat16")
 # A run may go on with other values of these: they do not change what is learnt.
-FREE = ("device", "token_budget", "has_gradient_checkpointing", "log_every", "save_every", "has_tensorboard")
+FREE = (
+    "device",
+    "token_budget",
+    "has_gradient_checkpointing",
+    "has_shards",
+    "log_every",
+    "save_every",
+    "has_tensorboard",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +37,8 @@ class LoraSettings:
 
     The update is scaled by alpha / rank. targets: "attention", "all", or the checkpoint's own names of projections,
     as "q_proj,v_proj". The head is trained "whole" or has updates too ("low_rank"). saves_adapter: also write the
-    updates alone, in PEFT's layout, beside the merged model.
+    updates alone, in PEFT's layout, beside the merged model. has_four_bits: the frozen linear layers of a decoder are
+    kept in NF4 (QLoRA), on a CUDA device with bitsandbytes.
     """
 
     rank: int = 16
@@ -37,6 +46,7 @@ class LoraSettings:
     targets: str = "all"
     head: str = "whole"
     saves_adapter: bool = False
+    has_four_bits: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("head", self.head, ("whole", "low_rank"))
@@ -190,6 +200,7 @@ class TrainingSettings:
     losses: name -> weight, of LOSSES. num_negatives: of each group, beside one positive; fewer where there are fewer.
     batch: groups per step, over all processes. warmup: share of the steps. token_budget: tokens in one forward pass,
     None: by device; it changes memory and speed, not the loss. eval_every: steps; None: the end of each epoch.
+    has_shards: of several processes each keeps its share of a decoder's weights.
     """
 
     losses: Mapping[str, float] = field(default_factory=lambda: {"cross_entropy": 1.0})
@@ -211,6 +222,7 @@ class TrainingSettings:
     dtype: str = "auto"
     has_gradient_checkpointing: bool = False
     has_frozen_words: bool = False
+    has_shards: bool = False
     lora: LoraSettings | None = None
     layers: LayerSettings | None = None
     compression: CompressionSettings | None = None
@@ -256,6 +268,11 @@ class TrainingSettings:
         if self.pretraining is not None:
             return "pretraining"
         return "reranker" if self.colbert is None else "colbert"
+
+    @property
+    def has_other_negatives(self) -> bool:
+        """Whether the passages of other queries of a step are candidates too."""
+        return (self.embedder or self.colbert or EmbedderSettings(in_batch="none")).in_batch != "none"
 
     @property
     def needs_teacher(self) -> bool:

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,17 @@ import torch
 from secondpass.atomic import write_text
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.errors import DataError, MissingExtra, TrainingError
-from secondpass.training.checkpointing import RUN, check_output, claimed, read_state, restore, save_state, steps_in
+from secondpass.models.decoder import Decoder
+from secondpass.training.checkpointing import (
+    RUN,
+    check_output,
+    claimed,
+    read_state,
+    restore,
+    save_state,
+    state_tensors,
+    steps_in,
+)
 from secondpass.training.collators import Sampler, group_sampler
 from secondpass.training.cross_encoding import open_cross_encoding
 from secondpass.training.data import Data, Texts
@@ -31,7 +41,7 @@ from secondpass.training.learner import Learner, Objective
 from secondpass.training.masks import HiddenText
 from secondpass.training.model import Trainable
 from secondpass.training.pretraining import Pretraining, open_pretraining
-from secondpass.training.processes import Processes, Stopping, open_processes
+from secondpass.training.processes import Processes, Stopping, open_processes, shard, whole_weights
 from secondpass.training.reporting import CARD, Probe, RunLog, RunSummary, StepPace, card, described_run
 from secondpass.training.settings import FREE, TrainingSettings
 from secondpass.types import Row
@@ -85,7 +95,7 @@ class Trainer:
         _check_teacher(data, self.settings)
         if self.settings.has_tensorboard and find_spec("tensorboard") is None:
             raise MissingExtra("tensorboard", "tensorboard")
-        self._processes = open_processes(self.settings.device)
+        self._processes = _processes(self.settings)
         self.objective = _opened(model, self.settings, self._processes)
         self.learner = Learner(self.objective, self.settings, self._processes)
         self._sampler = _sampler(data, self.objective, self.settings)
@@ -190,9 +200,11 @@ class Trainer:
     def _evaluate(self, step: int, log: RunLog) -> None:
         """Measure on the dev set, and write the model where it is the best so far."""
         assert self._dev is not None
-        queries = self._dev.queries
-        sums = total(queries[self._processes.rank :: self._processes.count], self.objective.score)
-        exchanged = self._processes.sum_figures([sums[name] for name in MEASURES], self.trainable.device)
+        queries, processes = self._dev.queries, self._processes
+        own = queries if processes.has_shards else queries[processes.rank :: processes.count]
+        sums = total(own, self.objective.score)
+        found = [sums[name] for name in MEASURES]
+        exchanged = found if processes.has_shards else processes.sum_figures(found, self.trainable.device)
         figures = {name: value / len(queries) for name, value in zip(MEASURES, exchanged, strict=True)}
         log.figures(step, figures)
         self._history.append({"step": step, **figures})
@@ -217,7 +229,7 @@ class Trainer:
         state = read_state(self._folder)
         if state is None:
             return 0
-        restore(state, self.learner.parameters, self.learner.optimiser)
+        restore(state, self.learner.parameters, self.learner.optimiser, self._processes)
         self._history = list(state.facts["history"])
         return state.step
 
@@ -233,14 +245,15 @@ class Trainer:
         }
 
     def _save(self, step: int) -> None:
-        if self.is_first:
-            learner, facts = self.learner, {"history": self._history}
-            save_state(self._folder, step, learner.parameters, learner.optimiser, facts)
+        tensors = state_tensors(self.learner.parameters, self.learner.optimiser, self._processes)
+        if self.is_first or self._processes.has_shards:
+            save_state(self._folder, step, tensors, {"history": self._history}, self._processes)
         self._processes.wait()
 
     def _write_model(self) -> None:
-        if self.is_first:
-            self.objective.save(self.output, {CARD: card(self.trainable, self.settings, self._outcome())})
+        with whole_weights(self.trainable.model, self._processes):
+            if self.is_first:
+                self.objective.save(self.output, {CARD: card(self.trainable, self.settings, self._outcome())})
         self._processes.wait()
 
     def _outcome(self) -> RunSummary:
@@ -276,11 +289,30 @@ def _measured(figures: Figures) -> Figures:
     return {name: value for name, value in figures.items() if name != "step"}
 
 
+def _processes(settings: TrainingSettings) -> Processes:
+    """Raises TrainingError where weights cannot be shared out."""
+    processes = open_processes(settings.device)
+    if not settings.has_shards:
+        return processes
+    if processes.count == 1:
+        raise TrainingError(
+            "has_shards needs several processes, each of which keeps a share of the weights; start it with torchrun "
+            "or accelerate launch, or leave --shard out"
+        )
+    return replace(processes, has_shards=True)
+
+
 def _opened(model: str | Path, settings: TrainingSettings, processes: Processes) -> Objective[Any]:
     device = processes.device or pick_device(settings.device)
     dtype, _ = pick_dtype(settings.dtype, device)
     # without bf16 there is no half precision here
-    return OPENERS[settings.method](model, settings, device, torch.float32 if dtype == torch.float16 else dtype)
+    objective = OPENERS[settings.method](model, settings, device, torch.float32 if dtype == torch.float16 else dtype)
+    if processes.has_shards:
+        net = objective.trainable.model
+        if not isinstance(net.backbone, Decoder):
+            raise ValueError("has_shards: weights are shared out of decoder rerankers alone; leave --shard out")
+        shard(net, list(net.backbone.layers), processes)
+    return objective
 
 
 def _sampler(data: Data | Texts, objective: Objective[Any], settings: TrainingSettings) -> Sampler[Any]:

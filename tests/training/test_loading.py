@@ -1,0 +1,94 @@
+"""What is trained here, loaded by the libraries that others use: the same vectors and scores.
+
+In an environment of its own: make test-trainers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from secondpass import ColBERT, Embedder, Reranker
+from secondpass.training import EmbedderSettings, LateInteractionSettings
+from tests.goldens import SHARED
+from tests.training.test_vectors import trained
+
+pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
+
+
+def golden(name: str) -> Path:
+    folder = SHARED / "golden" / name
+    if not folder.is_dir():
+        pytest.skip("no reference figures here")
+    return folder
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_bi_encoder_has_the_same_vectors_in_sentence_transformers(tmp_path: Path, pooling: str) -> None:
+    theirs = pytest.importorskip("sentence_transformers")
+    settings = EmbedderSettings(dimensions=(8, 16), pooling=pooling)
+    _, query, passages = trained(golden("bert-cross-encoder"), tmp_path / "out", embedder=settings)
+    ours = Embedder(tmp_path / "out", dtype="float32")
+    model = theirs.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert np.allclose(model.encode(passages), ours.encode(passages), atol=1e-5)
+    assert np.allclose(model.encode([query], prompt_name="query"), ours.encode([query], kind="query"), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert-cross-encoder", "bge-reranker-base"])
+def test_a_cross_encoder_has_the_same_logits_in_sentence_transformers(tmp_path: Path, name: str) -> None:
+    theirs = pytest.importorskip("sentence_transformers")
+    _, query, passages = trained(golden(name), tmp_path / "out")
+    model = theirs.CrossEncoder(str(tmp_path / "out"), device="cpu")
+    found = model.predict([(query, text) for text in passages], activation_fn=torch.nn.Identity())
+    assert found == pytest.approx(Reranker(tmp_path / "out", dtype="float32").score(query, passages), abs=1e-4)
+
+
+def test_bge_m3_has_the_same_three_parts_in_flagembedding(tmp_path: Path) -> None:
+    theirs = pytest.importorskip("FlagEmbedding")
+    parts = EmbedderSettings(parts=("dense", "sparse", "colbert"), temperature=0.1)
+    _, query, passages = trained(golden("bge-m3"), tmp_path / "out", embedder=parts)
+    model = theirs.BGEM3FlagModel(str(tmp_path / "out"), use_fp16=False, devices="cpu")
+    pairs = [(query, text) for text in passages]
+    found = model.compute_score(pairs, max_passage_length=48, weights_for_different_modes=[1.0, 0.3, 1.0])
+    ours = Embedder(tmp_path / "out", dtype="float32", weights=(1.0, 0.3, 1.0))
+    for theirs_name, mode in (
+        ("dense", "dense"),
+        ("sparse", "sparse"),
+        ("colbert", "colbert"),
+        ("colbert+sparse+dense", "colbert+sparse+dense"),
+    ):
+        assert found[theirs_name] == pytest.approx(ours.score(query, passages, mode=mode), abs=1e-4)
+
+
+@pytest.fixture
+def late_interaction(tmp_path: Path) -> tuple[Path, str, list[str]]:
+    colbert = LateInteractionSettings(in_batch="others")
+    _, query, passages = trained(golden("colbertv2"), tmp_path / "out", colbert=colbert)
+    return tmp_path / "out", query, passages
+
+
+def test_late_interaction_has_the_same_scores_in_pylate(late_interaction: tuple[Path, str, list[str]]) -> None:
+    models = pytest.importorskip("pylate.models")
+    scores = pytest.importorskip("pylate.scores")
+    folder, query, passages = late_interaction
+    model = models.ColBERT(str(folder), device="cpu")
+    queries = model.encode([query], is_query=True, convert_to_numpy=True)
+    documents = model.encode(passages, is_query=False, convert_to_numpy=True)
+    found = [float(scores.colbert_scores([queries[0]], [document])[0, 0]) for document in documents]
+    assert found == pytest.approx(ColBERT(folder, dtype="float32").score(query, passages), abs=1e-3)
+
+
+def test_late_interaction_has_the_same_scores_in_colbert_ai(late_interaction: tuple[Path, str, list[str]]) -> None:
+    checkpoints: Any = pytest.importorskip("colbert.modeling.checkpoint", exc_type=ImportError)
+    infra = pytest.importorskip("colbert.infra")
+    folder, query, passages = late_interaction
+    model = checkpoints.Checkpoint(str(folder), colbert_config=infra.ColBERTConfig.load_from_checkpoint(str(folder)))
+    queries = model.queryFromText([query])
+    ours = ColBERT(folder, dtype="float32").score(query, passages)
+    for text, expected in zip(passages, ours, strict=True):
+        document = model.docFromText([text])[0]
+        assert float((queries[0] @ document[0].T).max(1).values.sum()) == pytest.approx(expected, abs=1e-3)
