@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check test test-slow fuzz test-clients test-frameworks test-ray test-agents test-clients-ray test-stores record-clients bench
+.PHONY: check test test-slow fuzz test-clients test-frameworks test-trainers test-ray test-agents test-clients-ray test-stores record-clients bench
 
 check:
 	$(PYTHON) -m ruff check .
@@ -49,6 +49,17 @@ $(CLIENTS)/stores/ready: tests/search/requirements-stores.txt
 test-stores: $(CLIENTS)/stores/ready
 	$(CLIENTS)/stores/bin/python -m pip install -qq -e ".[search]"
 	$(CLIENTS)/stores/bin/python -m pytest -m clients tests/search
+
+$(CLIENTS)/trainers/ready: tests/training/requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install -qq torch==2.13.0
+	$(@D)/bin/python -m pip install -qq -r $<
+	touch $@
+
+# The libraries that load what is trained here.
+test-trainers: $(CLIENTS)/trainers/ready
+	$(CLIENTS)/trainers/bin/python -m pip install -qq -e ".[train]"
+	$(CLIENTS)/trainers/bin/python -m pytest -W ignore -m clients tests/training
 
 $(CLIENTS)/ray/ready: pyproject.toml
 	$(PYTHON) -m venv --clear $(@D)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from secondpass import Reranker, cli
 from secondpass.training import read_data, save_data
 from tests.checkpoints import tiny_bert
-from tests.training.test_trainer import interrupt_at, interruptible  # noqa: F401  (a fixture)
 from tests.training.toy import PASSAGES, THINGS, toy_examples
 
 QUICK = ("--batch", "4", "--negatives", "3", "--device", "cpu", "--dtype", "float32", "--lr", "1e-3")
@@ -146,23 +150,27 @@ def test_wrong_use_is_told(
     assert (found, message in said) == (code, True), said
 
 
-@pytest.mark.slow  # it interrupts its own process, so it runs alone
-@pytest.mark.usefixtures("interruptible")
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(
-    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A process of its own is interrupted, as by a terminal: what else runs in the tests' own does not matter."""
     arguments = ["train", str(model), str(data), "--output", str(tmp_path / "out"), *QUICK]
-    monkeypatch.setattr("sys.argv", ["secondpass", *arguments])
-    with monkeypatch.context() as patch:
-        interrupt_at(2, patch)
-        code, shown, said = called(capsys, *arguments)
-    assert (code, shown) == (130, "")
+    arguments += ["--epochs", "100", "--log-every", "1"]
+    log = tmp_path / "out" / "training" / "log.jsonl"
+    command = [sys.executable, "-m", "secondpass", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while run.poll() is None and not (log.is_file() and log.stat().st_size):
+            time.sleep(0.02)
+        run.send_signal(signal.SIGINT)
+        shown, said = run.communicate()
+    assert (run.returncode, shown) == (130, ""), said
     told = said.splitlines()[-1]
-    assert told.startswith("stopped after step 2 of 3; all is saved. To go on: secondpass train ")
+    assert re.match(r"stopped after step \d+ of 300; all is saved. To go on: secondpass train ", told)
     assert told.endswith(" --resume")
     code, shown, said = called(capsys, *arguments, "--resume")
     assert code == 0, said
-    assert "step 3/3" in said
+    assert "step 300/300" in said
 
 
 @pytest.mark.promise("docs/training.md", "Mining that was interrupted goes on when the same command is given again")
