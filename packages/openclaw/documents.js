@@ -38,8 +38,9 @@ export function documentCorpus(config) {
     },
     async get({ lookup }) {
       try {
-        const id = Number(/(\d+)$/.exec(lookup)?.[1]);
-        const found = await asked("get", { id }, config);
+        const id = /^(?:.*#)?(\d+)$/.exec(lookup)?.[1]; // a path of search's, or an id; others are another corpus's
+        if (!id) return null;
+        const found = await asked("get", { id: Number(id) }, config);
         if (found === null) return null;
         const { file, heading, text, line, last_line: last } = found;
         return { corpus: "secondpass", path: file, title: heading, content: text, fromLine: line, lineCount: last - line + 1 };

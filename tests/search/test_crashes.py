@@ -55,6 +55,7 @@ def remember(place: Path, round: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.promise("docs/search.md", "A replacement happens wholly or not")
 def test_a_memory_keeps_what_it_was_told_and_no_half_of_it(tmp_path: Path) -> None:
     chance = random.Random(5)
     for round in range(ROUNDS):
@@ -83,6 +84,7 @@ def judge(place: Path, round: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.promise("docs/search.md", "a judgement is kept with its use, also where the process is killed")
 def test_an_index_keeps_each_judgement_with_its_use(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()

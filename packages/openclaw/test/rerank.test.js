@@ -1,6 +1,7 @@
-// The recorded exchanges of OpenClaw 2026.9 against a loopback server, in order and in trouble.
+// Results of OpenClaw's memory_search against a loopback server, in order and in trouble.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { after, before, beforeEach, test } from "node:test";
 import { documentCorpus } from "../documents.js";
@@ -11,6 +12,7 @@ const HITS = [
   { path: "memory/a.md", startLine: 4, endLine: 5, score: 0.5, snippet: "Beans cook for ninety minutes." },
   { path: "memory/b.md", startLine: 1, endLine: 1, score: 0.4, snippet: "The car is red." },
 ];
+const recorded = JSON.parse(readFileSync(new URL("recorded.json", import.meta.url), "utf-8"));
 let server, config, answer, seen;
 
 before(async () => {
@@ -86,10 +88,11 @@ for (const [name, bad] of Object.entries({
   "scores that are no numbers": (response, { documents }) =>
     response.end(JSON.stringify({ results: documents.map((_, index) => ({ index, relevance_score: null })) })),
   "no answer in time": () => {},
+  "an answer that does not end": (response) => response.write('{"results": ['),
 })) {
   test(`the host's order stays after ${name}`, async () => {
     answer = bad;
-    const hasty = name === "no answer in time" ? { ...config, timeoutMs: 100 } : config;
+    const hasty = /in time|not end/.test(name) ? { ...config, timeoutMs: 100 } : config;
     assert.equal(await rerankedResult(direct(), hasty), undefined);
     assert.equal(await rerankedResult(nested(), hasty), undefined);
   });
@@ -107,7 +110,27 @@ test("documents are a corpus of their own", async () => {
   assert.deepEqual([found.path, found.score, found.id, found.startLine], ["/n/a.md#7", 0.8, "7", 3]);
   assert.deepEqual(seen[0].body, { query: "q", top_n: 2 });
   assert.equal((await corpus.get({ lookup: "/n/a.md#7" })).lineCount, 3);
+  assert.deepEqual(seen.at(-1).body, { id: 7 });
+  assert.equal(await corpus.get({ lookup: "memory/note7" }), null);
   answer = (response) => response.writeHead(500).end();
   assert.deepEqual(await corpus.search({ query: "q" }), []);
   assert.equal(await corpus.get({ lookup: "7" }), null);
+});
+
+test("what OpenClaw 2026.9.6 gave is reordered where it lies, and the rest of it stays", async () => {
+  const event = {
+    toolName: "tool_call",
+    args: { id: "memory_search", args: { query: recorded.query } },
+    result: { content: [{ type: "text", text: recorded.text }] },
+  };
+  const changed = JSON.parse((await rerankedResult(event, config)).result.content[0].text);
+  const [before, after] = [JSON.parse(recorded.text), changed].map((outer) => JSON.parse(outer.result.content[0].text));
+  assert.deepEqual(before.results.map((hit) => hit.path), ["MEMORY.md", "memory/2026-11-01.md"]);
+  assert.deepEqual(after.results.map((hit) => hit.path), ["memory/2026-11-01.md", "MEMORY.md"]);
+  assert.deepEqual({ ...after, results: [] }, { ...before, results: [] });
+  assert.deepEqual(changed.tool, JSON.parse(recorded.text).tool);
+  assert.deepEqual(seen[0].body.documents, [
+    "# Memory\n\nBeans need a pot, and a long spoon. Bo is the cook.",
+    "# Kitchen\n\nDry beans cook for ninety minutes in salted water.",
+  ]);
 });

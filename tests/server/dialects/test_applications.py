@@ -42,3 +42,12 @@ def test_librechat_finds_jinas_or_coheres_results(path: str, more: dict[str, Any
     assert [result["index"] for result in results] == [1, 0, 2]
     assert [result["relevance_score"] for result in results] == pytest.approx([0.9525741, 0.5, 0.0474259])
     assert [result["document"]["text"] for result in results if "document" in result] in ([], ["b", "a", "c"])
+
+
+@pytest.mark.parametrize("more", [{}, {"model": "default", "top_n": 3}])
+def test_openclaws_plugins_find_a_probability_for_each_document(more: dict[str, Any]) -> None:
+    """Ours sends no model and no number; memory-lancedb-pro, as of Jina, mixes the probability with its own score."""
+    results = answer("/v1/rerank", {"query": "q", "documents": DOCUMENTS, **more}, *LOGITS).body["results"]
+    assert {result["index"]: result["relevance_score"] for result in results} == pytest.approx(
+        {0: 0.5, 1: 0.9525741, 2: 0.0474259}
+    )
