@@ -13,9 +13,23 @@ test:
 test-slow:
 	$(PYTHON) -m pytest -m slow
 
-# Readers of checkpoints and of data on damaged files, for as long as FUZZ_EXAMPLES of each kind take.
+# Readers of checkpoints and of data on damaged files, the server's batches and an index in any order of events, and
+# requests of all dialects, for as long as FUZZ_EXAMPLES of each kind take.
 fuzz:
-	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),20000) $(PYTHON) -m pytest tests/checkpoint/test_fuzz.py tests/data/test_fuzz.py
+	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),20000) $(PYTHON) -m pytest tests/checkpoint/test_fuzz.py tests/data/test_fuzz.py \
+		tests/faults/test_states.py tests/server/dialects/test_properties.py
+
+# What a release is made of; docs/releasing.md has the checklist. pip-audit and cyclonedx-py: pip install pip-audit cyclonedx-bom.
+.PHONY: audit dist
+audit:
+	$(PYTHON) -m pip_audit --strict -r constraints.txt
+
+dist:
+	rm -rf dist
+	$(PYTHON) -m build --outdir dist .
+	$(PYTHON) -m build --outdir dist packages/multilingual
+	$(PYTHON) -m cyclonedx_py requirements constraints.txt --output-reproducible --outfile dist/sbom.json
+	cd dist && sha256sum * > SHA256SUMS
 
 bench:
 	$(PYTHON) benchmarks/peers.py

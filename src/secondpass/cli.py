@@ -26,7 +26,7 @@ from typer.core import TyperCommand, TyperGroup
 from secondpass.engine.cpu.threads import suit_environment
 
 OK, FAILED, WRONG_USE = 0, 1, 2
-INTERRUPTED = 128 + int(signal.SIGINT)  # as shells have it
+SIGNALLED = 128  # and the number of the signal, as shells have it
 # Name: (file of command/ and function in it, line in the list of commands: at most 64 characters).
 COMMANDS: dict[str, tuple[str, str]] = {
     "rank": ("rank:rank", "Rank passages by how well they answer a query."),
@@ -58,11 +58,11 @@ class Invocation:
     """What holds for the whole run, whatever the command."""
 
     debug: bool = False
-    interrupted: bool = False
+    signal: int = 0  # that ended it
 
     def interrupt(self, signum: int, frame: object) -> None:
-        """On Ctrl-C. It is noted, since compiled modules that are just being imported make an ImportError of it."""
-        self.interrupted = True
+        """On Ctrl-C and SIGTERM. Noted, since compiled modules that are being imported make an ImportError of it."""
+        self.signal = signum
         raise KeyboardInterrupt
 
 
@@ -189,13 +189,20 @@ def _flag(name: str, hint: Any, default: object) -> inspect.Parameter:
 
 
 def main(is_interruptible: bool = True) -> None:
-    """Run the command line of this process, and end it. is_interruptible: Ctrl-C is not ignored, as under nohup."""
+    """Run the command line of this process, and end it. is_interruptible: Ctrl-C is not ignored, as under nohup.
+
+    SIGTERM ends it as Ctrl-C does, so that nothing half written is left.
+    """
     invocation = Invocation()
     if is_interruptible:
         signal.signal(signal.SIGINT, invocation.interrupt)
+    signal.signal(signal.SIGTERM, invocation.interrupt)
     if "export" not in sys.argv:  # openvino goes on without its converter of other formats, half of its import
         sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
-    sys.exit(run(sys.argv[1:], invocation))
+    code = run(sys.argv[1:], invocation)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # it is done, whatever comes while Python ends
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str], invocation: Invocation | None = None) -> int:
@@ -213,14 +220,14 @@ def run(arguments: Sequence[str], invocation: Invocation | None = None) -> int:
     except typer.Exit as stop:
         return int(stop.exit_code)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return SIGNALLED + (invocation.signal or signal.SIGINT)
     except BrokenPipeError:
         # The reader has what it wanted; Python must not fail on what is still to be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except Exception as error:
-        if invocation.interrupted:
-            return INTERRUPTED
+        if invocation.signal:
+            return SIGNALLED + invocation.signal
         if invocation.debug:
             raise
         return _explain(error)

@@ -29,9 +29,13 @@ class Returned:
 
 @dataclass(frozen=True, kw_only=True)
 class Truncation:
-    """The field that says whether long texts are cut: its value that refuses, and what holds where it is absent."""
+    """The field that says whether long texts are cut: its value that refuses, and what holds where it is absent.
+
+    inside: the object that holds it.
+    """
 
     name: str
+    inside: str | None = None
     refuses: bool | str = False
     cuts_unasked: bool = True
 
@@ -281,6 +285,7 @@ APIS: Mapping[str, Api] = {
             fields=("rank_fields", "parameters"),
             reads_objects=True,
             returned=Returned(unasked=True),
+            truncation=Truncation(name="truncate", inside="parameters", refuses="NONE"),
             results="data",
             score="score",
             head=("model", "usage"),

@@ -131,6 +131,18 @@ def test_pinecone_is_known_by_its_header() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("parameters", "may_truncate"),
+    [(None, True), ({}, True), ({"truncate": "END"}, True), ({"truncate": "NONE"}, False)],
+)
+def test_pinecone_says_whether_long_texts_are_cut(parameters: dict[str, str] | None, may_truncate: bool) -> None:
+    body = {"model": "m", "query": "q", "documents": DOCUMENTS, "parameters": parameters}
+    _, route = choose("/rerank", body, {"x-pinecone-api-version": "2025-10"})
+    assert route.parse is not None
+    call = route.parse(body, {})
+    assert isinstance(call, RerankCall) and call.budgets.may_truncate is may_truncate
+
+
 def test_dashscope_in_both_its_forms() -> None:
     path = "/api/v1/services/rerank/text-rerank/text-rerank"
     body = {

@@ -46,7 +46,8 @@ def budgets_of(values: Values, api: Api) -> Budgets:
 def _may_cut(values: Values, api: Api) -> bool:
     if api.truncation is None:
         return True
-    value = values.get(api.truncation.name)
+    inside = api.truncation.inside
+    value = (values if inside is None else values.get(inside) or {}).get(api.truncation.name)
     return api.truncation.cuts_unasked if value is None else value != api.truncation.refuses
 
 
@@ -232,7 +233,7 @@ def _options(api: Api) -> dict[str, Any]:
     names |= dict.fromkeys(api.raw, Flag)
     if api.returned is not None and api.returned.form != "parts":
         names[api.returned.asked_by] = Flag
-    if api.truncation is not None:
+    if api.truncation is not None and api.truncation.inside is None:
         refuses = api.truncation.refuses
         names[api.truncation.name] = Flag if refuses is False else Literal["NONE", "END"]
     return {name: (kind | None, None) for name, kind in names.items()}

@@ -1,0 +1,181 @@
+"""Clients that stall, lie or leave, thousands at a time; and bodies that could hold up all others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import resource
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from secondpass.server.app import create_app
+from secondpass.server.service import Service
+from secondpass.server.settings import Settings
+from tests.server.live import serving
+from tests.server.test_workers import connect, num_connections, read_all, served, until
+
+BODY = {"query": "where is the bridge", "documents": ["a river", "the old bridge in the city"]}
+RAW = json.dumps(BODY).encode()
+HEAD = b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def url(model: Path) -> Iterator[str]:
+    with serving(model, header_timeout_s=0.3, body_timeout_s=0.3) as found:
+        yield found
+
+
+def said(url: str, *pieces: bytes, ends: bool = False) -> bytes:
+    with connect(url) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        if ends:
+            connection.shutdown(socket.SHUT_WR)
+        return read_all(connection)
+
+
+@pytest.mark.promise("docs/security.md", "time for heads, bodies, readers, TLS handshakes and calls")
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        ((HEAD % (len(RAW) + 9), RAW), b"400"),  # says that more comes
+        ((HEAD % (len(RAW) - 9), RAW), b"400"),  # sends more than it said
+        ((HEAD % 10**12, RAW), b"413"),
+        ((HEAD.replace(b"%d", b"-1"), RAW), b"400"),
+        ((HEAD.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked"), b"ffffffffff\r\n", RAW), b"400"),
+        ((b"GET / HTTP/9.9\r\n\r\n",), b"400"),
+        ((b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",), b"400"),  # speaks TLS
+    ],
+)
+def test_a_client_that_lies_is_refused_and_harms_no_other(url: str, pieces: tuple[bytes, ...], status: bytes) -> None:
+    first = said(url, *pieces).partition(b"\r\n")[0]
+    assert first == b"" or first.split()[1] == status  # a number that is none closes the connection
+    assert httpx.post(f"{url}/v1/rerank", json=BODY).status_code == 200
+
+
+@pytest.mark.promise(
+    "docs/serving.md", "A client that closes its side of the connection after its request counts as gone"
+)
+@pytest.mark.promise(
+    "docs/security.md", "A client that closes its half of a connection after the request counts as gone"
+)
+def test_a_connection_that_is_closed_by_half_leaves_nothing(url: str) -> None:
+    for _ in range(20):
+        answer = said(url, HEAD % len(RAW), RAW, ends=True)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 200")
+    assert httpx.get(f"{url}/ready").json() == {"ready": True}
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096 if before[1] == resource.RLIM_INFINITY else min(4096, before[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def busy(url: str, number: int, seen: Counter[int]) -> None:
+    """One connection that asks again and again, until it is answered."""
+    limits = httpx.Limits(max_connections=1)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+        for turn in range(3):
+            body = {"query": f"q {number} {turn}", "documents": [f"the bridge {number}", "a river in winter"]}
+            status = 0
+            while status not in (200, 400):
+                answer = await client.post("/v1/rerank", json=body)
+                status = answer.status_code
+                seen[status] += 1
+                if status == 429:
+                    await asyncio.sleep(random.random() * float(answer.headers["retry-after"]))
+
+
+async def slow_writer(url: str) -> bytes:
+    """A request of a piece every tenth of a second."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    for piece in (HEAD % len(RAW), *(RAW[at : at + 10] for at in range(0, len(RAW), 10))):
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(0.1)
+    answer = await reader.read(12)
+    writer.close()
+    return answer
+
+
+async def crowd(url: str) -> tuple[Counter[int], list[bytes]]:
+    seen: Counter[int] = Counter()
+    writers = [slow_writer(url) for _ in range(20)]
+    _, *answers = await asyncio.gather(asyncio.gather(*(busy(url, n, seen) for n in range(256))), *writers)
+    return seen, answers
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("many_files")
+@pytest.mark.promise("docs/security.md", "values, depth, documents, tokens, connections")
+def test_a_thousand_idle_and_256_busy_connections(model: Path) -> None:
+    with served(f"tiny={model}", "--set", "log_level=warning", "--set", "header_timeout_s=300") as (url, found):
+        idle = [connect(url) for _ in range(1000)]
+        seen, answers = asyncio.run(crowd(url))
+        assert seen[200] == 3 * 256 and set(seen) <= {200, 429}
+        assert answers == [b"HTTP/1.1 200"] * 20
+        for each in idle[::100]:  # they are as good as new ones
+            each.sendall(HEAD % len(RAW) + RAW)
+            assert each.recv(12) == b"HTTP/1.1 200"
+        for each in idle:
+            each.close()
+        until(lambda: num_connections(found.pid, url) == 0)
+        code, log = found.stopped(signal.SIGTERM)
+    assert (code, log) == (0, "")
+
+
+LIMIT_S = 0.020
+
+
+async def longest_step(app: object, body: bytes) -> float:
+    """Processor time between two turns of the event loop while a body is read, at most; other programs count not."""
+    worst = 0.0
+
+    async def watch() -> None:
+        nonlocal worst
+        while True:
+            before = time.process_time()
+            await asyncio.sleep(0.001)
+            worst = max(worst, time.process_time() - before)
+
+    transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        watching = asyncio.create_task(watch())
+        await asyncio.sleep(0.01)
+        worst = 0.0
+        assert (await client.post("/v1/rerank", content=body)).status_code == 503  # no model is loaded
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+    return worst
+
+
+@pytest.mark.slow
+@pytest.mark.promise("docs/serving.md", "Bodies of some MB are read beside the event loop")
+@pytest.mark.parametrize(
+    "documents",
+    [["word " * 190_000] * 8, ["重排" * 80_000] * 8, ['"\\' * 240_000] * 8, ["a b"] * 10_000, ["é🙂" * 250] * 1500],
+    ids=["long", "escapes", "quotes", "many", "mixed"],
+)
+def test_a_large_body_does_not_hold_up_the_event_loop(documents: list[str]) -> None:
+    logging.getLogger("secondpass").setLevel(logging.CRITICAL)
+    app = create_app(Service(Settings()), Settings(), ())
+    body = json.dumps({"query": "q", "documents": documents}).encode()[: 8 << 20]
+    steps = [asyncio.run(longest_step(app, body)) for _ in range(7)]
+    assert min(steps) < LIMIT_S  # a machine that is busy with other things makes steps longer, never shorter

@@ -1,0 +1,128 @@
+"""Ctrl-C and SIGTERM at every stage of long commands: silence, nothing half written, and the next call is right."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.sets import small_set
+
+STAGES = 3  # moments of a command's run at which it is told to stop
+SECONDPASS = [sys.executable, "-W", "ignore", "-m", "secondpass"]
+
+
+@dataclass(frozen=True)
+class Long:
+    """A command with what it reads, and whether what it left is whole: nothing, or all of it."""
+
+    arguments: Sequence[str]
+    output: Path
+    is_whole: Callable[[Path], bool]
+
+    def started(self) -> subprocess.Popen[str]:
+        command = [*SECONDPASS, *self.arguments]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def is_json(path: Path) -> bool:
+    return isinstance(json.loads(path.read_text()), dict)
+
+
+def is_lines(path: Path) -> bool:
+    files = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
+    return all(isinstance(json.loads(line), dict) for file in files for line in file.read_text().splitlines())
+
+
+def is_model(path: Path) -> bool:
+    return (path / "config.json").is_file() and any(path.rglob("openvino_model.xml"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BEIR folder, and pairs."""
+    folder, found = tmp_path_factory.mktemp("data"), small_set()
+    for name, texts in (("corpus", found.documents), ("queries", found.queries)):
+        rows = [json.dumps({"_id": each, "text": text}) for each, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    (folder / "qrels").mkdir()
+    rows = [f"{query}\t{name}\t{grade}" for query, grades in found.qrels.items() for name, grade in grades.items()]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(rows) + "\n")
+    pairs = [json.dumps({"query": "which river", "passage": f"the river {n} " * 20}) for n in range(300)]
+    (folder / "pairs.jsonl").write_text("\n".join(pairs) + "\n")
+    return folder
+
+
+def long(name: str, model: Path, data: Path, out: Path) -> Long:
+    """The commands that write, by name."""
+    report, index = out / "report.md", out / "index"
+    found = {
+        "calibrate": Long(
+            ["calibrate", str(data), "--model", str(model), "--output", str(out / "c.json")], out / "c.json", is_json
+        ),
+        "eval": Long(
+            ["eval", str(data), "--model", str(model), "--markdown", str(report), "--cache", str(out / "cache")],
+            report,
+            lambda path: "nDCG@10" in path.read_text(),
+        ),
+        "export": Long(["export", str(model), "--output", str(out / "graph")], out / "graph", is_model),
+        "score": Long(
+            ["score", str(data / "pairs.jsonl"), "--output", str(out / "scores"), "--rows", "20"],
+            out / "scores",
+            is_lines,
+        ),
+        "mine": Long(
+            ["mine", str(data), "--split", "test", "--output", str(out / "mined.jsonl")],
+            out / "mined.jsonl",
+            is_lines,
+        ),
+        "add": Long(["add", str(data), "--folder", str(index)], index, lambda path: path.is_dir()),
+    }
+    return found[name]
+
+
+@pytest.mark.slow
+@pytest.mark.promise("docs/search.md", "Ending the process at any moment")
+@pytest.mark.promise("docs/evaluation.md", "A run that was interrupted goes on where it was")
+@pytest.mark.promise("docs/export.md", "whole or not at all")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("name", ["calibrate", "eval", "export", "score", "mine", "add"])
+def test_a_command_is_told_to_stop(
+    name: str, number: signal.Signals, model: Path, data: Path, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    command = long(name, model, data, whole)
+    begun = time.monotonic()
+    running = command.started()
+    assert running.communicate(timeout=300)[1] is not None
+    assert running.returncode == 0 and command.output.exists() and command.is_whole(command.output)
+    took = time.monotonic() - begun
+    out = tmp_path / "out"
+    out.mkdir()
+    command = long(name, model, data, out)
+    for stage in range(STAGES):
+        running = command.started()
+        time.sleep(took * (stage + 0.5) / STAGES)
+        running.send_signal(number)
+        said = running.communicate(timeout=120)[1]
+        # done before, told, told before it began; and what Python does where exec() of a text was interrupted
+        assert running.returncode in (0, 128 + number, -number, -signal.SIGINT), said
+        assert "Traceback" not in said
+        assert not [path for path in out.rglob("*") if ".partial-" in path.name], os.listdir(out)
+        if command.output.exists():
+            assert command.is_whole(command.output)
+            if running.returncode == 0:
+                return
+    running = command.started()
+    said = running.communicate(timeout=300)[1]
+    assert running.returncode == 0, said
+    assert command.is_whole(command.output)
