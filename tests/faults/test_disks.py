@@ -113,17 +113,19 @@ def test_scores_come_where_none_can_be_kept(
 ) -> None:
     texts = [f"the river {n} in winter" for n in range(400)]
     cache = small_disk.folder / "scores"
-    wanted = Reranker(model).score("which river", texts)
+    wanted = Reranker(model, dtype="float32").score("which river", texts)
     if when == "opened":
         with small_disk.full(), pytest.raises(SecondpassError, match="not usable as a cache of scores"):
-            Reranker(model, score_cache=cache)
+            Reranker(model, dtype="float32", score_cache=cache)
         return
-    kept = Reranker(model, score_cache=cache)
+    kept = Reranker(model, dtype="float32", score_cache=cache)
     kept.score("which river", texts[:10])
     with small_disk.full(), caplog.at_level(logging.WARNING):
         assert kept.score("which river", texts) == pytest.approx(wanted, abs=1e-5)
     assert "scores are no longer kept" in caplog.text
-    assert Reranker(model, score_cache=cache).score("which river", texts) == pytest.approx(wanted, abs=1e-5)
+    assert Reranker(model, dtype="float32", score_cache=cache).score("which river", texts) == pytest.approx(
+        wanted, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut", "closed"])
@@ -132,10 +134,10 @@ def test_scores_come_where_the_kept_ones_cannot_be_read(
 ) -> None:
     """While the cache is open its file is cut by somebody, or its connection closed."""
     texts = [f"the river {n} in winter" for n in range(600)]
-    first = Reranker(model, score_cache=tmp_path / "scores")
+    first = Reranker(model, dtype="float32", score_cache=tmp_path / "scores")
     wanted = first.score("which river", texts)
     first.close()
-    again = Reranker(model, score_cache=tmp_path / "scores")
+    again = Reranker(model, dtype="float32", score_cache=tmp_path / "scores")
     file = tmp_path / "scores"
     if damage == "closed":
         next(each for each in gc.get_objects() if isinstance(each, ScoreCache) and each._file == file)._store.close()

@@ -42,7 +42,7 @@ def test_two_processes_write_one_file_and_it_is_whole_at_any_moment(tmp_path: Pa
 SCORES = """
 import sys
 from secondpass import Reranker
-print(Reranker(sys.argv[1], score_cache=sys.argv[2]).score("which river", [f"the river {n}" for n in range(300)]))
+print(Reranker(sys.argv[1], dtype="float32", score_cache=sys.argv[2]).score("which river", [f"the river {n}" for n in range(300)]))
 """
 
 
@@ -55,7 +55,7 @@ def test_processes_share_a_cache_of_scores(model: Path, tmp_path: Path) -> None:
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     running[0].kill()
     found = [json.loads(each.communicate()[0]) for each in running[1:]]
-    wanted = Reranker(model).score("which river", [f"the river {n}" for n in range(300)])
+    wanted = Reranker(model, dtype="float32").score("which river", [f"the river {n}" for n in range(300)])
     for scores in found:
         assert scores == pytest.approx(wanted, abs=1e-5)
     running[0].communicate()
