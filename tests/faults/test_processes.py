@@ -42,7 +42,8 @@ def test_two_processes_write_one_file_and_it_is_whole_at_any_moment(tmp_path: Pa
 SCORES = """
 import sys
 from secondpass import Reranker
-print(Reranker(sys.argv[1], dtype="float32", score_cache=sys.argv[2]).score("which river", [f"the river {n}" for n in range(300)]))
+reranker = Reranker(sys.argv[1], dtype="float32", score_cache=sys.argv[2])
+print(reranker.score("which river", [f"the river {n}" for n in range(300)]))
 """
 
 
