@@ -40,12 +40,17 @@ class Served:
 
 @contextmanager
 def serve(command: Sequence[str], *, key: str = "k", log: Path) -> Iterator[Served]:
-    """Started by the command, stopped by SIGTERM; tried again, since Ray gives its node 30 s whatever runs beside."""
+    """Started by the command, stopped by SIGTERM; tried again, since Ray gives its node 30 s whatever runs beside it.
+
+    Ray's processes import much, which takes as long each time where no compiled modules may be kept.
+    """
+    kept = [name for name in os.environ if not name.startswith(("SECONDPASS_", "PYTHONDONTWRITEBYTECODE"))]
+    environment = {name: os.environ[name] for name in kept}
     with log.open("a") as stream:
         for _ in range(STARTS):
             process = subprocess.Popen(
                 command,
-                env={**os.environ, "SECONDPASS_API_KEYS": key},
+                env={**environment, "SECONDPASS_API_KEYS": key},
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 text=True,

@@ -49,7 +49,11 @@ NAME = "secondpass"  # of the application
 # One replica more where each has more to do than this, or is at work for more of the time.
 QUEUE_S, BUSY = 0.5, 0.8
 UPSCALE_S, DOWNSCALE_S, LOOK_BACK_S = 5.0, 300.0, 15.0
-HEALTH_PERIOD_S, DEAD_S = 5.0, 30.0  # an engine that is not ready for so long is not opened anew any more
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, DEAD_S = (
+    5.0,
+    10.0,
+    30.0,
+)  # an engine that is not ready for so long is not opened anew any more
 HOLD_S = 0.5
 TRIES = 2  # a call that ends processes ends no more than these
 MARGIN_S = 2.0  # a replica's own refusal of what is late comes first
@@ -284,6 +288,7 @@ def application(settings: Settings, keys: tuple[str, ...] | None, actors: Actors
         max_ongoing_requests=settings.max_queue_requests + 1,  # the batcher's own refusal comes first
         max_queued_requests=settings.max_queue_requests,
         health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=grace_s,
         max_constructor_retry_count=3,
         logging_config={"enable_access_log": False},

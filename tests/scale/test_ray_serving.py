@@ -1,0 +1,123 @@
+"""Serving on Ray, for real: two replicas of the embedded model, 16 clients, processes that are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
+
+import pytest
+
+from secondpass import Reranker
+from tests.scale.served import DOCUMENTS, QUERY, Clients, Served, ask, get, serve
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.clients
+COMMAND = [sys.executable, "-m", "secondpass", "serve", "--port", "0"]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    models = ["--model", "default=default", "--embedder", "vectors=default"]
+    command = [*COMMAND, *models, "--on", "ray", "--replicas", "1..2", "--cpus", "0.25"]
+    with serve(command, log=tmp_path_factory.mktemp("served") / "log") as found:
+        wait_until_ready(found.url)
+        yield found
+
+
+def wait_until_ready(url: str, seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not json.loads(get(url, "/ready"))["ready"]:
+        assert time.monotonic() < end, get(url, "/health")
+        time.sleep(0.2)
+
+
+def wait_for_replicas(served: Served, name: str, others: list[int], seconds: float = 90.0) -> None:
+    """Until there are as many as before, and none of `others` is."""
+    end = time.monotonic() + seconds
+    while set(found := served.replicas(name)) & set(others) or len(found) < len(others):
+        assert time.monotonic() < end, (found, others)
+        time.sleep(0.2)
+
+
+def check(clients: Clients) -> None:
+    """Every request was answered rightly, or refused in the form of the dialect; none was lost."""
+    expected = {hit.index: hit.probability for hit in Reranker().rank(QUERY, DOCUMENTS)}
+    for reply in clients.replies:
+        if reply.status == 200:
+            scores = {each["index"]: each["relevance_score"] for each in reply.body["results"]}
+            assert scores == pytest.approx(expected, abs=2e-3)
+        else:
+            assert reply.status == 503, reply
+            assert reply.body["error_type"] == "unavailable" and reply.body["message"], reply
+
+
+def test_it_is_the_same_server(served: Served) -> None:
+    connection = HTTPConnection(urlsplit(served.url).netloc, timeout=60)
+    status, body = ask(connection)
+    hits = list(Reranker().rank(QUERY, DOCUMENTS))
+    assert status == 200 and [each["index"] for each in body["results"]] == [hit.index for hit in hits]
+    assert ask(connection, "another")[0] == 401
+    status, body = ask(connection, documents=[])
+    assert status == 400 and "documents" in body["message"]
+    status, body = ask(connection, model="vectors")
+    assert status == 422 and "is no reranker" in body["message"]
+    metrics = get(served.url, "/metrics").decode()
+    assert 'secondpass_requests_total{dialect="cohere",route="/v1/rerank",status="200"} 1.0' in metrics
+    assert 'secondpass_batch_tokens_count{model="default"} 1.0' in metrics
+    health = json.loads(get(served.url, "/health"))
+    assert {name: model["replicas"] for name, model in health["models"].items()} == {"default": 1, "vectors": 1}
+    assert b"<!doctype html>" in get(served.url, "/", key="")
+    cards = json.loads(get(served.url, "/v1/models"))["data"]
+    assert [card["id"] for card in cards] == ["default", "vectors"]
+
+
+def test_models_are_chosen_by_name(served: Served) -> None:
+    connection = HTTPConnection(urlsplit(served.url).netloc, timeout=60)
+    headers = {"Authorization": "Bearer k", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/embeddings", json.dumps({"input": ["a river"], "model": "vectors"}), headers)
+    with connection.getresponse() as response:
+        body = json.loads(response.read())
+    assert response.status == 200 and body["model"] == "vectors" and len(body["data"][0]["embedding"]) == 384
+
+
+def test_replicas_follow_the_work_and_a_killed_one_loses_no_request(served: Served) -> None:
+    with Clients(served.url) as clients:
+        wait_for_replicas(served, "model-default", [0, 0])
+        wait_until_ready(served.url)
+        before = served.replicas("model-default")
+        assert len(before) == 2
+        clients.wait_for(200)
+        os.kill(before[0], signal.SIGKILL)
+        clients.wait_for(200)
+        wait_for_replicas(served, "model-default", before[:1])
+        clients.wait_for(200)
+    check(clients)
+    assert sum(reply.status == 200 for reply in clients.replies) > 0.95 * len(clients.replies)
+
+
+def test_a_killed_front_is_refused_in_the_dialects_form(served: Served) -> None:
+    (front,) = served.replicas("front")
+    with Clients(served.url) as clients:
+        clients.wait_for(100)
+        os.kill(front, signal.SIGKILL)
+        clients.wait_for(100, seconds=90)
+    check(clients)
+    assert clients.replies[-1].status == 200
+
+
+def test_new_keys_are_an_update_that_loses_no_request(served: Served) -> None:
+    """SIGHUP deploys the fronts anew."""
+    (before,) = served.replicas("front")
+    with Clients(served.url) as clients:
+        clients.wait_for(100)
+        served.process.send_signal(signal.SIGHUP)
+        wait_for_replicas(served, "front", [before], seconds=180)
+        clients.wait_for(100)
+    check(clients)
+    assert all(reply.status == 200 for reply in clients.replies)
