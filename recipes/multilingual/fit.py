@@ -161,7 +161,8 @@ def main() -> None:
     errors = {}
     for one in sets:
         scores, labels = pooled([one], weights)
-        errors[one.lists.name] = round(calibration_error(1 / (1 + np.exp(-slope * (scores - midpoint))), labels), 4)
+        error = calibration_error(1 / (1 + np.exp(-slope * (scores - midpoint))), labels)
+        errors[one.lists.name] = round(float(error), 4)
     print("calibration", slope, midpoint, errors)
     means = {name: {m: round(float(v.mean()), 4) for m, v in row.items()} for name, row in table.items()}
     scales = np.zeros(NUM_FIGURES + 2)
