@@ -7,6 +7,7 @@ Meta tensors have a device and a precision but no values, and operators refuse i
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from secondpass.models.attention.reference import Kernel
 from secondpass.models.attention.sdpa import attend_sdpa
 from secondpass.models.attention.varlen import attend_varlen
 from secondpass.models.cross_encoder import CrossEncoderModel
+from secondpass.models.layers import Linear
+from secondpass.models.text_encoder import TextEncoder
 from secondpass.packed import pack
 from secondpass.text.families import recipe_for
 from secondpass.types import Row, Run
@@ -82,6 +85,36 @@ def test_what_rows_share_stays_on_the_device(name: str, kernel: Kernel) -> None:
         kept = model.decoder().kept_states(shared.to(META), run.cutoff_layers[-1] if run.cutoff_layers else None)
         scores = model(batch.to(META), run, kept)
     assert (scores.device, scores.dtype, len(scores)) == (META, torch.float32, 3)
+
+
+@pytest.mark.parametrize("kernel", [attend_sdpa, attend_varlen])
+@pytest.mark.parametrize(
+    ("name", "pooling", "visible"),
+    [
+        ("bert-embedder-cls", "cls", None),
+        ("bert-embedder-mean", "mean", None),
+        ("bge-m3", "cls", None),
+        ("nomic-bert-embedder", "mean", None),
+        ("colbertv2", "cls", (30, 9, 5, 2)),
+    ],
+)
+def test_vectors_stay_on_the_device(name: str, pooling: str, visible: tuple[int, ...] | None, kernel: Kernel) -> None:
+    folder = SHARED / "golden" / name
+    if not folder.is_dir():
+        pytest.skip("no reference figures here")
+    with META:
+        model = TextEncoder(json.loads((folder / "config.json").read_text("utf-8")), pooling=pooling, token_width=8)
+        model.head["weights"] = Linear(model.backbone.config.width, 1)
+    for parameter_name, parameter in model.named_parameters():
+        if not FULL_PRECISION.fullmatch(parameter_name):
+            parameter.data = parameter.data.to(torch.bfloat16)
+    use_kernel(model, kernel)
+    batch = replace(pack([Row([1] * length, (2, length)) for length in LENGTHS]), visible=visible)
+    with torch.inference_mode():
+        found = model(batch.to(META), ("pooled", "tokens", "weights"))
+    assert {x.device for x in found.values()} == {META}
+    assert {x.dtype for x in found.values()} == {torch.float32}
+    assert [len(found[each]) for each in ("pooled", "tokens", "weights")] == [4, sum(LENGTHS), sum(LENGTHS)]
 
 
 def test_a_tensor_of_the_host_is_found() -> None:
