@@ -48,7 +48,7 @@ def megabytes():
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 
-engine, chance = Reranker("default", engine="openvino")._scoring.engine, random.Random(1)
+engine, chance = Reranker("default", engine="openvino", passage_cache_bytes=0)._scoring.engine, random.Random(1)
 def run(splits):
     for split in splits:
         engine.run([Row([101, *[2000] * (510)], (split, 511)) for _ in range(2)], Run())
