@@ -6,7 +6,6 @@ In an environment of its own: make test-trainers.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -64,31 +63,14 @@ def test_bge_m3_has_the_same_three_parts_in_flagembedding(tmp_path: Path) -> Non
         assert found[theirs_name] == pytest.approx(ours.score(query, passages, mode=mode), abs=1e-4)
 
 
-@pytest.fixture
-def late_interaction(tmp_path: Path) -> tuple[Path, str, list[str]]:
-    colbert = LateInteractionSettings(in_batch="others")
-    _, query, passages = trained(golden("colbertv2"), tmp_path / "out", colbert=colbert)
-    return tmp_path / "out", query, passages
-
-
-def test_late_interaction_has_the_same_scores_in_pylate(late_interaction: tuple[Path, str, list[str]]) -> None:
+def test_late_interaction_has_the_same_scores_in_pylate(tmp_path: Path) -> None:
     models = pytest.importorskip("pylate.models")
     scores = pytest.importorskip("pylate.scores")
-    folder, query, passages = late_interaction
+    colbert = LateInteractionSettings(in_batch="others")
+    folder = tmp_path / "out"
+    _, query, passages = trained(golden("colbertv2"), folder, colbert=colbert)
     model = models.ColBERT(str(folder), device="cpu")
     queries = model.encode([query], is_query=True, convert_to_numpy=True)
     documents = model.encode(passages, is_query=False, convert_to_numpy=True)
     found = [float(scores.colbert_scores([queries[0]], [document])[0, 0]) for document in documents]
     assert found == pytest.approx(ColBERT(folder, dtype="float32").score(query, passages), abs=1e-3)
-
-
-def test_late_interaction_has_the_same_scores_in_colbert_ai(late_interaction: tuple[Path, str, list[str]]) -> None:
-    checkpoints: Any = pytest.importorskip("colbert.modeling.checkpoint", exc_type=ImportError)
-    infra = pytest.importorskip("colbert.infra")
-    folder, query, passages = late_interaction
-    model = checkpoints.Checkpoint(str(folder), colbert_config=infra.ColBERTConfig.load_from_checkpoint(str(folder)))
-    queries = model.queryFromText([query])
-    ours = ColBERT(folder, dtype="float32").score(query, passages)
-    for text, expected in zip(passages, ours, strict=True):
-        document = model.docFromText([text])[0]
-        assert float((queries[0] @ document[0].T).max(1).values.sum()) == pytest.approx(expected, abs=1e-3)
