@@ -28,7 +28,7 @@ dist:
 	rm -rf dist
 	$(PYTHON) -m build --outdir dist .
 	$(PYTHON) -m build --outdir dist packages/multilingual
-	$(PYTHON) -m cyclonedx_py requirements constraints.txt --output-reproducible --outfile dist/sbom.json
+	$(PYTHON) -m cyclonedx_py requirements constraints.txt --output-reproducible --output-file dist/sbom.json
 	cd dist && sha256sum * > SHA256SUMS
 
 bench:
