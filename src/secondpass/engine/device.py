@@ -45,8 +45,10 @@ def pick_device(device: str) -> torch.device:
             picked = torch.device(device)
         except RuntimeError as error:
             raise ValueError(f"device is {device!r}; give 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
-        is_there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-        if picked.type in is_there and not is_there[picked.type]():
+        missing = (picked.type == "cuda" and not torch.cuda.is_available()) or (
+            picked.type == "mps" and not torch.backends.mps.is_available()
+        )
+        if missing:
             kind = picked.type.upper()
             raise ValueError(f"device is {device!r}, but torch finds no {kind} device; give 'cpu' or 'auto'")
         return picked
