@@ -48,7 +48,7 @@ def indexed(folder: Path) -> Iterator[str]:
 
 
 def search(page: Page, query: str = QUERY) -> None:
-    page.get_by_text("Index “notes”").click()
+    page.get_by_label("Index “notes”").check()
     page.get_by_label("Query").fill(query)
     page.get_by_role("button", name="Search").click()
     page.wait_for_selector("#found:not([hidden])")
@@ -85,7 +85,7 @@ def test_what_is_found_is_shown_with_every_stage(visit: Open, indexed: str) -> N
 
 def test_filters_and_cognitive_scoring_are_sent_and_shown(visit: Open, indexed: str) -> None:
     page = visit(indexed)
-    page.get_by_text("Index “notes”").click()
+    page.get_by_label("Index “notes”").check()
     page.get_by_label("Recency, use and confidence count").check()
     page.get_by_label("One passage of each file").check()
     page.get_by_label("Only files").fill("server")
@@ -105,14 +105,14 @@ def test_filters_and_cognitive_scoring_are_sent_and_shown(visit: Open, indexed: 
         page.get_by_role("button", name="Useful", exact=True).first.click()
     assert answered.value.json() == {"recorded": "used"}
     page.get_by_role("button", name="Noted").wait_for()
-    page.get_by_text("Your texts").click()
+    page.get_by_label("Your texts").check()
     assert page.get_by_label("Passages", exact=True).is_visible()
     assert not page.get_by_label("Only files").is_visible()
 
 
 def test_nothing_found_and_a_bad_filter_are_said(visit: Open, indexed: str) -> None:
     page = visit(indexed, may_fail=True)
-    page.get_by_text("Index “notes”").click()
+    page.get_by_label("Index “notes”").check()
     page.get_by_label("Only files").fill("nowhere")
     search(page)
     assert "Nothing was found" in page.locator("#found-line").inner_text()
@@ -140,7 +140,7 @@ def test_a_search_needs_the_key_of_the_server(visit: Open, folder: Path) -> None
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (1280, "dark")])
 def test_it_is_read_by_everyone(visit: Open, indexed: str, width: int, scheme: str) -> None:
     page = visit(indexed, viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page.get_by_text("Index “notes”").click()
+    page.get_by_label("Index “notes”").check()
     page.get_by_label("Recency, use and confidence count").check()
     search(page)
     page.wait_for_timeout(500)
