@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,10 @@ def test_a_recipe_scores_each_row_once(engine: str, tmp_path: Path) -> None:
     rows = [{"query": row["query"], "document": row["passage"]} for row in rows_of(300)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "recipe.py").write_text(RECIPES[engine])
-    done = subprocess.run([sys.executable, "recipe.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}
+    done = subprocess.run(
+        [sys.executable, "recipe.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     files = sorted(file for file in (tmp_path / "scores").rglob("*") if file.suffix in (".parquet", ".json"))
     found = [
         row
