@@ -88,7 +88,7 @@ def test_what_is_touched_on_a_phone_is_large_enough(visit: Open) -> None:
     page = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page.get_by_role("button", name="Try an example").tap()
     ranked(page)
-    for control in page.locator("button:visible, select:visible, summary:visible, .segments label").all():
+    for control in page.locator("button:visible, select:visible, summary:visible, .segments label:visible").all():
         box = control.bounding_box()
         assert box is not None and box["height"] >= 24 and box["width"] >= 24, control.inner_text()
 
