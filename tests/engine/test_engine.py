@@ -95,7 +95,7 @@ def test_a_short_call_waits_for_a_batch_of_a_long_one(
     engine: str, module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_bert(tmp_path) if engine == "torch" else "default"
-    reranker: Any = Reranker(model, engine=engine, device="cpu", token_budget=64)
+    reranker: Any = Reranker(model, engine=engine, device="cpu", token_budget=64, passage_cache_bytes=0)
     monkeypatch.setattr(module, "TURN_TOKENS", 64)
     texts = [f"the river is long {n}" for n in range(200)]
     wanted = reranker.score("which river", texts)

@@ -146,7 +146,8 @@ def test_scores_are_kept_for_each_model(tmp_path: Path) -> None:
     alone = kept.score_pairs([pair])[0]
     together = kept.score(LATIN[0], [LATIN[1], CHINESE[1]])[0]  # the same pair, by the other model
     assert alone == Reranker("default").score_pairs([pair])[0]
-    assert together == Reranker("multilingual").score_pairs([pair])[0] != alone
+    assert together == pytest.approx(Reranker("multilingual").score_pairs([pair])[0], abs=0.04)  # int8, in company
+    assert abs(together - alone) > 0.1
     assert Reranker(score_cache=tmp_path / "scores").score(LATIN[0], [LATIN[1], CHINESE[1]])[0] == together
 
 
