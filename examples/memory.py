@@ -9,7 +9,7 @@ NOW = "2026-11-28"  # the clock is an argument, so that this prints the same eve
 with TemporaryDirectory() as folder:
     memory = Memory(namespace="ada", folder=folder)
     port = memory.remember("The ssh port of the server is 2222", source="mail", now="2025-01-01")
-    tea = memory.remember("Ada prefers green tea in the morning", source="chat", now="2026-03-01")
+    tea = memory.remember("Ada prefers tea in the morning", source="chat", now="2026-03-01")
     coffee = memory.remember("Ada prefers coffee in the morning", source="an old letter", now="2021-03-01")
     memory.supersede(port, "The ssh port of the server is 2244", now="2026-06-01")
     memory.confirm(tea, source="another chat")

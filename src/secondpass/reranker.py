@@ -38,7 +38,7 @@ class Reranker:
     calibration: a Calibration, or the file of one: `probability` is then its fitted map; scores stay raw logits.
     special_tokens: "text", so that "[SEP]" in a document is just letters, or "parse", as the references do.
     passage_cache_bytes: the memory in which the embedded model keeps what it read of passages, so that another
-    query over the same ones costs a fraction; None is 64 MiB, 0 keeps nothing.
+    query over the same ones costs a fraction; None is 48 MiB, 0 keeps nothing.
     Pickles open the model anew. `close`, or `with`, gives its memory back.
     Safe to use from several threads. Raises CheckpointError, DownloadError, UnknownModel or MissingExtra.
     """

@@ -41,7 +41,7 @@ def test_the_examples_do_what_their_page_says(tmp_path: Path) -> None:
     memory = said["python memory.py"]
     port, morning, before = re.split(r"\n[^\n]*\?\n", memory)[1:]
     assert ("2244" in port.split("\n")[0], "2222" in port, "2222" in before) == (True, False, True)
-    assert "green tea" in morning.split("\n")[0]
+    assert "prefers tea" in morning.split("\n")[0]
     assert "worn washer" in first['secondpass rank "the tap keeps dripping, what can I do" handbook.md --top 3']
     assert "worn washer" in said["python rerank.py"].split("\n")[1]
     assert not list((tmp_path / ".local" / "share" / "secondpass").glob("example*"))

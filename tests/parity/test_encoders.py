@@ -33,7 +33,8 @@ BF16_TOLERANCE = {
 }
 INT8_TOLERANCE = 0.6
 # How far a pair alone may be from the same pair beside others: kernels for other shapes sum in another order
-ALONE = {"float32": 1e-5, "bfloat16": 0.1, "int8": 0.1}
+# A code of int8 is rounded anew for a last bit of bfloat16, and the random weights of these checkpoints carry it far.
+ALONE = {"float32": 1e-5, "bfloat16": 0.1, "int8": 0.2}
 
 runs = pytest.mark.parametrize(("golden", "run"), golden_runs(*GOLDENS))
 longest_runs = pytest.mark.parametrize(("golden", "run"), [golden_runs(name)[-1] for name in GOLDENS])

@@ -101,7 +101,7 @@ def test_an_index_keeps_each_judgement_with_its_use(tmp_path: Path) -> None:
         times = [float(judgement["time"]) for judgement in index.store.judgements()]
         assert len(times) - before in (len(done), len(done) + 1)  # one may have been killed before it could say so
         before = len(times)
-        file = sqlite3.connect(index.file)
+        file = sqlite3.connect(index.store.location)
         assert file.execute("select max(time) from accesses").fetchone() == (max(times),)
         assert file.execute("pragma integrity_check").fetchone() == ("ok",)
         file.close()

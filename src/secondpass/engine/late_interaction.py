@@ -25,7 +25,7 @@ from secondpass.engine.openvino import OpenVinoEngine
 from secondpass.errors import CheckpointError, EngineError
 from secondpass.types import Advance, Row, Run
 
-CACHE_BYTES = 64 << 20  # some 450 passages of 180 tokens
+CACHE_BYTES = 48 << 20  # some 340 passages of 180 tokens
 TINY = np.float32(1e-6)
 WEIGHTS = ("head.scale", "head.bias", "word_match.scale", "word_match.weights")
 

@@ -95,8 +95,4 @@ print(json.dumps([(dict(os.environ), torch.get_num_threads()) == before, reranke
 def test_memory_does_not_grow_with_the_number_of_shapes(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in NAMES}
     command = [sys.executable, "-W", "ignore", "-c", GROWTH, str(tiny_bert(tmp_path))]
-    bounded = json.loads(subprocess.check_output(command, text=True, env=environment))
-    many = {name: "1024" for name in KEPT_KERNELS}
-    unbounded = json.loads(subprocess.check_output(command, text=True, env=environment | many))
-    assert bounded < 250
-    assert bounded < 0.6 * unbounded
+    assert json.loads(subprocess.check_output(command, text=True, env=environment)) < 60

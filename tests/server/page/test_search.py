@@ -23,8 +23,8 @@ KEY = "a-key-of-the-test"
 QUERY = "which ssh port does the server use"
 NOTES = {
     "2023-02-01 server.md": "# Server\n\n## Access\n\nThe ssh port of the server is 2222. Keys are kept by Ada.\n",
-    "2026-10-01 server.md": "# Server\n\n## Access\n\nThe firewall is strict. " * 3
-    + "Since the move the ssh port of the server is 2244. <b>Bo</b> has keys.\n",
+    "2026-10-01 server.md": "# Server\n\n## Access\n\n"
+    "Since the move the ssh port of the server is 2244. <b>Bo</b> has keys.\n",
     "tea.md": "# Tea\n\nGreen tea wants eighty degrees.\n",
 }
 
