@@ -56,11 +56,11 @@ class Variants:
     def cuts(self) -> list[Cut]:
         """As measured; one that asks for nothing where no flag is given."""
         layers, ratios = _numbers("--layers", self.layers), _numbers("--ratios", self.ratios)
-        places = _numbers("--compress-layers", self.compress_layers)
-        if places and not ratios:
+        merged = _numbers("--compress-layers", self.compress_layers)
+        if merged and not ratios:
             raise WrongUse("--compress-layers says where --ratios merge; give those too")
         return [
-            Cut(layer=layer, ratio=ratio, places=tuple(places) or None)
+            Cut(layer=layer, ratio=ratio, compress_layers=tuple(merged) or None)
             for layer in (*layers,) or (None,)
             for ratio in (*ratios,) or (None,)
         ]
@@ -72,7 +72,7 @@ class Cut:
 
     layer: int | None = None
     ratio: int | None = None
-    places: tuple[int, ...] | None = None
+    compress_layers: tuple[int, ...] | None = None
 
     def of(self, model: str) -> str:
         """The model's name with what is asked of it."""
@@ -190,7 +190,7 @@ class CutOff:
     def score(self, query: str, documents: Sequence[DocumentLike]) -> list[float]:
         cut = self.cut
         return self.reranker.score(
-            query, documents, cutoff_layer=cut.layer, compress_ratio=cut.ratio, compress_layers=cut.places
+            query, documents, cutoff_layer=cut.layer, compress_ratio=cut.ratio, compress_layers=cut.compress_layers
         )
 
 

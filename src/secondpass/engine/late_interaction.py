@@ -135,11 +135,11 @@ class Joining:
 
     def text(self, ids: Sequence[int], states: Vectors, dtype: type[np.floating[Any]]) -> ReadText:
         """A text with its states (L, C), kept in `dtype`."""
-        places = np.array(ids, np.int64)
+        pieces = np.array(ids, np.int64)
         units = states / np.sqrt(np.maximum((states**2).sum(1, keepdims=True), TINY))
         pooled = states.mean(0)
         pooled /= max(np.linalg.norm(pooled), TINY)
-        return ReadText(ids=places, units=units.astype(dtype), told=self.weights[places], pooled=pooled)
+        return ReadText(ids=pieces, units=units.astype(dtype), told=self.weights[pieces], pooled=pooled)
 
 
 class LateInteractionEngine(OpenVinoEngine):

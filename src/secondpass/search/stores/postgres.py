@@ -35,6 +35,7 @@ from secondpass.search.stores.store import (
     as_json,
     columns_of,
     missing,
+    passage_of,
     stored_of,
     words_mark,
 )
@@ -328,9 +329,7 @@ class PostgresStore:
             if known is not None:
                 connection.execute(self._db.sql("truncate {s}.postings"))
                 rows = connection.execute(self._db.sql("select id, heading, text from {s}.chunks")).fetchall()
-                counted = [
-                    (id, Counter(terms(f"{heading}\n{text}" if heading else text))) for id, heading, text in rows
-                ]
+                counted = [(id, Counter(terms(passage_of(heading, text)))) for id, heading, text in rows]
                 postings = [(word, id, count) for id, counts in counted for word, count in counts.items()]
                 _copy(connection, self._db.sql("copy {s}.postings(word, chunk, count) from stdin"), postings)
             self._set_meta(connection, {"words": mark})

@@ -34,6 +34,7 @@ from secondpass.search.stores.store import (
     Vectors,
     as_json,
     columns_of,
+    passage_of,
     stored_of,
     words_mark,
 )
@@ -264,8 +265,8 @@ class SqliteStore:
         with self._database.transaction() as connection:
             connection.execute("insert into postings(postings) values('delete-all')")
             for id, heading, text in connection.execute("select id, heading, text from chunks"):
-                passage = f"{heading}\n{text}" if heading else text
-                connection.execute("insert into postings(rowid, words) values(?, ?)", (id, " ".join(terms(passage))))
+                words = " ".join(terms(passage_of(heading, text)))
+                connection.execute("insert into postings(rowid, words) values(?, ?)", (id, words))
             connection.execute("insert or replace into meta values('words', ?)", (mark,))
 
 
@@ -294,7 +295,7 @@ def _forget(connection: sqlite3.Connection, path: str) -> int:
         return 0
     chunks = connection.execute("select id, heading, text from chunks where file = ?", row).fetchall()
     for id, heading, text in chunks:
-        said = " ".join(terms(f"{heading}\n{text}" if heading else text))
+        said = " ".join(terms(passage_of(heading, text)))
         connection.execute("insert into postings(postings, rowid, words) values('delete', ?, ?)", (id, said))
         connection.execute("delete from vectors where chunk = ?", (id,))
         connection.execute("delete from entities where chunk = ?", (id,))

@@ -42,7 +42,12 @@ class Chunk:
     @property
     def passage(self) -> str:
         """What the stages read: the headings, then the text."""
-        return f"{self.heading}\n{self.text}" if self.heading else self.text
+        return passage_of(self.heading, self.text)
+
+
+def passage_of(heading: str, text: str) -> str:
+    """What the stages read of a chunk."""
+    return f"{heading}\n{text}" if heading else text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
