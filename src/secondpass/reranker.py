@@ -233,6 +233,10 @@ class Reranker:
         scored = self._scoring.score(keys, run=replace(self._scoring.run, cutoff_layers=cutoffs))
         return {layer: scored.of(keys, output) for output, layer in enumerate(cutoffs)}
 
+    def unread(self, query: str) -> str | None:
+        """The warning that a ranking for this query would carry, where its script cannot be read; None otherwise."""
+        return self._scoring.warning(query)
+
     def info(self) -> Info:
         """What this reranker runs on, and why."""
         return self._scoring.info()

@@ -8,19 +8,23 @@ import logging
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
-from secondpass import Reranker
+from secondpass import RemoteReranker, Reranker
 from secondpass.calibration import Calibration
 from secondpass.errors import EngineError
 from secondpass.scoring import open as opening
+from secondpass.search.index import Index
 from secondpass.server.service import CallContext, Service
 from secondpass.server.settings import Settings
 from secondpass.types import Ranking
 from secondpass.wire.calls import RerankCall, ScoreCall
 from tests.checkpoints import tiny_bert
+from tests.server.live import serving
 
 LATIN, CHINESE = ("where is the old bridge", "the river is cold"), ("长江有多长", "长江长六千三百公里。")
 
@@ -175,3 +179,43 @@ def test_a_server_serves_the_other_model_beside_it() -> None:
     late = asyncio.run(service.rerank(RerankCall(query=CHINESE[0], documents=(CHINESE[1],)), context))
     assert late.model == "default" and "Chinese" in late.warnings[0]
     service.close()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_question_that_the_reranker_cannot_read_keeps_the_fused_order(tmp_path: Path) -> None:
+    with indexed(tmp_path) as index:
+        ranking = index.search(CHINESE[0])
+        assert "Chinese" in ranking.warnings[0] and not ranking[0].is_scored
+        assert [hit.index for hit in ranking] == [hit.index for hit in index.search(CHINESE[0], rerank=False)]
+        assert index.winning_sentence(CHINESE[0], ranking[0]) == (0, len(ranking[0].document.text))
+        asked = index.search(LATIN[0])
+        assert asked.warnings == () and asked[0].is_scored
+
+
+@pytest.mark.usefixtures("both")
+def test_an_index_takes_the_model_that_fits_its_question(tmp_path: Path) -> None:
+    with indexed(tmp_path) as index:
+        found = index.search(CHINESE[0])
+        assert read_by(found) == "multilingual" and found.warnings == () and found[0].is_scored
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("dialect", ["secondpass", "cohere", "jina"])
+def test_warnings_reach_clients(dialect: str) -> None:
+    with serving(Service(Settings())) as url:
+        ranking = RemoteReranker(url, dialect=dialect).rank(CHINESE[0], [CHINESE[1]])
+        body = {"query": CHINESE[0], "documents": [CHINESE[1]]}
+        answer = httpx.post(f"{url}/v1/rerank", json=body)
+    assert dialect == "jina" or "Chinese" in ranking.warnings[0]
+    assert "Chinese" in json.loads(answer.headers["x-warnings"])[0]
+
+
+@contextmanager
+def indexed(folder: Path) -> Iterator[Index]:
+    (folder / "notes").mkdir()
+    (folder / "notes" / "river.md").write_text(f"{CHINESE[1]} {LATIN[1]}. {LATIN[0]}.\n", encoding="utf-8")
+    (folder / "notes" / "other.md").write_text("长江 bridge\n", encoding="utf-8")
+    index = Index(folder=folder / "data", embedder="none", create=True)
+    index.add(folder / "notes")
+    yield index
+    index.close()

@@ -47,7 +47,7 @@ def feedback(
         return
     if not given:
         raise WrongUse("say what was opened, kept, used or rejected, as in --used 2")
-    index = location.open(reranker="default")
+    index = location.open(reranker="auto")
     ranking = asking.search(index, query or "", explain=False)
     for kind, rank in given:
         if rank > len(ranking):

@@ -79,7 +79,7 @@ def search(
     explain: Annotated[bool, typer.Option("--explain", help="Show what every stage thought.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Show whole chunks.")] = False,
     json: Json = False,
-    model: Annotated[str, typer.Option(metavar="MODEL", help="The reranker.")] = "default",
+    model: Annotated[str, typer.Option(metavar="MODEL", help="The reranker.")] = "auto",
 ) -> None:
     """Find what answers a question in an index.
 
@@ -91,7 +91,9 @@ def search(
     index = location.open(reranker=model)
     ranking = asking.search(index, query, explain=explain or json)
     if json:
-        output.as_json({"query": query, "usage": asdict(ranking.usage), "results": [hit_object(h) for h in ranking]})
+        results = [hit_object(hit) for hit in ranking]
+        warnings = list(ranking.warnings)
+        output.as_json({"query": query, "usage": asdict(ranking.usage), "warnings": warnings, "results": results})
     elif sys.stdout.isatty():
         _show(index, ranking, is_full=full, is_explained=explain)
     else:
@@ -198,6 +200,8 @@ def _fields(asked: list[str]) -> dict[str, str | int | float | bool]:
 
 
 def _remark(index: Index, ranking: Ranking) -> None:
+    for warning in ranking.warnings:
+        sys.stderr.write(f"{warning}\n")
     if not len(ranking):
         sys.stderr.write(f"nothing is found in {index.name}, which has {index.status().chunks} chunks\n")
     elif not all(hit.is_scored for hit in ranking) and ranking.usage.unscored:

@@ -97,7 +97,7 @@ def measure_pipeline(
         try:
             names = _fill(store, timed, encoder)
             kept = None if reranker is None else _Kept(reranker)
-            pipeline = Pipeline(store=store, encoder=encoder, open_reranker=lambda query: kept)
+            pipeline = Pipeline(store=store, encoder=encoder, open_reranker=lambda query: (kept, ()))
             rankings: dict[str, dict[str, Scores]] = {}
             for done, (query, text) in enumerate(timed.dataset.queries.items()):
                 asked = replace(options, text=text, only=_only(timed, query), top_n=options.candidates)
@@ -132,7 +132,7 @@ def _stages(pipeline: Pipeline, asked: Question, now: float | None, cognitive: C
     fused = FUSIONS[asked.fusion](runs)
     found = {name: [id for id, _ in run] for name, run in runs.items()}
     found["fused"] = [each.index for each in fused]
-    if pipeline.open_reranker(asked.text) is None:
+    if pipeline.open_reranker(asked.text)[0] is None:
         return found
     plain = pipeline.search(asked)
     found["reranked"] = [hit.index for hit in plain]

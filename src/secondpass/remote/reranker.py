@@ -207,7 +207,8 @@ class RemoteReranker:
             seconds=time.perf_counter() - started,
         )
         hits = [self._hit(asked, i, numbers.get(i), options) for i in order]
-        return Ranking(asked.query, ranked(asked.query, hits, options, log_odds), usage, failure)
+        best = ranked(asked.query, hits, options, log_odds)
+        return Ranking(asked.query, best, usage, failure, warnings=answer.warnings)
 
     def _hit(self, asked: _Asked, index: int, numbers: tuple[float, float] | None, options: RankOptions) -> Hit:
         read_text = None if options.rank_fields is None else asked.texts[index]
@@ -242,6 +243,7 @@ class RemoteReranker:
             probabilities=[probability for answer in answers for probability in answer.probabilities],
             tokens=sum(answer.tokens for answer in answers),
             truncated=sum(answer.truncated for answer in answers),
+            warnings=tuple(dict.fromkeys(warning for answer in answers for warning in answer.warnings)),
         )
 
     async def _batch(self, query: str, texts: list[str], gate: asyncio.Semaphore, until: float) -> Answer:

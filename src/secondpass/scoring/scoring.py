@@ -102,9 +102,10 @@ class Scoring:
             logger.warning("%s", warning_of(found, self.model))
         return self
 
-    def _warnings(self, asked: Asked) -> tuple[str, ...]:
-        found = unread(asked.query, asked.texts, self.scripts)
-        return () if found is None else (warning_of(found, self.model),)
+    def warning(self, query: str, texts: Sequence[str] = ()) -> str | None:
+        """What a person should know before reading the scores of these texts by what fits them."""
+        found = None if self.other is not None else unread(query, texts, self.scripts)
+        return None if found is None else warning_of(found, self.model)
 
     def score(
         self,
@@ -284,11 +285,12 @@ class Scoring:
             indices = indices[: options.top_n]
         hits = [self._hit(asked, i, scored, best.get(pairs[i]), options) for i in indices]
         unscored = sum(pair not in best for pair in pairs)
+        warning = self.warning(asked.query, asked.texts)
         return Ranking(
             asked.query,
             ranked(asked.query, hits, options, lambda hit: self.logit(hit.score)),
             scored.usage(time.perf_counter() - started, unscored),
-            warnings=self._warnings(asked),
+            warnings=() if warning is None else (warning,),
             info=self.info(),
         )
 

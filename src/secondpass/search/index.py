@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from secondpass.cognitive import Cognitive, seconds_of
-from secondpass.errors import CheckpointError, MissingExtra, SecondpassError, StoreError
+from secondpass.errors import CheckpointError, MissingExtra, StoreError
 from secondpass.retrieval.vectors import TextEmbedder
 from secondpass.search.indexing import Indexing, IndexReport
 from secondpass.search.pipeline import PairReader, Pipeline, Question, figures_of, winning_sentence
@@ -21,10 +21,11 @@ from secondpass.search.stores.open import open_store
 from secondpass.search.stores.store import KINDS, Event, Filter, Stored
 from secondpass.types import Hit, Progress, Ranking
 
+if TYPE_CHECKING:
+    from secondpass.reranker import Reranker
+
 NO_EMBEDDER = "none"
 _NAME = re.compile(r"\w[\w.-]{0,63}")
-# Scripts that the embedded English model does not read.
-_FOREIGN = re.compile("[\u0370-\u1fff\u2e80-\ud7af\uf900-\ufaff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,8 @@ class Index:
     postgresql://user:password@host/database (extra `postgres`), which several machines may share.
     embedder: "auto" is the embedded one where there is one, "none" leaves words alone, else a name or folder as of
     Embedder, or anything with `encode`; None is what the index was made with. reranker: as of Reranker, or anything
-    with `rank` and `score_pairs`; None for the fused order alone. Safe to use from several threads and processes.
+    with `rank` and `score_pairs`; None for the fused order alone. A question in a script that a named reranker cannot
+    read keeps the fused order, and `Ranking.warnings` says so. Safe to use from several threads and processes.
     create: make the index where there is none. Raises StoreError where there is none, or it cannot be used.
     """
 
@@ -58,7 +60,7 @@ class Index:
         *,
         folder: str | Path | None = None,
         embedder: str | TextEmbedder | None = None,
-        reranker: str | PairReader | None = "default",
+        reranker: str | PairReader | None = "auto",
         create: bool = False,
     ) -> None:
         if not _NAME.fullmatch(name):
@@ -67,7 +69,6 @@ class Index:
         self.store = open_store(name, folder, create=create)
         self._asked_embedder = embedder
         self._reranker = reranker
-        self._opened: dict[str, PairReader | None] = {}
 
     def add(self, *paths: str | Path, progress: Progress | None = None) -> IndexReport:
         """Index files and folders, and remember them for `update`. What is there already is only brought up to date.
@@ -172,7 +173,7 @@ class Index:
 
     def winning_sentence(self, query: str, hit: Hit) -> tuple[int, int]:
         """The range of characters of the hit's text that answers best."""
-        reranker = self.reranker_for(query)
+        reranker, _ = self.reranker_for(query)
         text = hit.document.text
         return (0, len(text)) if reranker is None else winning_sentence(reranker, query, text)
 
@@ -218,27 +219,19 @@ class Index:
                 self.store.drop_vectors()
         return encoder
 
-    def reranker_for(self, query: str) -> PairReader | None:
-        """What reads the query's script: the embedded model reads English, the multilingual one the others."""
-        if self._reranker is None or not isinstance(self._reranker, str):
-            return self._reranker
-        name = self._reranker
-        if name == "default" and _FOREIGN.search(query):
-            name = "multilingual"
-        if name not in self._opened:
-            self._opened[name] = _reranker(name, is_needed=name == self._reranker)
-        return self._opened[name]
+    def reranker_for(self, query: str) -> tuple[PairReader | None, tuple[str, ...]]:
+        """What reads a question and its candidates together, and warnings; None where a named one cannot read it."""
+        if not isinstance(self._reranker, str):
+            return self._reranker, ()
+        warning = self._named_reranker.unread(query)
+        return (self._named_reranker, ()) if warning is None else (None, (warning,))
 
+    @cached_property
+    def _named_reranker(self) -> Reranker:
+        from secondpass.reranker import Reranker
 
-def _reranker(name: str, *, is_needed: bool) -> PairReader | None:
-    from secondpass.reranker import Reranker
-
-    try:
-        return Reranker(name)
-    except SecondpassError:
-        if is_needed:
-            raise
-        return None  # the multilingual package is not installed: the fused order is better than English eyes
+        assert isinstance(self._reranker, str)
+        return Reranker(self._reranker)
 
 
 def _embedder(name: str) -> tuple[str, TextEmbedder | None]:

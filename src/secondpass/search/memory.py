@@ -40,7 +40,7 @@ class Memory:
         namespace: str = "default",
         folder: str | Path | None = None,
         embedder: str | TextEmbedder | None = None,
-        reranker: str | PairReader | None = "default",
+        reranker: str | PairReader | None = "auto",
     ) -> None:
         self.namespace = namespace
         self.index = Index(name, folder=folder, embedder=embedder, reranker=reranker, create=True)

@@ -85,28 +85,32 @@ class PooledChunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """The stages over one store. open_reranker is called when a question is reranked; it may be None for a script."""
+    """The stages over one store.
+
+    open_reranker is called with a question that is to be reranked. It gives what reads it, or None and a warning.
+    """
 
     store: Store
     encoder: TextEmbedder | None
-    open_reranker: Callable[[str], PairReader | None]
+    open_reranker: Callable[[str], tuple[PairReader | None, tuple[str, ...]]]
 
     def search(self, question: Question) -> Ranking:
         """The best chunks. No words and no embedder, or nothing alike, give an empty ranking."""
         started = time.perf_counter()
         runs = self.first_stages(question)
         pool = self.candidates(FUSIONS[question.fusion](runs), question.candidates)
-        usage = Usage(rows=0, tokens=0, truncated=0, seconds=0.0)
-        reranker = self.open_reranker(question.text) if question.is_reranked and pool else None
+        read = Ranking(question.text, (), Usage(rows=0, tokens=0, truncated=0, seconds=0.0))
+        reranker, warnings = self.open_reranker(question.text) if question.is_reranked and pool else (None, ())
         if reranker is not None:
             left = None
             if question.budget_ms is not None:
                 left = max(1.0, question.budget_ms - 1000 * (time.perf_counter() - started))
-            pool, usage = _reranked(reranker, question.text, pool, left)
+            pool, read = _reranked(reranker, question.text, pool, left)
         pool = _weighed(pool, question, self.store)
         chosen = _diverse(pool, question)[: question.top_n]
         hits = tuple(_hit(each, rank, question) for rank, each in enumerate(chosen, start=1))
-        return Ranking(question.text, hits, replace(usage, seconds=time.perf_counter() - started))
+        usage = replace(read.usage, seconds=time.perf_counter() - started)
+        return Ranking(question.text, hits, usage, warnings=warnings + read.warnings, info=read.info)
 
     def first_stages(self, question: Question) -> dict[str, list[tuple[int, float]]]:
         """What each first stage finds, best first."""
@@ -200,7 +204,7 @@ def _same(stored: Stored, found: Sequence[PooledChunk]) -> int | None:
 
 def _reranked(
     reranker: PairReader, query: str, pool: Sequence[PooledChunk], budget_ms: float | None
-) -> tuple[list[PooledChunk], Usage]:
+) -> tuple[list[PooledChunk], Ranking]:
     ranking = reranker.rank(
         query,
         [each.stored.chunk.passage for each in pool],
@@ -211,7 +215,7 @@ def _reranked(
         replace(pool[hit.index], score=hit.score, probability=hit.probability, is_scored=hit.is_scored)
         for hit in ranking
     ]
-    return ordered, ranking.usage
+    return ordered, ranking
 
 
 def _weighed(pool: list[PooledChunk], question: Question, store: Store) -> list[PooledChunk]:

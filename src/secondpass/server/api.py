@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -16,13 +17,14 @@ from secondpass.server.json_body import LARGE, encoded, encoded_in_steps, parse_
 from secondpass.server.metrics import Metrics
 from secondpass.server.service import Answering, CallContext
 from secondpass.server.settings import Settings
-from secondpass.wire.calls import Answer, Call, EmbedCall, Fault, Refusal, Vectors
+from secondpass.wire.calls import Answer, Call, EmbedCall, Fault, Ranked, Refusal, Vectors
 
 log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ACTIVE = 2  # requests that may be in memory for one that may wait for the engine
+WARNINGS = "x-warnings"  # a list in JSON
 UNREAD = "unread"  # the route of a request that was refused before its body was read
 MANY_VECTORS = 16  # of an answer that is written beside the event loop
 
@@ -112,7 +114,7 @@ class HttpApi:
         self.metrics.call(exchange.answer.timing, exchange.answer.cost)
         if is_large or (isinstance(exchange.answer, Vectors) and len(exchange.answer.vectors) > MANY_VECTORS):
             return await loop.run_in_executor(None, _written, exchange, body)
-        return exchange.route.write(exchange.answer, exchange.call, body)
+        return _reply(exchange, body)
 
     def _read(self, exchange: RequestLog, raw: bytes) -> Any:
         """The body as JSON; the exchange gets its dialect, route and call."""
@@ -203,10 +205,18 @@ def facts(exchange: RequestLog, reply: Reply) -> dict[str, str | int | float]:
     return found
 
 
-def _written(exchange: RequestLog, body: Any) -> Reply:
-    """The reply with its body as bytes."""
+def _reply(exchange: RequestLog, body: Any) -> Reply:
+    """The answer in the dialect's form, with its warnings as a header, since most dialects have no field for them."""
     assert exchange.route is not None
     reply = exchange.route.write(exchange.answer, exchange.call, body)
+    if not isinstance(exchange.answer, Ranked) or not exchange.answer.warnings:
+        return reply
+    return replace(reply, headers={**reply.headers, WARNINGS: json.dumps(exchange.answer.warnings)})
+
+
+def _written(exchange: RequestLog, body: Any) -> Reply:
+    """The reply with its body as bytes."""
+    reply = _reply(exchange, body)
     return replace(reply, body=encoded_in_steps(reply.body))
 
 

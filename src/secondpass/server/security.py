@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from secondpass.server.api import HttpApi, Scope, Send, begin, send_reply
+from secondpass.server.api import WARNINGS, HttpApi, Scope, Send, begin, send_reply
 from secondpass.server.body import Receive
 from secondpass.server.dialects import Reply
 from secondpass.server.page import asset_names
@@ -148,7 +148,7 @@ class Guard:
             "access-control-allow-origin": origin,
             "access-control-allow-methods": "GET, POST",
             "access-control-allow-headers": asked,
-            "access-control-expose-headers": "x-request-id, retry-after",
+            "access-control-expose-headers": f"x-request-id, retry-after, {WARNINGS}",
             "vary": "Origin",
         }
 

@@ -351,12 +351,16 @@ APIS: Mapping[str, Api] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Logits and probabilities in the order of the request's documents; tokens and truncated 0 where not said."""
+    """Logits and probabilities in the order of the request's documents; tokens and truncated 0 where not said.
+
+    warnings are the server's, for the person who reads the scores.
+    """
 
     scores: list[float]
     probabilities: list[float]
     tokens: int = 0
     truncated: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def endpoint(url: str, path: str) -> str:
@@ -416,7 +420,9 @@ def read(api: Api, body: Any, count: int) -> Answer:
         missing = next(index for index in range(count) if index not in seen)
         raise RemoteError(f"the answer has {len(seen)} of {count} documents; the first without a score is {missing}")
     tokens, truncated = _cost(body)
-    return Answer(scores=scores, probabilities=probabilities, tokens=tokens, truncated=truncated)
+    return Answer(
+        scores=scores, probabilities=probabilities, tokens=tokens, truncated=truncated, warnings=_warnings(body)
+    )
 
 
 def _index(item: Any, count: int, seen: set[int]) -> int:
@@ -456,6 +462,13 @@ def _probability(value: float, index: int) -> float:
             f"document {index} has {value}, which is no probability; if this server gives logits, say scores='logit'"
         )
     return value
+
+
+def _warnings(body: Any) -> tuple[str, ...]:
+    """Where our own form has them, or Cohere's."""
+    holders = [body, body.get("meta")] if isinstance(body, dict) else []
+    found = next((each["warnings"] for each in holders if isinstance(each, dict) and "warnings" in each), None)
+    return tuple(one for one in found if isinstance(one, str)) if isinstance(found, list) else ()
 
 
 def _cost(body: Any) -> tuple[int, int]:

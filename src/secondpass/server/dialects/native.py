@@ -77,13 +77,14 @@ class NativeTiming(Response):
 
 
 class NativeResponse(Response):
-    """Results, best first; equal scores keep their input order."""
+    """Results, best first; equal scores keep their input order. warnings are for the person who reads them."""
 
     id: str
     model: str
     results: list[NativeResult]
     usage: NativeUsage
     timing: NativeTiming
+    warnings: list[str]
 
 
 class NativeModel(Response):
@@ -173,6 +174,7 @@ def write(ranked: Ranked, call: RerankCall, body: Body) -> Reply:
         ],
         usage=NativeUsage(tokens=cost.tokens, rows=cost.rows, truncated=cost.truncated, unscored=cost.unscored),
         timing=NativeTiming(total=timing.total, tokenize=timing.tokenize, queue=timing.queue, compute=timing.compute),
+        warnings=list(ranked.warnings),
     )
     unasked = {"results": {"__all__": {"parts"}}} if call.cognitive is None else None
     return Reply(body=answer.model_dump(exclude=unasked))
