@@ -17,12 +17,14 @@ import sys
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import partial
 from importlib import import_module
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from secondpass.command.plain import plain_arguments
 from secondpass.engine.cpu.threads import suit_environment
 
 OK, FAILED, WRONG_USE = 0, 1, 2
@@ -136,12 +138,25 @@ def root(context: typer.Context, *, version: Version = False, debug: Debug = Fal
 
 
 def _command(name: str) -> Any:
-    target, line = COMMANDS[name]
-    module, _, function = target.partition(":")
+    line = COMMANDS[name][1]
     single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    called = expanded(getattr(import_module(f"secondpass.command.{module}"), function))
-    single.command(name, cls=_Command, short_help=line, context_settings=_CONTEXT)(called)
+    single.command(name, cls=_Command, short_help=line, context_settings=_CONTEXT)(_function(name))
     return typer.main.get_command(single)
+
+
+def _plain(arguments: Sequence[str]) -> Callable[[], None] | None:
+    """A command with its arguments, where they can be read without typer."""
+    name = arguments[0] if arguments else ""
+    if name not in COMMANDS or "_SECONDPASS_COMPLETE" in os.environ:
+        return None
+    called = _function(name)
+    given = plain_arguments(inspect.signature(called).parameters.values(), arguments[1:], os.environ)
+    return None if given is None else partial(called, **given)
+
+
+def _function(name: str) -> Callable[..., None]:
+    module, _, function = COMMANDS[name][0].partition(":")
+    return expanded(getattr(import_module(f"secondpass.command.{module}"), function))
 
 
 def expanded(function: Callable[..., None]) -> Callable[..., None]:
@@ -211,6 +226,10 @@ def run(arguments: Sequence[str], invocation: Invocation | None = None) -> int:
     try:
         _set_up_streams()
         suit_environment()  # before a command imports torch
+        if (plain := _plain(arguments)) is not None:
+            plain()
+            sys.stdout.flush()
+            return OK
         command: Any = typer.main.get_command(app)
         if "_SECONDPASS_COMPLETE" in os.environ:
             command.main(list(arguments), prog_name="secondpass")  # a shell asks what could come next

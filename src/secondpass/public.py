@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -38,6 +37,8 @@ def in_thread(call: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P
 
     @wraps(call)
     async def awaited(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        import asyncio  # half of what `import secondpass.reranker` would take
+
         own: Callable[P, R] = getattr(self, call.__name__)  # a subclass may have its own
         return await asyncio.to_thread(own, *args, **kwargs)
 

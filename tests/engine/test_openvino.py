@@ -173,8 +173,8 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     kept = compiled.kept_or_compiled
 
-    def spied(core: Any, graph: Path, settings: Any, compiles: Any, *, output: str) -> Any:
-        return kept(core, graph, settings, lambda: (seen.append(graph), compiles())[1], output=output)
+    def spied(core: Any, graph: Path, asked: Any, compiles: Any) -> Any:
+        return kept(core, graph, asked, lambda: (seen.append(graph), compiles())[1])
 
     monkeypatch.setattr(compiled, "kept_or_compiled", spied)
     return seen

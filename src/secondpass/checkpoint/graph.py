@@ -80,7 +80,7 @@ def read_constants(graph: Path, wanted: Collection[str] | None = None) -> Iterat
     wanted: our own names of those that are asked for; None for all.
     A graph without these has our own names. Raises CheckpointError for one that is damaged or names no parameters.
     """
-    root = _parsed(graph)
+    root = _parsed(graph, wanted)
     stored = _stored(graph, root)
     notes = root.find("/".join(("rt_info", *NAMES)))
     theirs = {} if notes is None else _checked_names(parsed(notes.get("value", "{}"), str(graph)), graph)
@@ -118,12 +118,22 @@ def _floats(stored: NDArray[np.generic]) -> NDArray[np.float32]:
     )
 
 
-def _parsed(graph: Path) -> ElementTree.Element:
+def _parsed(graph: Path, wanted: Collection[str] | None) -> ElementTree.Element:
     check_graph(graph)
     try:
-        return ElementTree.parse(graph).getroot()
+        text = graph.read_text("utf-8")
+        return ElementTree.fromstring(text if wanted is None else _cut_out(text, wanted))
     except (ElementTree.ParseError, OSError, ValueError) as error:
         raise CheckpointError(f"{graph}: its weights cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _cut_out(text: str, wanted: Collection[str]) -> str:
+    """The graph with no layers but these constants: to parse all of the embedded model's takes 15 ms of its start."""
+    names = "|".join(map(re.escape, wanted))
+    layers = re.findall(rf'<layer [^>]*\bname="{re.escape(PREFIX)}(?:{names})\b.*?</layer>', text, re.DOTALL)
+    notes = text.rfind("<rt_info>")
+    rest = "</net>" if notes < 0 else text[notes:]
+    return f"<net><layers>{''.join(layers)}</layers>{rest}"
 
 
 def _stored(graph: Path, root: ElementTree.Element) -> dict[str, NDArray[np.generic]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
@@ -81,10 +82,14 @@ def rank(
 
     if not query.strip():
         raise WrongUse('the query is empty; give one, as in: secondpass rank "how long" notes.txt')
-    inputs = read_passages(paths or [], passage or [], ReadOptions(split=split.value, fields=showing.names))
+    with ThreadPoolExecutor(1) as pool:  # most of opening is done without Python's lock
+        coming = pool.submit(
+            opening.reranker, model, revision=revision, long_documents=long.value, calibration=calibration
+        )
+        inputs = read_passages(paths or [], passage or [], ReadOptions(split=split.value, fields=showing.names))
     sys.stderr.writelines(f"secondpass: {told}\n" for told in (*inputs.left_out, *inputs.problems))
     passages = inputs.passages
-    reranker = opening.reranker(model, revision=revision, long_documents=long.value, calibration=calibration)
+    reranker = coming.result()
     with wrong_use():
         ranking = _ranked(reranker, query, passages, showing)
     sources = [passage.source for passage in passages]

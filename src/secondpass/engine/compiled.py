@@ -8,9 +8,12 @@ second process would map half a file.
 from __future__ import annotations
 
 import hashlib
+import json
+import struct
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,43 +40,69 @@ def cache_folder() -> Path:
     return home / ".cache" / "secondpass"
 
 
-def kept_or_compiled(
-    core: Any, graph: Path, settings: Mapping[str, Any], compiles: Callable[[], Any], *, output: str
-) -> Any:
-    """OpenVINO's compiled model of `graph` with one output: the one that is kept, or what `compiles` makes."""
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """model is OpenVINO's, compiled with settings; dtype is what it computes in, reason says in words why."""
+
+    model: Any
+    settings: Mapping[str, Any]
+    dtype: str
+    reason: str
+
+
+def kept_or_compiled(core: Any, graph: Path, asked: Mapping[str, Any], compiles: Callable[[], Compiled]) -> Compiled:
+    """The graph as it is asked for: the one that is kept, which is not parsed again, or what `compiles` makes."""
     try:
         size = graph.with_suffix(".bin").stat().st_size
-        file = cache_folder() / _name(graph, settings, output)
+        file = cache_folder() / _name(graph, asked)
     except (OSError, RuntimeError):  # one file (ONNX), or no home
         return compiles()
     if not MIN_BYTES <= size <= MAX_BYTES:
         return compiles()
     if file.is_file():
         try:
-            return core.import_model(import_openvino().Tensor(np.memmap(file, np.uint8, "r")), "CPU", dict(settings))
-        except (RuntimeError, OSError, ValueError):
+            return _imported(core, file)
+        except (RuntimeError, OSError, ValueError, TypeError, KeyError):
             with suppress(OSError):
                 file.unlink()
-    model = compiles()
+    compiled = compiles()
     with suppress(OSError, CheckpointError, RuntimeError):
-        _keep(file, model)
-    return model
+        _keep(file, compiled)
+    return compiled
 
 
-def _name(graph: Path, settings: Mapping[str, Any], output: str) -> str:
-    """Of graph, settings and processor, and then of what changes with an update: the older file is replaced."""
+# After the model stands what else is known of it, as JSON, and at the end how long that is.
+_LENGTH = struct.Struct("<Q")
+
+
+def _imported(core: Any, file: Path) -> Compiled:
+    content = np.memmap(file, np.uint8, "r")
+    (length,) = _LENGTH.unpack(content[-_LENGTH.size :].tobytes())
+    stop = len(content) - _LENGTH.size - length
+    if stop <= 0:
+        raise ValueError(f"{file} is not whole")
+    facts = json.loads(content[stop : -_LENGTH.size].tobytes())
+    model = core.import_model(import_openvino().Tensor(content[:stop]), "CPU", facts["settings"])
+    return Compiled(model=model, settings=facts["settings"], dtype=facts["dtype"], reason=facts["reason"])
+
+
+def _name(graph: Path, asked: Mapping[str, Any]) -> str:
+    """Of graph, wishes and processor, and then of what changes with an update: the older file is replaced."""
     features = sorted(from_cpuinfo(CPUINFO.read_text("utf-8"), "").features) if CPUINFO.is_file() else []
-    which = (str(graph.resolve()), sorted((name, str(value)) for name, value in settings.items()), output, features)
+    which = (str(graph.resolve()), sorted((name, str(value)) for name, value in asked.items()), features)
     states = [(each.stat().st_size, each.stat().st_mtime_ns) for each in (graph, graph.with_suffix(".bin"))]
     made = (import_openvino().__version__, states)
     first, second = (hashlib.sha256(repr(facts).encode()).hexdigest()[:16] for facts in (which, made))
     return f"{first}-{second}{SUFFIX}"
 
 
-def _keep(file: Path, model: Any) -> None:
+def _keep(file: Path, compiled: Compiled) -> None:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with whole_file(file) as partial:
-        partial.write_bytes(model.export_model().getvalue())
+    known = {"settings": dict(compiled.settings), "dtype": compiled.dtype, "reason": compiled.reason}
+    facts = json.dumps(known).encode()
+    with whole_file(file) as partial, partial.open("wb") as stream:
+        stream.write(compiled.model.export_model().getvalue())
+        stream.write(facts + _LENGTH.pack(len(facts)))
     older = sorted(file.parent.glob(f"*{SUFFIX}"), key=lambda each: each.stat().st_mtime, reverse=True)
     same = file.name.split("-")[0]
     for rank, each in enumerate(older):

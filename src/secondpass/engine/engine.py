@@ -90,7 +90,11 @@ class Encoder(Protocol):
     """Vectors of rows that hold single texts. Safe to call from several threads, which take turns."""
 
     width: int  # of a pooled vector
-    fingerprint: str  # of the weights, whatever the precision
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights, whatever the precision."""
+        ...
 
     @property
     def facts(self) -> EngineFacts: ...

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.graph import check_graph, import_openvino
-from secondpass.engine.compiled import kept_or_compiled
+from secondpass.engine.compiled import Compiled, kept_or_compiled
 from secondpass.engine.cpu.threads import cpu_quota, num_cores
 from secondpass.engine.engine import TURN_TOKENS, EngineFacts, Turns
 from secondpass.errors import CheckpointError, EngineError
@@ -86,16 +86,6 @@ _GROUP_SIZE, _NO_GROUPS = "DYNAMIC_QUANTIZATION_GROUP_SIZE", "0"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """model is OpenVINO's; reason says in words what was chosen."""
-
-    model: Any
-    dtype: str
-    num_streams: int
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Plan:
     """How a graph is run: with its matrices unpacked or as they are, and OpenVINO's settings."""
 
@@ -113,27 +103,28 @@ def compile_graph(file: Path, dtype: str, output: str | None = None) -> Compiled
     if dtype not in PRECISIONS:
         raise ValueError(f"dtype is {dtype!r}; the openvino engine takes {', '.join(map(repr, PRECISIONS))}")
     check_graph(file)
-    openvino = import_openvino()
-    core = openvino.Core()
+    core = import_openvino().Core()
     try:
-        graph = core.read_model(file)
-        kept = graph.output(output) if output else graph.output(0)
-        for result in graph.get_results():
-            if result.output(0) != kept:
-                graph.remove_result(result)
-        plan = _plan(core, graph, dtype, file.name)
-
-        def compiles() -> Any:
-            if plan.unpacks:
-                _unpack(graph)
-            return core.compile_model(graph, "CPU", dict(plan.settings))
-
-        model = kept_or_compiled(core, file, plan.settings, compiles, output=kept.any_name)
+        native = core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+        asked = {"dtype": dtype, "output": output, "native": native, "cores": num_cores(), **_threads()}
+        return kept_or_compiled(core, file, asked, lambda: _compiled(core, file, dtype, output))
     except (RuntimeError, UnicodeDecodeError) as error:  # a message may cut a letter in two
         raise CheckpointError(f"{file}: not a graph that OpenVINO can run: {error}") from error
+
+
+def _compiled(core: Any, file: Path, dtype: str, output: str | None) -> Compiled:
+    graph = core.read_model(file)
+    kept = graph.output(output) if output else graph.output(0)
+    for result in graph.get_results():
+        if result.output(0) != kept:
+            graph.remove_result(result)
+    plan = _plan(core, graph, dtype, file.name)
+    if plan.unpacks:
+        _unpack(graph)
+    model = core.compile_model(graph, "CPU", dict(plan.settings))
     streams, threads = (int(model.get_property(name)) for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS"))
     reason = f"{file.name} has {plan.reason}, {streams} at a time on {threads} threads"
-    return Compiled(model=model, dtype=plan.dtype, num_streams=streams, reason=reason)
+    return Compiled(model=model, settings=plan.settings, dtype=plan.dtype, reason=reason)
 
 
 def _plan(core: Any, graph: Any, dtype: str, name: str) -> _Plan:
@@ -212,7 +203,9 @@ class Requests:
 
     def __init__(self, compiled: Compiled, pad_id: int, max_length: int) -> None:
         self._inputs = {port.any_name for port in compiled.model.inputs}
-        self._requests = [compiled.model.create_infer_request() for _ in range(compiled.num_streams)]
+        self._requests = [
+            compiled.model.create_infer_request() for _ in range(int(compiled.model.get_property("NUM_STREAMS")))
+        ]
         self._pad_id, self._max_length = pad_id, max_length
         self._turns = Turns()  # one caller at a time: each uses all cores already
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class OpenVinoEncoder:
         max_length = int(checkpoint.config["max_position_embeddings"])
         self._requests = Requests(compiled, int(checkpoint.config.get("pad_token_id") or 0), max_length)
         self.width = int(checkpoint.config["hidden_size"])
-        self.fingerprint = hashlib.sha256(graph.with_suffix(".bin").read_bytes()).hexdigest()
+        self._weights = graph.with_suffix(".bin")
         self.facts = EngineFacts(
             name="openvino",
             device=device.replace("auto", "cpu"),
@@ -49,6 +50,10 @@ class OpenVinoEncoder:
             max_length=max_length,
             token_budget=TOKEN_BUDGET if token_budget is None else token_budget,
         )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._weights.read_bytes()).hexdigest()
 
     def run(
         self, rows: Sequence[Row], outputs: Collection[str], visible: Sequence[int] | None = None
