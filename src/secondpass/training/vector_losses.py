@@ -277,7 +277,6 @@ def _listwise(
 
 
 def _without_first(side: TextVectors) -> TextVectors:
-    """The tokens behind the first, which stands for the whole text."""
-    counts = side.counts.clone()
-    counts[:, 0] = False
-    return TextVectors(ids=side.ids, counts=counts, outputs=side.outputs)
+    """Token vectors without the first, which stands for the whole text; a zero in its place would be padding."""
+    tokens = side.outputs["tokens"][:, 1:]
+    return TextVectors(ids=side.ids[:, 1:], counts=side.counts[:, 1:], outputs={"tokens": tokens})
