@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import save_file
 
 from secondpass import Reranker
-from secondpass.models.decoder import Decoder, DecoderConfig
+from secondpass.models import build_backbone
+from secondpass.models.decoder import DecoderConfig
 
 SHAPE = {
     "hidden_size": 512,
@@ -41,9 +42,9 @@ def write(golden: Path, folder: Path, **changes: Any) -> Path:
     folder.chmod(0o755)
     config = json.loads((golden / "config.json").read_text("utf-8")) | SHAPE | changes
     (folder / "config.json").write_text(json.dumps(config))
-    settings = DecoderConfig.from_hf(config)
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in Decoder(settings).named_parameters()}
+        backbone: Any = build_backbone(config).backbone
+    settings, shapes = backbone.config, {name: p.shape for name, p in backbone.named_parameters()}
     tensors = {f"backbone.{name}": torch.randn(shape) * 0.02 for name, shape in shapes.items()}
     save_file(hf_names(tensors, settings), folder / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -1,8 +1,12 @@
-"""The figures of a GPU: latency of short lists, throughput against the matrix rate, and the peers beside.
+"""The figures of a GPU: latency of short lists, throughput against the matrix rate, training, and the peers beside.
 
-    pip install -e ".[bench]" FlagEmbedding
+    pip install -e ".[bench,train,qlora]" FlagEmbedding
     python benchmarks/gpu.py --goldens ../shared/golden
-    python benchmarks/gpu.py --smoke        # the same code on the CPU with tiny shapes; its figures mean nothing
+    python benchmarks/gpu.py --only training
+    python benchmarks/gpu.py --device cpu   # the same code on the CPU with tiny shapes; its figures mean nothing
+
+The part `training` first compares losses of a few steps with those of the CPU, method by method, and the script fails
+where one lies elsewhere; then it measures steps of a decoder of a real shape.
 
 Random weights of real shapes: scores mean nothing, costs are real. Tokenisation is part of every time, and no text
 comes twice. Programs of one table take turns in one process; a program that is not installed is left out.
@@ -17,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,14 @@ from peers import QUERY, WORDS, passages, versions
 from checkpoints import SHAPES, write_checkpoint
 from secondpass import Reranker
 from secondpass.engine.cuda.graphs import open_graphs
+from secondpass.errors import SecondpassError
 from secondpass.models.attention import pick_kernel
+from secondpass.training import CompressionSettings, EmbedderSettings, LoraSettings, TrainingSettings
+from secondpass.training.collators import Group
+from secondpass.training.learner import Learner
+from secondpass.training.processes import Processes
+from secondpass.training.settings import PretrainingSettings
+from secondpass.training.trainer import OPENERS
 
 Score = Callable[[list[str]], list[float]]
 MATRIX = 8192  # of the bare product
@@ -44,6 +55,27 @@ DECODERS = {
         | {"head_dim": 256, "num_hidden_layers": 18},
     ),
 }
+LORA = LoraSettings(rank=16, targets="q_proj,k_proj,v_proj,o_proj")
+# What is trained, of which reference checkpoint, how
+METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "encoder": ("reranker", "xlm-roberta-cross-encoder", {}),
+    "LoRA": ("reranker", "gemma-llm-reranker", {"lora": LORA}),
+    "whole decoder, recomputed": ("reranker", "qwen3-llm-reranker", {"has_gradient_checkpointing": True}),
+    "layer-wise": ("reranker", "minicpm-layerwise", {}),
+    "compressed": (
+        "reranker",
+        "gemma2-lightweight",
+        {"compression": CompressionSettings(layers=(2, 4), ratios=(2,), is_fixed=True)},
+    ),
+    "BGE-M3": (
+        "embedder",
+        "bge-m3",
+        {"embedder": EmbedderSettings(parts=("dense", "sparse", "colbert"), self_distillation_from=0)},
+    ),
+    "RetroMAE": ("pretraining", "bert-cross-encoder", {"pretraining": PretrainingSettings()}),
+}
+STEPS = 3  # that are compared
+NEAR = {"float32": 1e-4, "bfloat16": 0.1}  # of losses, relative
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -258,6 +290,88 @@ def transformers_sdpa(folder: Path, scale: Scale) -> Score:
     return score
 
 
+def training(scale: Scale, home: Path, goldens: Path) -> list[str]:
+    """What does not agree with the CPU."""
+    wrong: list[str] = []
+    print("\n| method | losses on the CPU | float32 apart | bfloat16 apart |\n|---|---|---|---|")
+    for name, (kind, golden, options) in METHODS.items():
+        if not (goldens / golden).is_dir():
+            print(f"\n{name}: no {goldens / golden}, left out", file=sys.stderr)
+            continue
+        known = losses(goldens / golden, kind, options, "cpu", "float32")
+        apart = {}
+        for dtype, near in NEAR.items():
+            found = losses(goldens / golden, kind, options, scale.device, dtype)
+            apart[dtype] = max(abs(a - b) / abs(a) for a, b in zip(known, found, strict=True))
+            wrong += [f"{name} in {dtype}: {found}, on the CPU {known}"] if apart[dtype] > near else []
+        told = ", ".join(f"{loss:.4f}" for loss in known)
+        print(f"| {name} | {told} | {apart['float32']:.1e} | {apart['bfloat16']:.1e} |", flush=True)
+    training_speed(scale, home, goldens)
+    return wrong
+
+
+def losses(folder: Path, kind: str, options: dict[str, Any], device: str, dtype: str) -> list[float]:
+    """Of STEPS steps."""
+    settings = TrainingSettings(device=device, max_length=256, **options)
+    objective = OPENERS[kind](folder, settings, torch.device(device), getattr(torch, dtype))
+    learner = Learner(objective, settings, Processes())
+    texts = passages(8 * STEPS, seed=7)
+    found = []
+    for step in range(STEPS):
+        own = texts[8 * step : 8 * step + 8]
+        items: list[Any] = [Group(query=QUERY, passages=tuple(own[start : start + 4])) for start in (0, 4)]
+        if kind == "pretraining":
+            items = [objective.drawn(text, index, 0) for index, text in enumerate(own)]  # type: ignore[attr-defined]
+        found.append(learner.step(items, rate=1e-4, index=step).loss)
+    return found
+
+
+def training_speed(scale: Scale, home: Path, goldens: Path) -> None:
+    """Steps of the small decoder, its base in bfloat16 or four bits, blocks kept or recomputed."""
+    from decoders import write
+
+    name, (golden, shape) = next(iter(DECODERS.items()))
+    if not (goldens / golden).is_dir():
+        return
+    is_gpu = scale.device == "cuda"
+    folder = write(
+        goldens / golden, home / "trained", **shape if is_gpu else TINY | {"head_dim": 16, "num_hidden_layers": 2}
+    )
+    print(f"\n{name}'s shape, LoRA of rank 16\n\n| base | blocks | tokens/s | peak GB |\n|---|---|---|---|")
+    for base, is_recomputed in [("bfloat16", False), ("bfloat16", True), ("4 bits", False), ("4 bits", True)]:
+        lora = replace(LORA, has_four_bits=base == "4 bits")
+        settings = TrainingSettings(
+            device=scale.device, lora=lora, has_gradient_checkpointing=is_recomputed, token_budget=16384
+        )
+        try:
+            speed = steps_speed(folder, settings, scale)
+        except (ValueError, ImportError, SecondpassError) as error:  # four bits without a GPU, or bitsandbytes
+            print(f"{base}: left out ({error})", file=sys.stderr)
+            continue
+        peak = torch.cuda.max_memory_allocated() / 2**30 if is_gpu else 0.0
+        print(f"| {base} | {'recomputed' if is_recomputed else 'kept'} | {speed:,.0f} | {peak:.1f} |", flush=True)
+        _free()
+
+
+def steps_speed(folder: Path, settings: TrainingSettings, scale: Scale) -> float:
+    """Tokens a second of the steps behind the first two."""
+    if scale.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    objective = OPENERS["reranker"](folder, settings, torch.device(scale.device), torch.bfloat16)
+    learner = Learner(objective, settings, Processes())
+    size, rates = (8, 10) if scale.device == "cuda" else (2, 3)
+    for step in range(rates):
+        if step == 2:
+            _wait(scale.device)
+            began, tokens = time.perf_counter(), 0
+        texts = passages(size * size, seed=step)
+        groups = [Group(query=QUERY, passages=tuple(texts[i : i + size])) for i in range(0, len(texts), size)]
+        moved = learner.step(groups, rate=1e-5, index=step)
+        tokens = tokens + moved.num_tokens if step >= 2 else 0
+    _wait(scale.device)
+    return tokens / (time.perf_counter() - began)
+
+
 def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
@@ -267,19 +381,28 @@ def _free() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--goldens", type=Path, default=Path("../shared/golden"), help="reference checkpoints")
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes on the CPU, to see that it runs")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tiny shapes, to see it run")
+    parser.add_argument("--only", choices=("encoders", "decoders", "training"))
     options = parser.parse_args()
-    if not options.smoke and not torch.cuda.is_available():
+    is_smoke = options.device == "cpu"
+    if not is_smoke and not torch.cuda.is_available():
         parser.exit(
-            1, "torch finds no CUDA device here: there is nothing to measure; --smoke runs the code without\n"
+            1, "torch finds no CUDA device here: there is nothing to measure; --device cpu runs the code without\n"
         )
     SHAPES["smoke"] = (64, 2, 4, 128, 300, 514)
-    scale = SMOKE if options.smoke else FULL
-    device = "the CPU, tiny shapes: no figures" if options.smoke else torch.cuda.get_device_name()
+    scale = SMOKE if is_smoke else FULL
+    device = "the CPU, tiny shapes: no figures" if is_smoke else torch.cuda.get_device_name()
     print(f"{device}, {versions()}")
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory() as home:
-        encoders(scale, Path(home))
-        decoders(scale, Path(home), options.goldens)
+        if options.only in (None, "encoders"):
+            encoders(scale, Path(home))
+        if options.only in (None, "decoders"):
+            decoders(scale, Path(home), options.goldens)
+        if options.only in (None, "training"):
+            wrong = training(scale, Path(home), options.goldens)
+    if wrong:
+        parser.exit(1, "\n".join(["not as on the CPU:", *wrong]) + "\n")
 
 
 if __name__ == "__main__":
