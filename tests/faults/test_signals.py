@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -127,3 +128,24 @@ def test_a_command_is_told_to_stop(
     said = running.communicate(timeout=300)[1]
     assert running.returncode == 0, said
     assert command.is_whole(command.output)
+
+
+def test_a_signal_after_another_thread_closed_the_model() -> None:
+    code = """
+        import gc, signal, threading
+        from secondpass import Reranker
+        kept = [Reranker("default")]
+        kept[0].rank("a question", ["a text"])
+
+        def close():
+            kept.pop().close()
+            gc.collect()
+
+        closing = threading.Thread(target=close)
+        closing.start()
+        closing.join()
+        signal.signal(signal.SIGINT, lambda *_: print("heard"))
+        signal.raise_signal(signal.SIGINT)
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "heard"), ended.stderr

@@ -6,10 +6,12 @@ batches are on their way at a time.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +105,23 @@ def compile_graph(file: Path, dtype: str, output: str | None = None) -> Compiled
     if dtype not in PRECISIONS:
         raise ValueError(f"dtype is {dtype!r}; the openvino engine takes {', '.join(map(repr, PRECISIONS))}")
     check_graph(file)
-    core = import_openvino().Core()
+    core = _core_of(os.getpid())
     try:
         native = core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
         asked = {"dtype": dtype, "output": output, "native": native, "cores": num_cores(), **_threads()}
         return kept_or_compiled(core, file, asked, lambda: _compiled(core, file, dtype, output))
     except (RuntimeError, UnicodeDecodeError) as error:  # a message may cut a letter in two
         raise CheckpointError(f"{file}: not a graph that OpenVINO can run: {error}") from error
+
+
+@cache
+def _core_of(process: int) -> Any:
+    """OpenVINO itself, once in a process and never given up.
+
+    Its processor plugin gives the thread that makes it another stack for signals, and unmaps that when it goes. Where
+    another thread lets go of the last model, the first one would die of its next signal.
+    """
+    return import_openvino().Core()
 
 
 def _compiled(core: Any, file: Path, dtype: str, output: str | None) -> Compiled:
