@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -174,6 +175,41 @@ def test_what_is_done_together_is_done_wholly_or_not(store: Store) -> None:
         store.write([change("/notes/a", chunk("whole"))])
         store.add_judgement({"query": "whole"})
     assert (texts(store, "whole"), store.judgements()) == (["whole"], [{"query": "whole"}])
+
+
+def test_a_search_does_not_wait_for_another_threads_transaction(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "notes.sqlite")
+    store.write([change("/notes/a", chunk("whole"))])
+    assert len(texts(store, "whole")) == 1  # what is common is known from here on
+    with store.together(), ThreadPoolExecutor(1) as pool:
+        store.write([change("/notes/b", chunk("whole too"))])
+        assert len(store.search_text(["whole"], 9, ANY)) == 2
+        with store._database.searching() as ours:
+            count = "select count(*) from chunks"
+            assert ours.execute(count).fetchone() == (2,)
+
+        def counted() -> tuple[int]:
+            with store._database.searching() as theirs:
+                return theirs.execute(count).fetchone()
+
+        assert pool.submit(counted).result(timeout=10) == (1,)
+    assert len(store.search_text(["whole"], 9, ANY)) == 2
+
+
+def test_the_rarest_words_of_a_query_are_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secondpass.search.stores.sqlite.COMMON_FROM", 10)
+    monkeypatch.setattr("secondpass.search.stores.sqlite.MAX_POSTINGS", 30)
+    store = SqliteStore(tmp_path / "notes.sqlite")
+    texts = [f"the word{n} of paper {'glass' if n % 2 else 'stone'}" for n in range(40)]
+    store.write([change(f"/notes/{n}", chunk(text)) for n, text in enumerate(texts)])
+    store.finish()
+    assert store._common.postings["paper"] == 40
+    assert store._common.rarest(["the", "paper", "word3", "glass"]) == ["word3", "glass"]  # 1 and 20 of at most 30
+    assert store._common.rarest(["the", "unknown"]) == ["unknown"]
+    assert store._common.rarest(["the", "paper"]) == ["the"]
+    assert store._common.rarest([]) == []
+    assert len(store.search_text(["the", "word3"], 9, ANY)) == 1
+    assert len(store.search_text(["the"], 50, ANY)) == 40
 
 
 def test_vectors_that_come_later_are_found(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -97,10 +98,12 @@ class Pipeline:
     def search(self, question: Question) -> Ranking:
         """The best chunks. No words and no embedder, or nothing alike, give an empty ranking."""
         started = time.perf_counter()
-        runs = self.first_stages(question)
+        with ThreadPoolExecutor(1, "secondpass-opening") as threads:  # at its first question a model takes a while
+            opened = threads.submit(self.open_reranker, question.text) if question.is_reranked else None
+            runs = self.first_stages(question)
         pool = self.candidates(FUSIONS[question.fusion](runs), question.candidates)
         read = Ranking(question.text, (), Usage(rows=0, tokens=0, truncated=0, seconds=0.0))
-        reranker, warnings = self.open_reranker(question.text) if question.is_reranked and pool else (None, ())
+        reranker, warnings = opened.result() if opened is not None and pool else (None, ())
         if reranker is not None:
             left = None
             if question.budget_ms is not None:
@@ -113,13 +116,14 @@ class Pipeline:
         return Ranking(question.text, hits, usage, warnings=warnings + read.warnings, info=read.info)
 
     def first_stages(self, question: Question) -> dict[str, list[tuple[int, float]]]:
-        """What each first stage finds, best first."""
-        words = terms(question.text)
-        runs = {"bm25": self.store.search_text(words, question.depth, question.only)}
-        if self.encoder is not None and question.text.strip():
-            vector = unit(self.encoder.encode([question.text], kind="query"))[0]
-            runs["dense"] = self.store.search_vectors(vector, question.depth, question.only)
-        return runs
+        """What each first stage finds, best first. They run side by side."""
+        with ThreadPoolExecutor(1, "secondpass-words") as threads:
+            words = threads.submit(self.store.search_text, terms(question.text), question.depth, question.only)
+            dense = None
+            if self.encoder is not None and question.text.strip():
+                vector = unit(self.encoder.encode([question.text], kind="query"))[0]
+                dense = self.store.search_vectors(vector, question.depth, question.only)
+            return {"bm25": words.result()} | ({} if dense is None else {"dense": dense})
 
     def candidates(self, fused: Sequence[Fused], count: int) -> list[PooledChunk]:
         """The first of the fused with their texts; near-duplicates of a better one are kept with it as copies."""

@@ -46,19 +46,36 @@ create virtual table postings using fts5(words, content='', tokenize='ascii');
 
 
 class Database:
-    """One connection that threads share in turn. Every `transaction` happens wholly or not, also after a crash."""
+    """A connection that threads share in turn, and one for long searches beside it.
+
+    Every `transaction` happens wholly or not, also after a crash.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._lock = threading.RLock()
+        self._lock, self._searching = threading.RLock(), threading.Lock()
+        self._writer: int | None = None  # the thread of the transaction that is open
         with self._explained():
             self._connection = self._open()
+            self._beside = self._open()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection, for statements that only read."""
         with self._lock, self._explained():
             yield self._connection
+
+    @contextmanager
+    def searching(self) -> Iterator[sqlite3.Connection]:
+        """A connection for a statement that reads for long: others go on meanwhile. It sees what was committed.
+
+        Within a transaction of this thread it is the transaction's.
+        """
+        if self._writer == threading.get_ident():
+            yield self._connection
+            return
+        with self._searching, self._explained():
+            yield self._beside
 
     @contextmanager
     def transaction(self, *, has_new_content: bool = True) -> Iterator[sqlite3.Connection]:
@@ -71,6 +88,7 @@ class Database:
             is_part = self._connection.in_transaction
             if not is_part:
                 self._connection.execute("begin immediate")
+                self._writer = threading.get_ident()
             try:
                 yield self._connection
                 if has_new_content:
@@ -81,10 +99,14 @@ class Database:
                 if self._connection.in_transaction and not is_part:
                     self._connection.execute("rollback")
                 raise
+            finally:
+                if not is_part:
+                    self._writer = None
 
     def close(self) -> None:
-        with self._lock, self._explained():
+        with self._lock, self._searching, self._explained():
             self._connection.close()
+            self._beside.close()
 
     def _open(self) -> sqlite3.Connection:
         self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +42,12 @@ from secondpass.search.stores.store import (
     words_mark,
 )
 
-MAX_WORDS = 40  # of a query; each costs as many steps as chunks have it
+MAX_WORDS = 40  # of a query
 RESCORED = 200  # nearest by int8 that are scored again, at least
-# Words in so many of a sample of chunks are left out of queries over large indexes: they cost most and say least.
-COMMON_SHARE, SAMPLE, COMMON_FROM = 0.25, 2000, 20_000
+# A word costs as many steps as chunks have it. A query takes its rarest words, until they are in so many chunks
+# together, or in this share of all: the others cost most and say least. Those in a hundredth of a sample are counted.
+MAX_POSTINGS, MAX_SHARE = 50_000, 0.25
+SAMPLE, COMMON_SHARE, COMMON_FROM = 2000, 0.01, 20_000
 
 # Vectors of old chunks have come or gone, so that the copy of their codes is of no use.
 _NEXT_EPOCH = "update meta set value = value + 1 where name = 'epoch'"
@@ -55,7 +60,7 @@ class SqliteStore:
         self._database = Database(file)
         self._codes = codes.empty()
         self._state = codes.Version(-1, -1)
-        self._common: frozenset[str] = frozenset()
+        self._common = _Common()
         self._check_words()
 
     @contextmanager
@@ -98,13 +103,12 @@ class SqliteStore:
 
     def search_text(self, words: Sequence[str], limit: int, only: Filter) -> Found:
         self._refresh()
-        asked = list(dict.fromkeys(words))
-        asked = [word for word in asked if word not in self._common] or asked
+        asked = self._common.rarest(list(dict.fromkeys(words)))
         if not asked or limit < 1:
             return []
         query = " OR ".join(_quoted(word) for word in asked[:MAX_WORDS])
         where, values = _condition(only, "postings.rowid")
-        with self._database.reading() as connection:
+        with self._database.searching() as connection:
             rows = connection.execute(
                 f"select rowid, -rank from postings where postings match ? and {where} order by rank, rowid limit ?",
                 (query, *values, limit),
@@ -225,7 +229,9 @@ class SqliteStore:
     def finish(self) -> None:
         with self._database.transaction() as connection:
             connection.execute("insert into postings(postings) values('optimize')")
-            connection.execute("insert or replace into meta values('common', ?)", (as_json(_common(connection)),))
+            connection.execute(
+                "insert or replace into meta values('common', ?)", (as_json(asdict(_Common.counted(connection))),)
+            )
         self._refresh()
         with self._database.reading() as connection:
             connection.execute("pragma wal_checkpoint(passive)")
@@ -248,7 +254,7 @@ class SqliteStore:
             state = codes.Version(int(facts["generation"]), int(facts["epoch"]))
             if state == self._state:
                 return
-            self._common = frozenset(json.loads(facts.get("common", "[]")))
+            self._common = _Common.read(facts.get("common", "{}"))
             known = (self._codes, self._state)
             base, of = (
                 known if self._state.epoch == state.epoch else codes.load(_codes_file(self._database.file)) or known
@@ -360,18 +366,38 @@ def _caught_up(connection: sqlite3.Connection, base: codes.Codes) -> codes.Codes
     return base.changed(is_kept, more) if len(base) else more
 
 
-def _common(connection: sqlite3.Connection) -> list[str]:
-    """Words that are in a large part of the chunks, by a sample; none where there are few chunks."""
-    first, last, count = connection.execute("select min(id), max(id), count(*) from chunks").fetchone()
-    if count < COMMON_FROM:
-        return []
-    step = max(1, (last - first) // SAMPLE)
-    rows = connection.execute("select text from chunks where (id - ?) % ? = 0", (first, step)).fetchall()
-    seen: dict[str, int] = {}
-    for (text,) in rows:
-        for word in set(terms(text)):
-            seen[word] = seen.get(word, 0) + 1
-    return sorted(word for word, count in seen.items() if count > COMMON_SHARE * len(rows))
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    """About how many of num_chunks have each of the common words."""
+
+    num_chunks: int = 0
+    postings: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, text: str) -> _Common:
+        """As `counted` wrote it; an index that was tidied by an older release has a list, of words without counts."""
+        known = json.loads(text)
+        return cls(**known) if isinstance(known, dict) else cls()
+
+    @classmethod
+    def counted(cls, connection: sqlite3.Connection) -> _Common:
+        """By a sample; none where there are few chunks."""
+        first, last, count = connection.execute("select min(id), max(id), count(*) from chunks").fetchone()
+        if count < COMMON_FROM:
+            return cls()
+        step = max(1, (last - first) // SAMPLE)
+        texts = connection.execute("select text from chunks where (id - ?) % ? = 0", (first, step)).fetchall()
+        seen = Counter(word for (text,) in texts for word in set(terms(text)))
+        postings = {w: n * count // len(texts) for w, n in seen.items() if n > COMMON_SHARE * len(texts)}
+        return cls(num_chunks=count, postings=postings)
+
+    def rarest(self, words: list[str]) -> list[str]:
+        """Of the words of a query those that are looked up, the rarest in any case."""
+        ordered = sorted(words, key=lambda word: self.postings.get(word, 0))
+        totals = list(accumulate(self.postings.get(word, 0) for word in ordered))
+        most = max(MAX_POSTINGS, MAX_SHARE * self.num_chunks)
+        kept = {word for at, (word, total) in enumerate(zip(ordered, totals, strict=True)) if not at or total <= most}
+        return [word for word in words if word in kept]
 
 
 def _quoted(word: str) -> str:
