@@ -204,7 +204,9 @@ def test_the_rarest_words_of_a_query_are_looked_up(tmp_path: Path, monkeypatch: 
     store.write([change(f"/notes/{n}", chunk(text)) for n, text in enumerate(texts)])
     store.finish()
     assert store._common.postings["paper"] == 40
-    assert store._common.rarest(["the", "paper", "word3", "glass"]) == ["word3", "glass"]  # 1 and 20 of at most 30
+    assert store._common.rarest(["the", "paper", "word3"]) == ["word3"]
+    monkeypatch.setattr("secondpass.search.stores.sqlite.MAX_SHARE", 0.6)
+    assert store._common.rarest(["glass", "word3", "stone"]) == ["glass", "word3"]  # 1 and 20 and 20 of at most 30
     assert store._common.rarest(["the", "unknown"]) == ["unknown"]
     assert store._common.rarest(["the", "paper"]) == ["the"]
     assert store._common.rarest([]) == []

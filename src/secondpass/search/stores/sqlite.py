@@ -44,10 +44,10 @@ from secondpass.search.stores.store import (
 
 MAX_WORDS = 40  # of a query
 RESCORED = 200  # nearest by int8 that are scored again, at least
-# A word costs as many steps as chunks have it. A query takes its rarest words, until they are in so many chunks
-# together, or in this share of all: the others cost most and say least. Those in a hundredth of a sample are counted.
+# A word costs as many steps as chunks have it. A query takes its rarest words: those in at most this share of the
+# chunks, until they are in so many, or that share, together. The others cost most and say least.
 MAX_POSTINGS, MAX_SHARE = 50_000, 0.25
-SAMPLE, COMMON_SHARE, COMMON_FROM = 2000, 0.01, 20_000
+SAMPLE, COMMON_SHARE, COMMON_FROM = 2000, 0.01, 20_000  # chunks that are looked at for words in a hundredth
 
 # Vectors of old chunks have come or gone, so that the copy of their codes is of no use.
 _NEXT_EPOCH = "update meta set value = value + 1 where name = 'epoch'"
@@ -393,11 +393,11 @@ class _Common:
 
     def rarest(self, words: list[str]) -> list[str]:
         """Of the words of a query those that are looked up, the rarest in any case."""
-        ordered = sorted(words, key=lambda word: self.postings.get(word, 0))
-        totals = list(accumulate(self.postings.get(word, 0) for word in ordered))
-        most = max(MAX_POSTINGS, MAX_SHARE * self.num_chunks)
-        kept = {word for at, (word, total) in enumerate(zip(ordered, totals, strict=True)) if not at or total <= most}
-        return [word for word in words if word in kept]
+        counts = {word: self.postings.get(word, 0) for word in words}
+        ordered = sorted(words, key=counts.__getitem__)
+        totals = dict(zip(ordered, accumulate(counts[word] for word in ordered), strict=True))
+        each, most = MAX_SHARE * self.num_chunks, max(MAX_POSTINGS, MAX_SHARE * self.num_chunks)
+        return [word for word in words if word == ordered[0] or (counts[word] <= each and totals[word] <= most)]
 
 
 def _quoted(word: str) -> str:
