@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from secondpass import __version__
-from secondpass.server.dialects import DIALECTS, Dialect, Route
+from secondpass.server.dialects import DIALECTS, Dialect, Route, find
 from secondpass.wire.apis import APIS
 
 REF = "#/components/schemas/"
@@ -84,10 +84,15 @@ def _clients() -> str:
 
 
 def _by_path() -> dict[str, list[tuple[Dialect, Route]]]:
+    """The routes of each documented address: those of its own, then others that it answers by the body."""
     found: dict[str, list[tuple[Dialect, Route]]] = {}
     for dialect in DIALECTS:
         for route in dialect.routes:
             found.setdefault(route.documented, []).append((dialect, route))
+    for path, routes in found.items():
+        for method in {route.method for _, route in routes}:
+            likely = ((each.dialect, each.route) for each in find(path.replace("{model}", "model"), method))
+            routes += [each for each in likely if each not in routes]
     return {path: routes for path, routes in found.items() if path not in OWN}
 
 
