@@ -3,6 +3,7 @@
     pip install -e ".[serve,bench]" httpx
     python benchmarks/serving.py --clients 1 32 --seconds 20
     python benchmarks/serving.py --model FOLDER --infinity PATH/TO/infinity_emb     # both, on the same weights
+    python benchmarks/serving.py --replicas 2 --clients 16 --seconds 20 --kill      # on Ray; one dies on the way
 
 Every client sends one request after the other: a query and `--passages` passages of mixed length (mean about 60
 words). The same pairs are scored offline first, in one process without a server, which is what the server is measured
@@ -15,14 +16,17 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 
@@ -34,10 +38,15 @@ WORDS = (
 
 @dataclass
 class Tally:
-    """What the clients saw: seconds of every answer, and how many failed by status."""
+    """What the clients saw: seconds of every answer, when it was there, and how many failed by status."""
 
     latencies: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
+
+    def between(self, start: float, end: float) -> Tally:
+        """The answers of a time of it."""
+        return Tally([took for took, at in zip(self.latencies, self.ends, strict=True) if start <= at < end])
 
 
 def requests(count: int, num_passages: int, *, seed: int = 0) -> list[dict[str, object]]:
@@ -95,7 +104,7 @@ def running(command: list[str], url: str) -> Iterator[None]:
     """A server process, from the moment at which it answers /health."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
+        for _ in range(1200):
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{url}/ready").status_code in (200, 404) and httpx.get(f"{url}/health").is_success:
                     break
@@ -125,7 +134,8 @@ async def load(url: str, bodies: list[dict[str, object]], *, clients: int, secon
             except httpx.HTTPError as error:
                 name = type(error).__name__
             if name == "200":
-                tally.latencies.append(time.perf_counter() - started)
+                tally.ends.append(time.perf_counter())
+                tally.latencies.append(tally.ends[-1] - started)
             else:
                 tally.errors[name] = tally.errors.get(name, 0) + 1
             turn += clients
@@ -139,14 +149,48 @@ async def load(url: str, bodies: list[dict[str, object]], *, clients: int, secon
         return tally, time.perf_counter() - started
 
 
+def replicas() -> set[int]:
+    """Processes of Ray's that hold a model."""
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if "ServeReplica:secondpass:model-" in file.read_text():
+                found.add(int(file.parent.name))
+    return found
+
+
+async def load_and_kill(url: str, path: str, bodies: list[dict[str, object]], options: argparse.Namespace) -> None:
+    """The load for three times the seconds, and a table: before a replica is killed, until it is replaced, after."""
+    [clients], began = options.clients, time.perf_counter()
+    loading = asyncio.create_task(load(url + path, bodies, clients=clients, seconds=3 * options.seconds))
+    await asyncio.sleep(options.seconds)
+    before = replicas()
+    os.kill(min(before), signal.SIGKILL)
+    killed = time.perf_counter()
+    await asyncio.sleep(4)  # the front counts replicas every other second
+    async with httpx.AsyncClient(timeout=120) as session:
+        while True:
+            await asyncio.sleep(0.2)
+            models = (await session.get(f"{url}/health")).json()["models"]
+            if len(replicas() - {min(before)}) == len(before) and models["default"]["replicas"] == len(before):
+                break
+    replaced = time.perf_counter()
+    tally, _ = await loading
+    periods = {"before": (began, killed), "until replaced": (killed, replaced), "after": (replaced, tally.ends[-1])}
+    for name, (start, end) in periods.items():
+        print(row(f"{name} ({end - start:.0f} s)", clients, tally.between(start, end), end - start, options, 0.0))
+    print(f"answered {len(tally.latencies)}, others: {tally.errors or 'none'}; longest {max(tally.latencies):.1f} s")
+
+
 def commands(options: argparse.Namespace, port: int) -> dict[str, tuple[list[str], str]]:
     """How each server is started, and the address that it ranks at."""
     ours = shutil.which("secondpass") or "secondpass"
     model = f"bench={options.model}" if options.model != "default" else "default"
     settings = [f"models={model}", "log_level=warning", *options.set]
+    on_ray = ["--on", "ray", "--replicas", str(options.replicas), "--cpus", "0.5"] if options.replicas else []
     found = {
         "secondpass": (
-            [ours, "serve", "--port", str(port), *(word for each in settings for word in ("--set", each))],
+            [ours, "serve", "--port", str(port), *on_ray, *(word for each in settings for word in ("--set", each))],
             "/v1/rerank",
         )
     }
@@ -176,6 +220,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--set", nargs="*", default=[], help="settings of secondpass, as in batch_tokens=8192")
     parser.add_argument("--infinity", help="path of infinity_emb, to compare")
+    parser.add_argument("--replicas", type=int, default=0, help="of secondpass, on Ray; else one process")
+    parser.add_argument("--kill", action="store_true", help="a replica, after --seconds")
     options = parser.parse_args()
     bodies = requests(options.bodies, options.passages)
     rate, alone = offline(options.model, bodies, options.engine)
@@ -186,6 +232,9 @@ def main() -> None:
     for name, (command, path) in commands(options, port).items():
         url = f"http://127.0.0.1:{port}"
         with running(command, url):
+            if options.kill:
+                asyncio.run(load_and_kill(url, path, bodies, options))
+                continue
             for clients in options.clients:
                 tally, seconds = asyncio.run(load(url + path, bodies, clients=clients, seconds=options.seconds))
                 print(row(name, clients, tally, seconds, options, alone), flush=True)

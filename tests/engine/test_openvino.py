@@ -131,11 +131,19 @@ def test_int8_products_stay_near(int8: Path, folders: tuple[Path, Path]) -> None
 def test_streams_do_not_change_scores(
     folders: tuple[Path, Path], int8: Path, monkeypatch: pytest.MonkeyPatch, num_streams: int
 ) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(compiled, "num_cores", lambda: num_streams)
     for folder, dtype in ((folders[1], "float32"), (int8, "float32"), (int8, "bfloat16")):
         ours = Reranker(folder, dtype=dtype)
         expected = Reranker(folder, engine="torch", dtype="float32", device="cpu").score(QUERY, TEXTS)
         assert ours.score(QUERY, TEXTS) == pytest.approx(expected, abs=1e-4 if dtype == "float32" else 0.1)
+
+
+def test_a_chosen_number_of_threads_counts(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "num_cores", lambda: 2)
+    for chosen, found in (("1", "1 at a time on 1 threads"), ("64", "2 at a time"), ("two", "2 at a time")):
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+        assert found in Reranker(folders[1], dtype="float32").info().reason
 
 
 def test_threads_get_their_own_scores(folders: tuple[Path, Path]) -> None:

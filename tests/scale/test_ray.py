@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from secondpass.errors import SecondpassError
 from secondpass.scale.batch import open_job
 from secondpass.scoring.open import ModelOptions
 from tests.scale.test_batch import SECONDPASS, results, rows_of, run_here, write
@@ -22,6 +23,7 @@ ray = pytest.importorskip("ray")
 from secondpass.scale.ray import Actors, score_blocks, score_dataset  # noqa: E402  (ray may not be here)
 
 pytestmark = pytest.mark.clients
+MULTILINGUAL = Path(__file__).parents[2] / "packages" / "multilingual" / "src"
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,55 @@ def test_a_removed_node_loses_and_doubles_nothing(
 
     score_blocks(job, Actors(min_size=2, max_size=3), remove)
     assert removed and results(job.folder) == expected
+
+
+@pytest.mark.promise(
+    "docs/scale.md", "where nothing is finished for half an hour, it ends with an error that says so"
+)
+def test_actors_that_find_no_room_end_with_an_error_and_the_job_goes_on(
+    cluster: Any, tmp_path: Path, expected: list[dict[str, Any]]
+) -> None:
+    job = open_job([tmp_path / "in.jsonl"], tmp_path / "ray", ModelOptions(), rows_per_block=20)
+    with pytest.raises(SecondpassError, match=r"finished nothing for \d+ s, and [\d.]+ of \d CPUs"):
+        score_blocks(job, Actors(cpus=64), stall_s=3)
+    score_blocks(job, Actors())
+    assert results(job.folder) == expected
+
+
+def test_rows_that_cannot_be_read_anew_when_a_node_is_lost_end_with_an_error(cluster: Any) -> None:
+    """What holds up Ray is that reading finds no room: here that it needs what the lost node alone had."""
+    node = cluster.add_node(num_cpus=1, resources={"lost": 1})
+    rows = ray.data.from_items([{"query": "q", "document": f"d{i}"} for i in range(40)], override_num_blocks=40)
+    read = rows.map_batches(_with_bytes, batch_size=1, resources={"lost": 0.1}, num_cpus=0.1).materialize()
+    cluster.remove_node(node, allow_graceful=False)
+    scored = score_dataset(read, actors=Actors(max_size=1), rows_per_batch=1, stall_s=5)
+    with pytest.raises(SecondpassError, match="finished nothing"):
+        scored.take_all()
+
+
+def _with_bytes(batch: Any) -> Any:
+    """Too large to travel with the driver's own notes, so that it is on the node alone."""
+    return {**batch, "bytes": [b"x" * 300_000] * len(batch["query"])}
+
+
+@pytest.mark.promise("docs/scale.md", "A list of devices is a process on each")
+def test_a_list_of_devices_is_a_process_on_each_and_auto_reads_there_what_it_reads_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(MULTILINGUAL))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(MULTILINGUAL), os.environ.get("PYTHONPATH", "")]))
+    chinese = [{"id": f"c{i}", "query": "长江有多长", "passage": f"长江全长约{i}公里。"} for i in range(100)]
+    file = write(tmp_path / "in.jsonl", [*rows_of(300), *chinese])
+    here = open_job([file], tmp_path / "alone", ModelOptions(model="auto", device="cpu"), rows_per_block=10)
+    run_here(here)
+    command = [*SECONDPASS, "score", str(file), "--output", str(tmp_path / "ray"), "--rows", "10", "--model", "auto"]
+    process = subprocess.Popen([*command, "--device", "cpu,cpu"], stderr=subprocess.PIPE, text=True)
+    seen = 0
+    while process.poll() is None:
+        seen = max(seen, len(actor_pids()))
+        time.sleep(0.1)
+    assert process.stderr is not None and process.returncode == 0, process.stderr.read()
+    assert seen == 2 and results(tmp_path / "ray") == results(here.folder)
 
 
 def test_a_killed_driver_goes_on(tmp_path: Path, expected: list[dict[str, Any]]) -> None:

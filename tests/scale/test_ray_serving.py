@@ -9,15 +9,21 @@ import sys
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from secondpass import Reranker
+from secondpass.server.settings import SettingsError
 from tests.scale.served import DOCUMENTS, QUERY, Clients, Served, ask, get, serve
 
 pytest.importorskip("ray")
+from secondpass.scale.serving import build
+
 pytestmark = pytest.mark.clients
+ROOT = Path(__file__).parents[2]
+MULTILINGUAL = ROOT / "packages" / "multilingual" / "src"
 COMMAND = [sys.executable, "-m", "secondpass", "serve", "--port", "0"]
 
 
@@ -28,6 +34,55 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serve(command, log=tmp_path_factory.mktemp("served") / "log") as found:
         wait_until_ready(found.url)
         yield found
+
+
+@pytest.mark.promise("docs/scale.md", "An engine that is stuck for `stall_s`")
+def test_a_replica_whose_engine_hangs_is_replaced_and_its_calls_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is "auto", with the multilingual one beside it in each replica."""
+    monkeypatch.setenv("STUCK_FILE", str(tmp_path / "stuck"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(MULTILINGUAL), os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-m", "tests.scale.stuck", *COMMAND[3:], "--set", "stall_s=2"]
+    with serve([*command, "--on", "ray", "--replicas", "2", "--cpus", "0.25"], log=tmp_path / "log") as found:
+        wait_until_ready(found.url)
+        connection = HTTPConnection(urlsplit(found.url).netloc, timeout=60)
+        assert [card["id"] for card in json.loads(get(found.url, "/v1/models"))["data"]] == [
+            "default",
+            "multilingual",
+        ]
+        chinese = {"query": "长江有多长", "documents": ["长江全长约6300公里。", "今天下雨。"]}
+        chosen, named = ask(connection, **chinese)[1], ask(connection, model="multilingual", **chinese)[1]
+        assert chosen["results"] == named["results"] and chosen["results"][0]["index"] == 0
+        assert ask(connection, model="multilingual")[1]["results"] != ask(connection)[1]["results"]
+        before = found.replicas("model-default")
+        with Clients(found.url) as clients:
+            clients.wait_for(50)
+            (tmp_path / "stuck").touch()
+            end = time.monotonic() + 90
+            while len(set(before) & set(found.replicas("model-default"))) == 2:
+                assert time.monotonic() < end, "nobody noticed"
+                time.sleep(0.2)
+            gone = set(before) - set(found.replicas("model-default"))
+            wait_for_replicas(found, "model-default", [*gone, 0])
+            clients.wait_for(100)
+    check(clients)
+    assert not (tmp_path / "stuck").exists() and all(reply.status == 200 for reply in clients.replies)
+
+
+def test_the_manifest_for_kubernetes_is_what_ray_reads(tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    from ray.serve.schema import ServeDeploySchema
+
+    config, service = yaml.safe_load_all((ROOT / "deploy" / "kuberay.yaml").read_text("utf-8"))
+    (tmp_path / "serve.toml").write_text(config["data"]["serve.toml"])
+    wanted = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (application,) = wanted.applications
+    assert application.import_path == "secondpass.scale.serving:build"
+    assert application.args["config"] == "/etc/secondpass/serve.toml"
+    build({**application.args, "config": str(tmp_path / "serve.toml")})
+    with pytest.raises(SettingsError, match="gpu is no argument; there are config, replicas, cpus, gpus"):
+        build({**application.args, "gpu": 1})
 
 
 def wait_until_ready(url: str, seconds: float = 90.0) -> None:

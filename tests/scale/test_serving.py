@@ -14,10 +14,19 @@ import pytest
 from secondpass.errors import MissingExtra, SecondpassError
 from secondpass.scale import ray as scale_ray
 from secondpass.scale.ray import Actors, over_devices
-from secondpass.scale.serving import RefusedInDialect, _check_resources, deployment_name, wanted_replicas
+from secondpass.scale.serving import (
+    Answered,
+    RefusedInDialect,
+    ReplicaService,
+    _alone,
+    _check_resources,
+    deployment_name,
+    wanted_replicas,
+)
 from secondpass.server.registry import find_name
-from secondpass.server.settings import Settings
-from secondpass.wire.calls import Fault, Refusal
+from secondpass.server.service import CallContext
+from secondpass.server.settings import ModelSource, Settings
+from secondpass.wire.calls import Cost, Fault, ModelCard, Ranked, Refusal, RerankCall, Timing
 
 
 @pytest.mark.parametrize(
@@ -66,10 +75,11 @@ def test_a_missing_or_old_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtra, match=r"ray is not installed; pip install \"secondpass\[ray\]\""):
         scale_ray.import_ray()
     monkeypatch.setattr(scale_ray, "find_spec", lambda name: name)
-    monkeypatch.setitem(__import__("sys").modules, "ray", SimpleNamespace(__version__="2.51.1"))
+    monkeypatch.setitem(__import__("sys").modules, "ray", SimpleNamespace(__version__="2.60.1"))
     scale_ray.import_ray()
+    monkeypatch.setitem(__import__("sys").modules, "ray", SimpleNamespace(__version__="2.51.1"))
     with pytest.raises(SecondpassError, match=r"ray 2\.51\.1 is too old; 2\.60 or newer is needed"):
-        scale_ray.import_ray((2, 60))
+        scale_ray.import_ray()
 
 
 def test_a_refusal_travels_with_all_that_it_says() -> None:
@@ -91,6 +101,62 @@ def test_a_model_is_found_by_name_alias_and_kind() -> None:
 
 def test_names_of_models_are_names_of_files() -> None:
     assert deployment_name("BAAI/bge-reranker-base") == "model-BAAI%2Fbge-reranker-base"
+
+
+class Handle:
+    """A replica of "auto", with the multilingual model beside it; answers with the model that it was asked for."""
+
+    def __init__(self) -> None:
+        cards = dict(revision=None, family="bert", dtype="float32", device="cpu", engine="openvino", max_length=512)
+        self._cards = [ModelCard(name=name, **cards) for name in ("default", "multilingual")]  # type: ignore[arg-type]
+        self.cards, self.answer = SimpleNamespace(remote=self._say), SimpleNamespace(remote=self._answer)
+
+    async def _say(self) -> list[ModelCard]:
+        return self._cards
+
+    async def _answer(self, call: RerankCall, context: CallContext, seconds: float | None) -> Answered:
+        ranked = Ranked(id="r", model=str(call.model), items=(), cost=Cost(), timing=Timing(total=0.0))
+        loads = {"default": (1, 10, 0), "multilingual": (2, 20, 1)}
+        return Answered(answer=ranked, replica="a", loads=loads, batches=())
+
+
+def test_the_model_beside_auto_is_served_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secondpass.scale.serving._running", lambda: {"model-default": 1})
+    monkeypatch.setitem(
+        __import__("sys").modules, "ray.exceptions", SimpleNamespace(RayError=OSError, RayTaskError=KeyError)
+    )
+    errors = SimpleNamespace(BackPressureError=MemoryError, RayServeException=TimeoutError)
+    monkeypatch.setitem(__import__("sys").modules, "ray.serve.exceptions", errors)
+
+    async def models() -> list[str]:
+        service = ReplicaService(Settings(), {"default": Handle()})
+        await service.start()
+        while not service.models():
+            await asyncio.sleep(0)
+        asked = [RerankCall(query="q", documents=(), model=name) for name in (None, "multilingual", "other")]
+        answers = [await service.answer(call, CallContext(request_id="r")) for call in asked]
+        assert [card.name for card in service.models()] == ["default", "multilingual"]
+        assert service.loads() == [("default", 1, 10, 0), ("multilingual", 2, 20, 1)]
+        assert service.health().models["multilingual"] == {
+            "state": "ready",
+            "replicas": 1,
+            "waiting_requests": 2,
+            "waiting_tokens": 20,
+            "restarts": 1,
+            "last_error": None,
+        }
+        service.close()
+        return [answer.model for answer in answers]
+
+    assert asyncio.run(models()) == ["default", "multilingual", "default"]
+
+
+def test_a_replica_has_no_companion_where_its_name_is_anothers() -> None:
+    auto, named = ModelSource(name="a", path="auto"), ModelSource(name="multilingual", path="folder")
+    assert _alone(Settings(models=(auto, named)), auto).models[0].path == "default"
+    assert _alone(Settings(models=(auto,)), auto).models[0].path == "auto"
+    same = ModelSource(name="multilingual", path="multilingual")
+    assert _alone(Settings(models=(auto, same)), auto).models[0].path == "auto"
 
 
 def answers_of(ids: int, *, status: int = 200, path: str = "/v1/rerank") -> list[MutableMapping[str, Any]]:

@@ -10,17 +10,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 
 from secondpass import RemoteReranker, Reranker
 from secondpass.calibration import Calibration
-from secondpass.errors import EngineError
+from secondpass.errors import CheckpointError, DataError, EngineError
+from secondpass.scale.batch import Job, ScoreBatch, ScoreBlock, open_job
 from secondpass.scoring import open as opening
+from secondpass.scoring.open import ModelOptions
 from secondpass.search.index import Index
+from secondpass.server.registry import Registry
 from secondpass.server.service import CallContext, Service
-from secondpass.server.settings import Settings
+from secondpass.server.settings import ModelSource, Settings
 from secondpass.types import Ranking
 from secondpass.wire.calls import RerankCall, ScoreCall
 from tests.checkpoints import tiny_bert
@@ -219,3 +224,49 @@ def indexed(folder: Path) -> Iterator[Index]:
     index.add(folder / "notes")
     yield index
     index.close()
+
+
+def job_of(folder: Path) -> Job:
+    file = folder / "pairs.jsonl"
+    if not file.exists():
+        rows = [{"query": query, "passage": passage} for query, passage in (LATIN, CHINESE)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return open_job([file], folder / "scores", ModelOptions(model="auto"))
+
+
+def scores_of(job: Job) -> list[float]:
+    ScoreBlock(folder=job.folder, options=job.options)(job.blocks[0])
+    return [json.loads(line)["score"] for line in job.part(0).read_text("utf-8").splitlines()]
+
+
+@pytest.mark.usefixtures("both")
+def test_a_job_of_files_is_read_by_both_and_no_worker_without_the_package_takes_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tmp_path)
+    assert scores_of(job) == pytest.approx(Reranker().score_pairs([LATIN, CHINESE]))
+    batch = pickle.dumps(ScoreBatch("auto"))
+    monkeypatch.setattr("secondpass.checkpoint.checkpoint.find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match="pip install secondpass-multilingual"):
+        scores_of(job)
+    with pytest.raises(CheckpointError, match="pip install secondpass-multilingual"):
+        pickle.loads(batch)({"query": [LATIN[0]], "document": [LATIN[1]]})
+    with pytest.raises(DataError, match="holds scores of another job"):
+        job_of(tmp_path)
+
+
+@pytest.mark.usefixtures("alone")
+def test_without_the_package_a_job_is_that_of_the_embedded_model_wherever_it_runs(tmp_path: Path) -> None:
+    job = job_of(tmp_path)
+    assert job.options.model == "default"
+    assert scores_of(job) == pytest.approx(Reranker("default").score_pairs([LATIN, CHINESE]))
+
+
+def test_an_embedder_of_the_other_models_name_reads_no_pairs() -> None:
+    sources = (
+        ModelSource(name="m", path="auto"),
+        ModelSource(name="multilingual", path="multilingual", kind="embedder"),
+    )
+    hosted: dict[str, Any] = {source.name: SimpleNamespace(source=source) for source in sources}
+    registry = Registry(Settings(models=sources), lambda model, batch: None, hosted)
+    assert registry.fitting(hosted["m"], CHINESE) is hosted["m"]

@@ -26,6 +26,9 @@ class Placement:
     actors: Annotated[int, typer.Option(min=1, help="Models that are opened on Ray.")] = 2
     cpus: Annotated[float, typer.Option(min=0.0, help="Processors of an actor.")] = 1.0
     gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of an actor.")] = 0.0
+    stall_s: Annotated[
+        float, typer.Option(min=1.0, help="Ray is given up where no block is finished for so long.")
+    ] = 1800.0
 
     def over(self, device: str) -> tuple[Placement, str]:
         """Where it is scored, and what each model is told, where the device is a list: on a local Ray."""
@@ -52,8 +55,8 @@ class Placement:
             from secondpass.scale.ray import Actors, score_blocks, start_ray
 
             start_ray(self.address)
-            actors = Actors(min_size=1, max_size=self.actors, cpus=self.cpus, gpus=self.gpus)
-            score_blocks(job, actors, progress)
+            actors = Actors(min_size=self.actors, max_size=self.actors, cpus=self.cpus, gpus=self.gpus)
+            score_blocks(job, actors, progress, stall_s=self.stall_s)
 
 
 def score(

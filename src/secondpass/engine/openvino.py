@@ -157,14 +157,21 @@ def _plan(core: Any, graph: Any, dtype: str, name: str) -> _Plan:
     if sum(output.get_shape()[0] * output.get_shape()[1] for output in matrices) > MAX_UNPACKED_BYTES:
         return _Plan(dtype=floats, unpacks=False, settings=one | exact, reason=f"int8 weights, {floats} {why}")
     # OpenVINO 2026.4 gives wrong scores where several streams share int8 matrices and compute in bfloat16
-    several = settings | exact | {"NUM_STREAMS": str(min(num_cores(), MAX_STREAMS))}
+    several = settings | exact | {"NUM_STREAMS": str(min(_num_threads(), MAX_STREAMS))}
     kind = "int8 weights, unpacked once" if matrices else "float weights"
     return _Plan(dtype=floats, unpacks=bool(matrices), settings=several, reason=f"{kind}, {floats} {why}")
 
 
 def _threads() -> dict[str, int]:
-    """OpenVINO sees which cores the process is bound to, but not a quota."""
-    return {"INFERENCE_NUM_THREADS": num_cores()} if cpu_quota() is not None else {}
+    """OpenVINO sees which cores the process is bound to, but neither a quota nor OMP_NUM_THREADS."""
+    is_limited = cpu_quota() is not None or _num_threads() < num_cores()
+    return {"INFERENCE_NUM_THREADS": _num_threads()} if is_limited else {}
+
+
+def _num_threads() -> int:
+    """OMP_NUM_THREADS is a choice, as of Ray for each of its workers; more than there are cores would be no help."""
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    return min(num_cores(), max(int(chosen), 1)) if chosen.isdecimal() else num_cores()
 
 
 def _is_int8(node: Any) -> bool:

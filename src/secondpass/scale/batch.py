@@ -13,7 +13,7 @@ import json
 import pickle
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.atomic import whole_file, write_text
-from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.checkpoint import MULTILINGUAL, has_multilingual, open_checkpoint
 from secondpass.data.files import kind_of, records
 from secondpass.data.pairs import PASSAGES
 from secondpass.errors import DataError, EngineError
 from secondpass.reranker import Reranker
-from secondpass.scoring.open import ModelOptions
+from secondpass.scoring.open import ModelOptions, is_auto
 
 FACTS, ERRORS, ROWS = "score.json", "errors", ".rows.jsonl"
 ROWS_PER_BLOCK = 2000
@@ -95,6 +95,7 @@ def open_job(
     """
     if rows_per_block < 1:
         raise ValueError(f"rows_per_block is {rows_per_block}; give 1 or more")
+    options = _settled(options)
     facts = {
         "inputs": [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in inputs],
         "weights": _identity(options),
@@ -110,10 +111,22 @@ def open_job(
     return job
 
 
+def _settled(options: ModelOptions) -> ModelOptions:
+    """What every worker is told: "auto" only where there is something to choose from."""
+    return replace(options, model="default") if is_auto(options.model) and not has_multilingual() else options
+
+
+def _opened(options: ModelOptions) -> Reranker:
+    """Raises CheckpointError where "auto" would choose otherwise than where the work was dealt."""
+    if is_auto(options.model):
+        open_checkpoint(MULTILINGUAL)
+    return Reranker(**vars(options))
+
+
 def _identity(options: ModelOptions) -> str:
     """What tells the weights from any others."""
     checkpoint = open_checkpoint(options.model, revision=options.revision, local_files_only=options.local_files_only)
-    return checkpoint.identity()
+    return checkpoint.identity() + (open_checkpoint(MULTILINGUAL).identity() if is_auto(options.model) else "")
 
 
 def _claim(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -169,7 +182,7 @@ class ScoreBlock:
 
     @cached_property
     def reranker(self) -> Reranker:
-        return Reranker(**vars(self.options))
+        return _opened(self.options)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "options": self.options}
@@ -249,10 +262,10 @@ _OPENING = threading.Lock()
 
 @lru_cache(maxsize=4)
 def _open(options: bytes) -> Reranker:
-    return Reranker(**vars(pickle.loads(options)))
+    return _opened(pickle.loads(options))
 
 
-def _opened(options: bytes) -> Reranker:
+def _shared(options: bytes) -> Reranker:
     """The model of pickled ModelOptions, opened once in this process, whichever task or thread asks for it."""
     with _OPENING:
         return _open(options)
@@ -268,7 +281,7 @@ class ScoreBatch:
     def __init__(
         self, model: ModelOptions | str = "default", *, query: str = "query", document: str = "document"
     ) -> None:
-        self._options = ModelOptions(model=model) if isinstance(model, str) else model
+        self._options = _settled(ModelOptions(model=model) if isinstance(model, str) else model)
         self._query, self._document = query, document
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,7 +289,7 @@ class ScoreBatch:
             if name not in batch:
                 raise DataError(f"the batch has no column {name!r}; it has {', '.join(map(repr, batch))}")
         pairs = zip(map(str, batch[self._query]), map(str, batch[self._document]), strict=True)
-        reranker = _opened(pickle.dumps(self._options))
+        reranker = _shared(pickle.dumps(self._options))
         scores: NDArray[np.float32] = np.asarray(reranker.score_pairs(pairs), np.float32)
         probabilities = np.asarray([reranker.probability(float(score)) for score in scores], np.float32)
         return {**batch, "score": scores, "probability": probabilities}

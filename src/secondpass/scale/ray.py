@@ -1,4 +1,4 @@
-"""Scoring on Ray: a model in each actor, blocks of rows dealt to them (ray 2.51 to 2.60, extra `ray`).
+"""Scoring on Ray: a model in each actor, blocks of rows dealt to them (ray 2.60, extra `ray`).
 
 Ray restarts an actor that dies and deals its rows anew; a block is written whole or not at all, so no row is lost or
 doubled. Nothing here starts Ray: call `ray.init` first, with RAY_USAGE_STATS_ENABLED=0 in the environment, since Ray
@@ -8,8 +8,10 @@ reports its use by default.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,8 @@ from secondpass.types import Progress
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-OLDEST = (2, 51)  # the first with ActorPoolStrategy as `compute`
+OLDEST = (2, 60)  # the first that was tried; older ones have no callbacks here, custom policies or surge
+STALL_S = 1800.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,28 +75,28 @@ def _shown(seen: Sequence[str], names: Sequence[str], device: str) -> list[str]:
         raise ValueError(f"device is {device!r}; CUDA_VISIBLE_DEVICES shows {', '.join(seen)}") from error
 
 
-def import_ray(oldest: tuple[int, int] = OLDEST) -> Any:
+def import_ray() -> Any:
     """The module ray. Raises MissingExtra where it is not there, SecondpassError where it is too old."""
     if find_spec("ray") is None:
         raise MissingExtra("ray", "ray")
     import ray
 
-    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < oldest:
+    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < OLDEST:
         raise SecondpassError(
-            f"ray {ray.__version__} is too old; {oldest[0]}.{oldest[1]} or newer is needed: "
+            f"ray {ray.__version__} is too old; {OLDEST[0]}.{OLDEST[1]} or newer is needed: "
             'pip install --upgrade "secondpass[ray]"'
         )
     return ray
 
 
-def start_ray(address: str | None = None, oldest: tuple[int, int] = OLDEST) -> Any:
+def start_ray(address: str | None = None) -> Any:
     """The module ray, connected to the cluster at `address`; None: one that starts here and ends with the process.
 
     Raises MissingExtra, and SecondpassError where no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use otherwise
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "secondpass.scale.serving:around_proxy")
-    ray = import_ray(oldest)
+    ray = import_ray()
     if not ray.is_initialized():
         try:
             quiet = {"log_to_driver": False, "logging_level": "warning"}
@@ -114,14 +117,16 @@ def score_dataset(
     document: str = "document",
     actors: Actors | None = None,
     rows_per_batch: int = 2000,
+    stall_s: float = STALL_S,
 ) -> Dataset:
     """The dataset with columns score (raw logits) and probability; lazy, as Ray's own operators are.
 
     Whatever Ray reads and writes is an input and an output: JSON Lines, parquet, object stores. Sort by query first,
-    so that a batch holds whole lists: repeated queries are then tokenised once.
+    so that a batch holds whole lists: repeated queries are then tokenised once. What is made of it ends with
+    SecondpassError where Ray finishes nothing for stall_s, see StallLimit.
     """
     import_ray()
-    return dataset.map_batches(
+    return _bounded(dataset, stall_s).map_batches(
         ScoreBatch,
         fn_constructor_args=(model,),
         fn_constructor_kwargs={"query": query, "document": document},
@@ -130,14 +135,17 @@ def score_dataset(
     )
 
 
-def score_blocks(job: Job, actors: Actors, progress: Progress | None = None) -> None:
-    """Score the blocks that the job misses, each by the actor that has room."""
+def score_blocks(job: Job, actors: Actors, progress: Progress | None = None, *, stall_s: float = STALL_S) -> None:
+    """Score the blocks that the job misses, each by the actor that has room.
+
+    Raises SecondpassError where none is finished for stall_s; those that were are kept.
+    """
     ray = import_ray()
     missing, total = job.missing(), len(job.blocks)
     if not missing:
         return
     rows = [{"index": block.index, "block": _plain(block)} for block in missing]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+    dataset = _bounded(ray.data.from_items(rows, override_num_blocks=len(rows)), stall_s).map_batches(
         _BlockActor,
         fn_constructor_args=(str(job.folder.absolute()), job.options),
         batch_size=1,
@@ -148,6 +156,66 @@ def score_blocks(job: Job, actors: Actors, progress: Progress | None = None) -> 
         done += 1
         if progress is not None:
             progress(done, total)
+
+
+@dataclass
+class StallLimit:
+    """Ends a run of Ray Data in which no task is finished for stall_s, or ten times the longest wait before.
+
+    Ray itself waits for ever where there is no room for an actor, and where a lost node held rows: reading them anew
+    needs a processor, and the actors that wait for these rows hold all that are left. A run whose results nobody
+    takes is not stalled. It is an ExecutionCallback of Ray's, which asks for no class.
+    """
+
+    stall_s: float = STALL_S
+    _finished: int = -1
+    _since: float = field(default_factory=time.monotonic)
+    _longest: float = 0.0
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Nothing was finished yet."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Raises SecondpassError."""
+        finished = sum(operator.metrics.num_tasks_finished for operator in executor._topology)
+        now = time.monotonic()
+        waited = now - self._since
+        if executor._output_node[1].output_queue.has_next():
+            self._since = now
+        elif finished != self._finished:
+            self._longest = max(self._longest, waited) if self._finished > 0 else 0.0
+            self._finished, self._since = finished, now
+        elif waited > max(self.stall_s, 10 * self._longest):
+            raise SecondpassError(_stalled(waited))
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """All is well."""
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Ray says so."""
+
+
+def _stalled(waited: float) -> str:
+    import ray
+
+    kinds = ("CPU", "GPU")
+    there, free = ray.cluster_resources(), ray.available_resources()
+    room = ", ".join(f"{free.get(kind, 0.0):g} of {there.get(kind, 0.0):g} {kind}s" for kind in kinds)
+    return (
+        f"Ray has finished nothing for {waited:.0f} s, and {room} are free. Where a node was lost, too little room "
+        "is left for the actors, or to read its rows anew: call it again, with fewer actors or more nodes. Where "
+        "a block takes so long, give fewer rows to a block, or a longer stall_s"
+    )
+
+
+def _bounded(dataset: Dataset, stall_s: float) -> Dataset:
+    """The dataset, what is made of which ends where it stalls."""
+    context = dataset.context
+    others = [
+        each for each in context.custom_execution_callback_classes if getattr(each, "func", None) is not StallLimit
+    ]
+    context.custom_execution_callback_classes = [*others, partial(StallLimit, stall_s)]
+    return dataset
 
 
 class _BlockActor:

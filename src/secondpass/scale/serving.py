@@ -27,8 +27,10 @@ from prometheus_client.multiprocess import mark_process_dead
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from secondpass.errors import EngineError, SecondpassError
+from secondpass.checkpoint.checkpoint import MULTILINGUAL
+from secondpass.errors import SecondpassError
 from secondpass.scale.ray import Actors, import_ray, start_ray
+from secondpass.scoring.open import is_auto
 from secondpass.server import dialects
 from secondpass.server.api import Scope, Send, send_reply
 from secondpass.server.app import create_app
@@ -44,7 +46,6 @@ from secondpass.wire.calls import Answer, Call, EmbedCall, Fault, ModelCard, Ref
 
 log = logging.getLogger(__name__)
 
-OLDEST = (2, 60)  # the first that was tried; older ones have no custom policies, or no surge
 NAME = "secondpass"  # of the application
 # One replica more where each has more to do than this, or is at work for more of the time.
 QUEUE_S, BUSY = 0.5, 0.8
@@ -58,6 +59,7 @@ HOLD_S = 0.5
 TRIES = 2  # a call that ends processes ends no more than these
 MARGIN_S = 2.0  # a replica's own refusal of what is late comes first
 POLL_S, STALE_S = 2.0, 60.0
+LEARN_S = 15.0
 
 
 Load: TypeAlias = "tuple[int, int, int]"  # waiting requests, waiting tokens, restarts
@@ -69,12 +71,15 @@ def _sum(loads: Sequence[Load]) -> Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """What a replica says to a call, and of itself: what waits there, and its batches since it last spoke."""
+    """What a replica says to a call, and of itself: what waits there, and its batches since it last spoke.
+
+    By model: beside one that is "auto" there is the multilingual one.
+    """
 
     answer: Answer | Refusal
     replica: str
-    load: Load
-    batches: tuple[Batch, ...]
+    loads: Mapping[str, Load]
+    batches: tuple[tuple[str, Batch], ...]
 
 
 class Replica:
@@ -83,18 +88,19 @@ class Replica:
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         set_up_logs(log_format=settings.log_format, level=settings.log_level)
         self._name = str(import_ray().get_runtime_context().get_actor_id())
-        self._batches: list[Batch] = []
+        self._batches: list[tuple[str, Batch]] = []
         self._busy_s = 0.0
         self._service = Service(settings, on_batch=self._observe)
         await self._service.start()
         self._was_ready = self._recorded = time.monotonic()
 
     def _observe(self, model: str, batch: Batch) -> None:
-        self._batches.append(batch)
+        self._batches.append((model, batch))
         self._busy_s += batch.seconds
 
-    async def card(self) -> ModelCard:
-        return self._service.models()[0]
+    async def cards(self) -> list[ModelCard]:
+        """Of the model, and of its companion."""
+        return self._service.models()
 
     async def answer(self, call: Call, context: CallContext, seconds: float | None) -> Answered:
         """The answer or the refusal. seconds are left for it; the context's deadline is of another clock."""
@@ -107,16 +113,22 @@ class Replica:
             if refusal.fault is Fault.unavailable:
                 await asyncio.sleep(HOLD_S)  # what refuses at once has the least to do, and would get all calls
         batches, self._batches = self._batches, []
-        loads = [(requests, tokens, restarts) for _, requests, tokens, restarts in self._service.loads()]
-        return Answered(answer=answer, replica=self._name, load=_sum(loads), batches=tuple(batches))
+        loads: dict[str, Load] = {
+            name: (waiting, tokens, again) for name, waiting, tokens, again in self._service.loads()
+        }
+        return Answered(answer=answer, replica=self._name, loads=loads, batches=tuple(batches))
 
     def check_health(self) -> None:
-        """Raises EngineError where the engine is stuck, or could not be opened anew: Ray replaces the replica."""
+        """End the process where the engine is stuck, or could not be opened anew: Ray replaces the replica.
+
+        To an error Ray would listen at the third time alone, and then wait for calls that are never answered.
+        """
         found, now = self._service.health(), time.monotonic()
         if found.is_ready:
             self._was_ready = now
         if not found.is_alive or now - self._was_ready > DEAD_S:
-            raise EngineError(f"the engine is dead: {found.models}")
+            log.error("the engine is dead: %s", found.models)
+            os._exit(1)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Seconds of work that wait, and the share of time that the engine was at work since the last call."""
@@ -145,15 +157,18 @@ class _Model:
 
     source: ModelSource
     handle: Any
-    card: ModelCard | None = None
+    cards: list[ModelCard] = field(default_factory=list)  # its own, and its companion's
     num_replicas: int = 0
-    loads: dict[str, tuple[float, Load]] = field(default_factory=dict)
+    loads: dict[str, tuple[float, Mapping[str, Load]]] = field(default_factory=dict)
 
     @property
-    def load(self) -> Load:
+    def names(self) -> list[str]:
+        return [card.name for card in self.cards] or [self.source.name]
+
+    def load(self, name: str) -> Load:
         """Of all replicas; one that has not spoken for long is gone."""
         recent = time.monotonic() - STALE_S
-        return _sum([load for at, load in self.loads.values() if at > recent])
+        return _sum([loads[name] for at, loads in self.loads.values() if at > recent and name in loads])
 
 
 class ReplicaService:
@@ -164,11 +179,17 @@ class ReplicaService:
         self.on_batch: OnBatch | None = None
         self._models = {source.name: _Model(source, handles[source.name]) for source in settings.models}
         self._watching: asyncio.Task[None] | None = None
+        self._has_looked = asyncio.Event()
 
     async def start(self) -> None:
-        """Return at once: calls are refused as unavailable until a model has a replica."""
+        """Return when what is running is known; until a model has a replica, its calls are refused as unavailable.
+
+        In an update the front before this one answers until then.
+        """
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._has_looked.wait(), LEARN_S)
 
     def close(self) -> None:
         if self._watching is not None:
@@ -177,14 +198,17 @@ class ReplicaService:
             mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
 
     async def answer(self, call: Call, context: CallContext) -> Answer:
-        kinds = {name: model.source.kind for name, model in self._models.items()}
+        served = self._served()
+        kinds = {name: model.source.kind for name, model in served.items()}
+        companions = [name for name in served if name not in self._models]
         kind = "embedder" if isinstance(call, EmbedCall) else "reranker"
-        model = self._models[find_name(kinds, call.model or "", kind, self.settings)]
-        if model.card is None:
+        name = find_name(kinds, call.model or "", kind, self.settings, companions=companions)
+        model = served[name]
+        if not model.cards:
             raise Refusal(Fault.unavailable, "the server is loading its models", retry_after=2.0)
         refusal = Refusal(Fault.unavailable, "the replica ended that was at work on this", retry_after=1.0)
         for _ in range(TRIES):
-            said = await self._asked(model, replace(call, model=model.source.name), context)
+            said = await self._asked(model, replace(call, model=name), context)
             if said is None:
                 continue
             if not isinstance(said.answer, Refusal):
@@ -214,25 +238,31 @@ class ReplicaService:
         except (RayError, RayServeException) as error:
             log.warning("a replica ended with a call: %s", str(error).partition("\n")[0])
             return None
-        model.loads[said.replica] = (time.monotonic(), said.load)
+        model.loads[said.replica] = (time.monotonic(), said.loads)
         if self.on_batch is not None:
-            for batch in said.batches:
-                self.on_batch(model.source.name, batch)
+            for name, batch in said.batches:
+                self.on_batch(name, batch)
         return said
 
+    def _served(self) -> dict[str, _Model]:
+        """By name, companions last."""
+        others = {name: model for model in self._models.values() for name in model.names}
+        return self._models | {name: model for name, model in others.items() if name not in self._models}
+
     def models(self) -> list[ModelCard]:
-        return [model.card for model in self._models.values() if model.card is not None]
+        return [card for name, model in self._served().items() for card in model.cards if card.name == name]
 
     def card(self) -> ServerCard:
         return card_of(self)
 
     def loads(self) -> list[tuple[str, int, int, int]]:
-        return [(name, *model.load) for name, model in self._models.items()]
+        return [(name, *model.load(name)) for name, model in self._served().items()]
 
     def health(self) -> Health:
         """Ready when every model has a replica."""
-        is_ready = all(model.card is not None and model.num_replicas for model in self._models.values())
-        return Health(is_ready=is_ready, is_alive=True, models=dict(map(_said_of, self._models.values())))
+        is_ready = all(model.cards and model.num_replicas for model in self._models.values())
+        models = {name: _said_of(model, name) for name, model in self._served().items()}
+        return Health(is_ready=is_ready, is_alive=True, models=models)
 
     async def _watch(self) -> None:
         """Count the replicas, and learn what each model is, again and again."""
@@ -243,18 +273,19 @@ class ReplicaService:
                 running = await asyncio.to_thread(_running)
                 for name, model in self._models.items():
                     model.num_replicas = running.get(deployment_name(name), 0)
-                    if model.card is None and model.num_replicas:
-                        model.card = await model.handle.card.remote()
+                    if model.num_replicas and not model.cards:
+                        model.cards = await model.handle.cards.remote()
+                self._has_looked.set()
             except RayError as error:  # a replica that died, or a controller that is being restarted
                 log.warning("the replicas cannot be counted: %s", error)
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(POLL_S if self._has_looked.is_set() else HOLD_S)
 
 
-def _said_of(model: _Model) -> tuple[str, dict[str, object]]:
-    requests, tokens, restarts = model.load
-    state = "starting" if model.card is None else "ready" if model.num_replicas else "restarting"
+def _said_of(model: _Model, name: str) -> dict[str, object]:
+    requests, tokens, restarts = model.load(name)
+    state = "starting" if not model.cards else "ready" if model.num_replicas else "restarting"
     facts = {"waiting_requests": requests, "waiting_tokens": tokens, "restarts": restarts, "last_error": None}
-    return model.source.name, {"state": state, "replicas": model.num_replicas, **facts}
+    return {"state": state, "replicas": model.num_replicas, **facts}
 
 
 def _running() -> dict[str, int]:
@@ -338,7 +369,10 @@ def _number(actors: Actors) -> dict[str, Any]:
 
 def _alone(settings: Settings, source: ModelSource) -> Settings:
     """What a replica of one model is told."""
-    calibrated = replace(source, calibration=settings.calibration_of(source))
+    named = [(other.path, other.kind) for other in settings.models if other.name == MULTILINGUAL]
+    is_taken = named not in ([], [(MULTILINGUAL, "reranker")])
+    path = "default" if is_auto(source.path) and is_taken else source.path  # a companion of another's name is none
+    calibrated = replace(source, path=path, calibration=settings.calibration_of(source))
     aliases = {alias: name for alias, name in settings.aliases.items() if name == source.name}
     return replace(settings, models=(calibrated,), calibration=(), aliases=aliases, index=None, mcp=False)
 
@@ -369,7 +403,7 @@ def run(
     if address is None:
         with open_socket(settings) as free:
             settings = replace(settings, port=free.getsockname()[1])
-    ray = start_ray(address, OLDEST)
+    ray = start_ray(address)
     _check_resources(ray.cluster_resources(), settings, actors)
     from ray import serve
 

@@ -55,13 +55,18 @@ class ModelOptions:
             raise ValueError(f"long_documents is {self.long_documents!r}; give {choices}")
 
 
+def is_auto(model: str | Path) -> bool:
+    """Whether the texts choose the model. A folder of this name is a model."""
+    return model == AUTO and not Path(model).is_dir()
+
+
 def open_scoring(options: ModelOptions) -> Scoring:
     """A model ready to score; its engine is a ReopeningEngine. Raises what `Reranker` raises.
 
     "auto" is the embedded model, and where the package is installed the multilingual one for what that cannot read. A
     calibration is of one model, so with one the embedded model reads everything.
     """
-    if options.model != AUTO or Path(options.model).is_dir():
+    if not is_auto(options.model):
         return _open(options)
     own = _open(replace(options, model="default"))
     if options.calibration is not None or not has_multilingual():

@@ -161,7 +161,9 @@ class Registry:
     def fitting(self, hosted: Hosted, texts: Sequence[str]) -> Hosted:
         """What reads these texts: the model itself, or where that is "auto" and cannot, the one beside it."""
         other = self._hosted.get(MULTILINGUAL)
-        if other is None or other.source.path != MULTILINGUAL or hosted.source.path != AUTO:
+        if other is None or hosted.source.path != AUTO:
+            return hosted
+        if other.source.path != MULTILINGUAL or other.source.kind != "reranker":  # something else of this name
             return hosted
         assert isinstance(hosted.model, Scoring)
         return hosted if unread("", texts, hosted.model.scripts) is None else other
