@@ -175,4 +175,4 @@ def test_new_keys_are_an_update_that_loses_no_request(served: Served) -> None:
         wait_for_replicas(served, "front", [before], seconds=180)
         clients.wait_for(100)
     check(clients)
-    assert all(reply.status == 200 for reply in clients.replies)
+    assert [reply.body for reply in clients.replies if reply.status != 200] == []

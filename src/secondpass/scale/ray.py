@@ -145,7 +145,9 @@ def score_blocks(job: Job, actors: Actors, progress: Progress | None = None, *, 
     if not missing:
         return
     rows = [{"index": block.index, "block": _plain(block)} for block in missing]
-    dataset = _bounded(ray.data.from_items(rows, override_num_blocks=len(rows)), stall_s).map_batches(
+    blocks = _bounded(ray.data.from_items(rows, override_num_blocks=len(rows)), stall_s)
+    blocks.context.enable_progress_bars = False  # progress is told below
+    dataset = blocks.map_batches(
         _BlockActor,
         fn_constructor_args=(str(job.folder.absolute()), job.options),
         batch_size=1,

@@ -59,7 +59,7 @@ HOLD_S = 0.5
 TRIES = 2  # a call that ends processes ends no more than these
 MARGIN_S = 2.0  # a replica's own refusal of what is late comes first
 POLL_S, STALE_S = 2.0, 60.0
-LEARN_S = 15.0
+LEARN_S = 60.0
 
 
 Load: TypeAlias = "tuple[int, int, int]"  # waiting requests, waiting tokens, restarts
@@ -179,17 +179,17 @@ class ReplicaService:
         self.on_batch: OnBatch | None = None
         self._models = {source.name: _Model(source, handles[source.name]) for source in settings.models}
         self._watching: asyncio.Task[None] | None = None
-        self._has_looked = asyncio.Event()
+        self._is_known = asyncio.Event()
 
     async def start(self) -> None:
-        """Return when what is running is known; until a model has a replica, its calls are refused as unavailable.
+        """Return when each model has said what it is, or after LEARN_S: its calls are refused as unavailable then.
 
         In an update the front before this one answers until then.
         """
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._has_looked.wait(), LEARN_S)
+                await asyncio.wait_for(self._is_known.wait(), LEARN_S)
 
     def close(self) -> None:
         if self._watching is not None:
@@ -275,10 +275,11 @@ class ReplicaService:
                     model.num_replicas = running.get(deployment_name(name), 0)
                     if model.num_replicas and not model.cards:
                         model.cards = await model.handle.cards.remote()
-                self._has_looked.set()
+                if all(model.cards for model in self._models.values()):
+                    self._is_known.set()
             except RayError as error:  # a replica that died, or a controller that is being restarted
                 log.warning("the replicas cannot be counted: %s", error)
-            await asyncio.sleep(POLL_S if self._has_looked.is_set() else HOLD_S)
+            await asyncio.sleep(POLL_S if self._is_known.is_set() else HOLD_S)
 
 
 def _said_of(model: _Model, name: str) -> dict[str, object]:
