@@ -48,6 +48,7 @@ class Masker:
         if not known:
             raise CheckpointError(f"the tokenizer has no {' or '.join(MASKS)}, which pre-training needs")
         self._mask = known[0]
+        self._num_words = tokenizer.num_words  # the library counts them anew, for milliseconds
         template = tokenizer.pair_template
         self._before, self._after = list(template.before), list(template.after)
 
@@ -63,7 +64,7 @@ class Masker:
         fate = draw.random(length)
         shown[encoder & (fate < AS_MASK)] = self._mask
         is_other = encoder & (fate >= AS_MASK) & (fate < AS_MASK + AS_OTHER)
-        shown[is_other] = draw.integers(self._tokenizer.num_words, size=int(is_other.sum()))
+        shown[is_other] = draw.integers(self._num_words, size=int(is_other.sum()))
         patterns = _patterns(words, settings.decoder_share, min(length, settings.num_patterns), draw)
         visible = ~patterns[draw.integers(len(patterns), size=length)]
         np.fill_diagonal(visible, False)
