@@ -83,6 +83,10 @@ def test_given_queries_are_asked_and_nothing_else(
     options = ("--teacher", base, "--student", base, "--output", tmp_path / "out", "--queries", queries)
     assert run("distil", manual, *options, *QUICK, "--epochs", "1") == 0
     assert "3 queries with candidates" in capsys.readouterr().err
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert run("distil", manual, *options, *QUICK, "--epochs", "1", "--resume") == 0  # the report again
+    assert "student before: nDCG@10" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
 
 
 def test_queries_are_made_of_headings_sentences_and_rare_words() -> None:

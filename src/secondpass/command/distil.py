@@ -85,7 +85,7 @@ def distil(
     """
     if find_spec("torch") is None:
         raise MissingExtra("torch", "train")
-    from secondpass.training.checkpointing import check_output, claimed
+    from secondpass.training.checkpointing import check_output, claimed, is_finished
     from secondpass.training.distilling import parted
     from secondpass.training.processes import open_processes
 
@@ -93,7 +93,9 @@ def distil(
     if open_processes(lessons.device).count > 1:
         raise TrainingError("distil runs in one process; launch `secondpass train` in several on data with scores")
     with claimed(target):
-        check_output(target, is_resumed=resume)
+        is_trained = resume and is_finished(target)  # what is left is the report
+        if not is_trained:
+            check_output(target, is_resumed=resume)
         opening = Opening(device=lessons.device)
         scorer = opening.reranker(teacher)
         examples = _judged(paths, target, scorer, teacher, making, lessons)
@@ -101,13 +103,18 @@ def distil(
             learnt, kept = parted(examples, share=making.held_out, seed=lessons.seed)
         _say([f"{len(learnt):,} queries to learn from, {len(kept):,} held out"])
         before = _outcome(kept, opening.reranker(student), _size(student))
-        _train(student, learnt, target, lessons, resume)
+        if not is_trained:
+            _train(student, learnt, target, lessons, resume)
+    _say(["on the held-out queries, against the teacher's order:"])
     found = {
-        "teacher": _outcome(kept, scorer, _size(teacher)),
-        "student before": before,
-        "student": _outcome(kept, opening.reranker(str(target)), _bytes(target)),
+        "teacher": _told("teacher", _outcome(kept, scorer, _size(teacher))),
+        "student before": _told("student before", before),
+        "student": _told("student", _outcome(kept, opening.reranker(str(target)), _bytes(target))),
     } | _exported(target, kept)
-    _tell(target, found, json)
+    if json:
+        output.as_json({"folder": str(target), **{name: asdict(one) for name, one in found.items()}})
+    else:
+        sys.stdout.write(f"{target}\n")
 
 
 def _judged(
@@ -213,7 +220,7 @@ def _exported(target: Path, examples: Sequence[Example]) -> dict[str, Standing]:
 
     folder = export(open_checkpoint(target), target / INT8, dtype="int8", overwrite=True)
     scorer = Reranker(folder, engine="openvino")
-    return {"student, int8": _outcome(examples, scorer, _bytes(folder))}
+    return {"student, int8": _told("student, int8", _outcome(examples, scorer, _bytes(folder)))}
 
 
 def _size(model: str) -> int:
@@ -228,19 +235,15 @@ def _bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in found if file.is_file())
 
 
-def _tell(target: Path, found: dict[str, Standing], is_json: bool) -> None:
-    if is_json:
-        output.as_json({"folder": str(target), **{name: asdict(one) for name, one in found.items()}})
-        return
-    _say(["on the held-out queries, against the teacher's order:"])
-    for name, one in found.items():
-        _say(
-            [
-                f"{name}: nDCG@10 {one.ndcg:.4f}, first five shared {one.first_five:.0%}, "
-                f"{one.seconds_per_query * 1000:,.1f} ms a query, {one.bytes / 1e6:,.1f} MB"
-            ]
-        )
-    sys.stdout.write(f"{target}\n")
+def _told(name: str, one: Standing) -> Standing:
+    """Said as soon as it is known, so that it is not lost with what comes after it."""
+    _say(
+        [
+            f"{name}: nDCG@10 {one.ndcg:.4f}, first five shared {one.first_five:.0%}, "
+            f"{one.seconds_per_query * 1000:,.1f} ms a query, {one.bytes / 1e6:,.1f} MB"
+        ]
+    )
+    return one
 
 
 def _say(lines: Iterable[str]) -> None:

@@ -64,11 +64,17 @@ def check_output(output: Path, *, is_resumed: bool) -> dict[str, Any] | None:
     file = output / "training" / RUN
     before = read_json(file) if file.is_file() else None
     _check_unoccupied(output)
-    if before is not None and before.get("is_finished"):
+    if is_finished(output):
         raise TrainingError(f"{output} holds the result of a finished run; give another folder")
     if before is not None and not is_resumed:
         raise TrainingError(f"{output} holds a run that was stopped; go on with --resume, or remove it")
     return before
+
+
+def is_finished(output: Path) -> bool:
+    """Whether a run in `output` has left its result there."""
+    file = output / "training" / RUN
+    return file.is_file() and bool(read_json(file).get("is_finished"))
 
 
 def _check_unoccupied(output: Path) -> None:
