@@ -74,3 +74,18 @@ def test_late_interaction_has_the_same_scores_in_pylate(tmp_path: Path) -> None:
     documents = model.encode(passages, is_query=False, convert_to_numpy=True)
     found = [float(scores.colbert_scores([queries[0]], [document])[0, 0]) for document in documents]
     assert found == pytest.approx(ColBERT(folder, dtype="float32").score(query, passages), abs=1e-3)
+
+
+def test_late_interaction_has_the_same_scores_in_colbert_ai(tmp_path: Path) -> None:
+    """Its own vectors; their products are taken here, since its own way compiles C++ first."""
+    modelling = pytest.importorskip("colbert.modeling.checkpoint")
+    configuring = pytest.importorskip("colbert.infra")
+    folder = tmp_path / "out"
+    settings = LateInteractionSettings(in_batch="others")
+    _, query, passages = trained(golden("colbertv2"), folder, colbert=settings)
+    modelling.ColBERT.loaded_extensions = True
+    model = modelling.Checkpoint(str(folder), configuring.ColBERTConfig.load_from_checkpoint(str(folder)))
+    asked = model.queryFromText([query])[0].float()
+    documents = model.docFromText(passages, keep_dims=False)
+    found = [float((vectors.float() @ asked.T).amax(0).sum()) for vectors in documents]
+    assert found == pytest.approx(ColBERT(folder, dtype="float32").score(query, passages), abs=1e-3)
