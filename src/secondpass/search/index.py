@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
@@ -127,7 +128,17 @@ class Index:
             until=None if until is None else seconds_of(until, "until"),
             fields=fields or {},
         )
-        return self.pipeline.search(
+        started = time.perf_counter()
+        is_reranked = rerank and self.is_reranked
+        with ThreadPoolExecutor(
+            1, "secondpass-opening"
+        ) as threads:  # both models take a while, at the first question
+            if is_reranked:
+                threads.submit(self.reranker_for, query)
+            pipeline = self.pipeline
+        if budget_ms is not None:
+            budget_ms = max(1.0, budget_ms - 1000 * (time.perf_counter() - started))
+        return pipeline.search(
             Question(
                 text=query,
                 top_n=top_n,
@@ -137,7 +148,7 @@ class Index:
                 cognitive=self._settings(cognitive),
                 diversity=diversity,
                 fusion=fusion,
-                is_reranked=rerank and self.is_reranked,
+                is_reranked=is_reranked,
                 budget_ms=budget_ms,
                 explain=explain,
             )

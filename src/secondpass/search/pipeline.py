@@ -98,12 +98,10 @@ class Pipeline:
     def search(self, question: Question) -> Ranking:
         """The best chunks. No words and no embedder, or nothing alike, give an empty ranking."""
         started = time.perf_counter()
-        with ThreadPoolExecutor(1, "secondpass-opening") as threads:  # at its first question a model takes a while
-            opened = threads.submit(self.open_reranker, question.text) if question.is_reranked else None
-            runs = self.first_stages(question)
+        runs = self.first_stages(question)
         pool = self.candidates(FUSIONS[question.fusion](runs), question.candidates)
         read = Ranking(question.text, (), Usage(rows=0, tokens=0, truncated=0, seconds=0.0))
-        reranker, warnings = opened.result() if opened is not None and pool else (None, ())
+        reranker, warnings = self.open_reranker(question.text) if question.is_reranked and pool else (None, ())
         if reranker is not None:
             left = None
             if question.budget_ms is not None:
