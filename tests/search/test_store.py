@@ -65,12 +65,25 @@ def texts(store: Store, query: str, only: Filter = ANY) -> list[str]:
     return [each.chunk.text for each in store.fetch([id for id, _ in found])]
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.clients)])
-def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
-    folder = tmp_path if request.param == "sqlite" else request.getfixturevalue("database")
-    store = open_store("notes", folder, create=True)
-    yield store
-    store.drop()
+@pytest.fixture(
+    params=["sqlite", *(pytest.param(name, marks=pytest.mark.clients) for name in ("postgres", "lancedb"))]
+)
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where an index may be made."""
+    found = str(tmp_path)
+    if request.param == "postgres":
+        found = request.getfixturevalue("database")
+    elif request.param == "lancedb":
+        pytest.importorskip("lancedb")
+        found = f"lancedb://{tmp_path}"
+    yield found
+    if "notes" in index_names(found):
+        open_store("notes", found, create=False).drop()
+
+
+@pytest.fixture
+def store(folder: str) -> Store:
+    return open_store("notes", folder, create=True)
 
 
 @pytest.mark.parametrize(
@@ -315,15 +328,6 @@ def _write_many(folder: str, name: str, count: int, acknowledged: str | None) ->
                 log.write(f"{number}\n")
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.clients)])
-def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where an index may be made."""
-    found = str(tmp_path if request.param == "sqlite" else request.getfixturevalue("database"))
-    yield found
-    if "notes" in index_names(found):
-        open_store("notes", found, create=False).drop()
-
-
 @pytest.mark.promise("docs/search.md", "Several processes may read and write one index at once")
 def test_writers_that_start_together_all_succeed(folder: str) -> None:
     context = multiprocessing.get_context("spawn")
@@ -375,7 +379,7 @@ def test_an_index_that_is_not_there_is_said_with_those_that_are(folder: str) -> 
 
 
 def test_an_address_of_another_kind_is_refused() -> None:
-    with pytest.raises(StoreError, match=r"mysql://...: indexes are kept in a folder, or at postgresql://"):
+    with pytest.raises(StoreError, match=r"mysql://...: indexes are kept in a folder, at lancedb://"):
         open_store("notes", "mysql://root:secret@host/db", create=True)
 
 
@@ -412,3 +416,42 @@ def test_a_connection_that_broke_is_made_anew(database: str) -> None:
         store.search_text(["apple"], 5, ANY)
     assert texts(store, "apple") == ["kept apple"]
     store.drop()
+
+
+@pytest.mark.clients
+def test_vectors_in_lancedb_are_indexed_and_rows_that_nobody_names_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lancedb = pytest.importorskip("lancedb")
+    monkeypatch.setattr("secondpass.search.stores.lance.INDEXED_FROM", 300)
+    monkeypatch.setattr("secondpass.search.stores.lance.FEW", 10)
+    store = open_store("notes", f"lancedb://{tmp_path}", create=True)
+    for part in range(4):
+        store.write(
+            [
+                change(f"/notes/{n % 7}/{n}", chunk(f"text number {n} of many {n * n}"))
+                for n in range(100 * part, 100 * part + 100)
+            ]
+        )
+    with suppress(KeyError), store.together():
+        store.write([change("/notes/half", chunk("half"))])
+        raise KeyError
+    store.remove(["/notes/0/0"])
+    table = lancedb.connect(tmp_path / "notes.lancedb").open_table("vectors_64")
+    assert table.count_rows() == 401
+    asked = vector("text number 7 of many 49")
+    for is_indexed in (False, True):
+        for only, count in ((ANY, 5), (Filter(path="/notes/0/"), 5), (Filter(path="/notes/0/14"), 3)):
+            found = store.search_vectors(asked, 5, only)
+            assert len(found) == count
+            best = store.fetch([found[0][0]])[0].chunk.text
+            assert found[0][1] == pytest.approx(float(vector(best) @ asked), abs=2e-3)
+            assert count == 3 or best == "text number 7 of many 49"
+        if not is_indexed:
+            store.finish()
+    table.checkout_latest()
+    assert table.count_rows() == 399
+    assert {index.index_type for index in table.list_indices()} == {"IvfSq", "BTree"}
+    assert stat.S_IMODE((tmp_path / "notes.lancedb").stat().st_mode) == 0o700
+    store.drop()
+    assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ from secondpass.search.stores.store import Store, missing
 
 SUFFIX = ".sqlite"
 POSTGRES = ("postgresql", "postgres")  # schemes of addresses
+LANCE, LANCE_SUFFIX = "lancedb", ".lancedb"
 
 
 def open_store(name: str, folder: str | Path | None, *, create: bool) -> Store:
@@ -21,12 +22,18 @@ def open_store(name: str, folder: str | Path | None, *, create: bool) -> Store:
         from secondpass.search.stores.postgres import PostgresStore
 
         return PostgresStore(str(folder), name, create=create)
-    if scheme:
-        raise StoreError(f"{scheme}://...: indexes are kept in a folder, or at postgresql://user@host/database")
-    file = _folder(folder) / f"{name}{SUFFIX}"
+    if scheme not in ("", LANCE):
+        raise StoreError(
+            f"{scheme}://...: indexes are kept in a folder, at lancedb:///folder or at postgresql://user@host/database"
+        )
+    file = _folder(folder) / (f"{name}{LANCE_SUFFIX}/index{SUFFIX}" if scheme else f"{name}{SUFFIX}")
     if not create and not file.exists():
         raise StoreError(missing(name, index_names(folder)))
-    return SqliteStore(file)
+    if not scheme:
+        return SqliteStore(file)
+    from secondpass.search.stores.lance import LanceVectors
+
+    return SqliteStore(file, LanceVectors(file.parent))
 
 
 def index_names(folder: str | Path | None = None) -> list[str]:
@@ -35,13 +42,14 @@ def index_names(folder: str | Path | None = None) -> list[str]:
         from secondpass.search.stores.postgres_database import index_names
 
         return index_names(str(folder))
-    return sorted(file.name.removesuffix(SUFFIX) for file in _folder(folder).glob(f"*{SUFFIX}"))
+    suffix = LANCE_SUFFIX if _scheme(folder) else SUFFIX
+    return sorted(file.name.removesuffix(suffix) for file in _folder(folder).glob(f"*{suffix}"))
 
 
 def _folder(folder: str | Path | None) -> Path:
-    """A folder as given, else the user's of this machine."""
+    """A folder as given, that of lancedb:///folder too, else the user's of this machine."""
     if folder is not None:
-        return Path(folder).expanduser()
+        return Path(str(folder).removeprefix(f"{LANCE}://")).expanduser()
     home = Path.home()
     if sys.platform == "darwin":
         return home / "Library" / "Application Support" / "secondpass"

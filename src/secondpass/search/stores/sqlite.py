@@ -2,16 +2,17 @@
 
 Words are our own, joined by blanks, in FTS5's `ascii` tokenizer, which takes every character beyond ASCII as part of
 a word: its other tokenizers make Chinese unsearchable. The table keeps no copy of the texts, so a deletion says the
-old words again. Vectors are float16; beside the file lies their int8 copy, which is mapped (see vectors.py).
+old words again. Vectors are in the file too (see sqlite_vectors.py), or in LanceDB (see lance.py).
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -22,13 +23,14 @@ from numpy.typing import NDArray
 
 from secondpass.retrieval.bm25 import Found
 from secondpass.retrieval.words import terms
-from secondpass.search.stores import vectors as codes
 from secondpass.search.stores.database import Database
+from secondpass.search.stores.sqlite_vectors import Kept, OwnVectors, VectorTable
 from secondpass.search.stores.store import (
     CHUNK_COLUMNS,
     MAX_ACCESSES,
     STORED_COLUMNS,
     Change,
+    Chunk,
     Counts,
     Event,
     File,
@@ -42,8 +44,8 @@ from secondpass.search.stores.store import (
     words_mark,
 )
 
+PREPARED = 4096  # chunks whose words are made before a transaction
 MAX_WORDS = 40  # of a query
-RESCORED = 200  # nearest by int8 that are scored again, at least
 # A word costs as many steps as chunks have it. A query takes its rarest words: those in at most this share of the
 # chunks, until they are in so many, or that share, together. The others cost most and say least.
 MAX_POSTINGS, MAX_SHARE = 50_000, 0.25
@@ -54,13 +56,13 @@ _NEXT_EPOCH = "update meta set value = value + 1 where name = 'epoch'"
 
 
 class SqliteStore:
-    """A Store in one file. Raises StoreError where it cannot be opened, read or written."""
+    """A Store in one file, with its vectors there or elsewhere. Raises StoreError where it cannot be used."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, vectors: VectorTable | None = None) -> None:
         self._database = Database(file)
-        self._codes = codes.empty()
-        self._state = codes.Version(-1, -1)
+        self._vectors = OwnVectors(file) if vectors is None else vectors
         self._common = _Common()
+        self._generation = ""
         self._check_words()
 
     @contextmanager
@@ -89,11 +91,16 @@ class SqliteStore:
         }
 
     def write(self, changes: Sequence[Change]) -> None:
-        words = [[" ".join(terms(chunk.passage)) for chunk in change.chunks] for change in changes]
+        # Made before others have to wait for the transaction, but where they are so many that they fill the memory.
+        words: Iterable[Iterable[str]] = (map(_words_of, change.chunks) for change in changes)
+        if sum(len(change.chunks) for change in changes) <= PREPARED:
+            words = [list(each) for each in words]
+        rows = {c.digest: each.vectors[c.digest] for each in changes for c in each.chunks if c.digest in each.vectors}
         with self._database.transaction() as connection:
+            kept = dict(zip(rows, self._vectors.kept(list(rows.values())), strict=True))
             for change, each in zip(changes, words, strict=True):
                 _forget(connection, change.file.path)
-                _insert(connection, change, each)
+                _insert(connection, change, each, kept)
 
     def remove(self, paths: Iterable[str]) -> int:
         with self._database.transaction() as connection:
@@ -116,19 +123,10 @@ class SqliteStore:
         return [(int(row[0]), float(row[1])) for row in rows]
 
     def search_vectors(self, vector: Vectors, limit: int, only: Filter) -> Found:
-        self._refresh()
-        where, values = _condition(only, "c.id")
+        where = _condition(only, "c.id")
         with self._database.reading() as connection:
-            allowed = None
-            if not only.is_open or _has_superseded(connection):
-                rows = connection.execute(f"select id from chunks c where {where}", values).fetchall()
-                allowed = np.array([row[0] for row in rows], np.int64)
-            near = self._codes.nearest(vector, max(2 * limit, RESCORED), allowed)
-            found = connection.execute(
-                "select chunk, vector from vectors where chunk in (select value from json_each(?))",
-                (json.dumps(near.tolist()),),
-            ).fetchall()
-        return codes.rescored(vector, found, limit)
+            is_open = only.is_open and not _has_superseded(connection)
+            return self._vectors.nearest(connection, vector, limit, None if is_open else where)
 
     def ids(self, path: str) -> list[int]:
         of_file = "select c.id from chunks c join files f on f.id = c.file where f.path = ? order by c.id"
@@ -141,15 +139,15 @@ class SqliteStore:
         return [found[id] for id in ids if id in found]
 
     def known_vectors(self, digests: Sequence[bytes]) -> dict[bytes, Vectors]:
-        found: dict[bytes, Vectors] = {}
+        found: dict[bytes, Any] = {}
         with self._database.reading() as connection:
             for digest in dict.fromkeys(digests):
                 row = connection.execute(
                     "select vector from vectors join chunks on id = chunk where digest = ? limit 1", (digest,)
                 ).fetchone()
                 if row is not None:
-                    found[digest] = np.frombuffer(row[0], np.float16).astype(np.float32)
-        return found
+                    found[digest] = row[0]
+            return dict(zip(found, self._vectors.read(list(found.values())), strict=True))
 
     def without_vectors(self, limit: int) -> list[Stored]:
         with self._database.reading() as connection:
@@ -159,10 +157,10 @@ class SqliteStore:
         return self.fetch([row[0] for row in rows])
 
     def add_vectors(self, ids: Sequence[int], vectors: Vectors) -> None:
-        rows = list(zip(ids, _blobs(vectors), strict=True))
         with self._database.transaction() as connection:
             connection.executemany(
-                "insert or replace into vectors select ?1, ?2 where exists (select 1 from chunks where id = ?1)", rows
+                "insert or replace into vectors select ?1, ?2 where exists (select 1 from chunks where id = ?1)",
+                list(zip(ids, self._vectors.kept(list(vectors)), strict=True)),
             )
             connection.execute(_NEXT_EPOCH)
 
@@ -220,11 +218,9 @@ class SqliteStore:
                 int(connection.execute(f"select count(*) from {table}").fetchone()[0])
                 for table in ("files", "chunks", "vectors")
             )
-        file = self._database.file
-        there = [file, file.with_name(f"{file.name}-wal"), _codes_file(file)]
-        return Counts(
-            files=files, chunks=chunks, vectors=vectors, bytes=sum(f.stat().st_size for f in there if f.exists())
-        )
+        there = [self._database.file, self._beside("-wal"), *self._vectors.files()]
+        size = sum(file.stat().st_size for each in there for file in (each, *each.rglob("*")) if file.is_file())
+        return Counts(files=files, chunks=chunks, vectors=vectors, bytes=size)
 
     def finish(self) -> None:
         with self._database.transaction() as connection:
@@ -232,36 +228,31 @@ class SqliteStore:
             connection.execute(
                 "insert or replace into meta values('common', ?)", (as_json(asdict(_Common.counted(connection))),)
             )
-        self._refresh()
         with self._database.reading() as connection:
             connection.execute("pragma wal_checkpoint(passive)")
-        with suppress(OSError):  # a copy, made again when it is missing
-            codes.save(_codes_file(self._database.file), self._codes, self._state)
+            self._vectors.tidy(connection)
 
     def drop(self) -> None:
         self.close()
-        for ending in ("", "-wal", "-shm", "-vectors"):
-            file = self._database.file
-            file.with_name(file.name + ending).unlink(missing_ok=True)
+        for file in (self._database.file, self._beside("-wal"), self._beside("-shm"), *self._vectors.files()):
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
+                file.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._database.close()
 
+    def _beside(self, ending: str) -> Path:
+        return self._database.file.with_name(self._database.file.name + ending)
+
     def _refresh(self) -> None:
-        """Read what other writers have changed: the vectors' codes, and which words are common."""
+        """Read which words are common, where other writers have changed the index."""
         with self._database.reading() as connection:
-            facts = dict(connection.execute("select name, value from meta"))
-            state = codes.Version(int(facts["generation"]), int(facts["epoch"]))
-            if state == self._state:
-                return
+            facts = dict(connection.execute("select name, value from meta where name in ('generation', 'common')"))
+        if facts["generation"] != self._generation:
+            self._generation = facts["generation"]
             self._common = _Common.read(facts.get("common", "{}"))
-            known = (self._codes, self._state)
-            base, of = (
-                known if self._state.epoch == state.epoch else codes.load(_codes_file(self._database.file)) or known
-            )
-            if of != state:
-                base = _caught_up(connection, base if of.epoch == state.epoch else codes.empty())
-            self._codes, self._state = base, state
 
     def _check_words(self) -> None:
         """Write the words anew where another release made them otherwise."""
@@ -276,7 +267,9 @@ class SqliteStore:
             connection.execute("insert or replace into meta values('words', ?)", (mark,))
 
 
-def _insert(connection: sqlite3.Connection, change: Change, words: Sequence[str]) -> None:
+def _insert(
+    connection: sqlite3.Connection, change: Change, words: Iterable[str], vectors: Mapping[bytes, Kept]
+) -> None:
     file = change.file
     cursor = connection.execute(
         "insert into files(path, root, digest, size, modified_ns) values(?, ?, ?, ?, ?)",
@@ -289,9 +282,12 @@ def _insert(connection: sqlite3.Connection, change: Change, words: Sequence[str]
         ).lastrowid
         connection.execute("insert into postings(rowid, words) values(?, ?)", (id, said))
         connection.executemany("insert or ignore into entities values(?, ?)", [(name, id) for name in chunk.entities])
-        if chunk.digest in change.vectors:
-            blob = change.vectors[chunk.digest].astype(np.float16).tobytes()
-            connection.execute("insert into vectors values(?, ?)", (id, blob))
+        if chunk.digest in vectors:
+            connection.execute("insert into vectors values(?, ?)", (id, vectors[chunk.digest]))
+
+
+def _words_of(chunk: Chunk) -> str:
+    return " ".join(terms(chunk.passage))
 
 
 def _forget(connection: sqlite3.Connection, path: str) -> int:
@@ -353,19 +349,6 @@ def _has_superseded(connection: sqlite3.Connection) -> bool:
     return connection.execute("select 1 from chunks where superseded_by is not null limit 1").fetchone() is not None
 
 
-def _caught_up(connection: sqlite3.Connection, base: codes.Codes) -> codes.Codes:
-    """The codes as the store has them now: without the rows of chunks that went, with the new ones."""
-    last = int(base.ids[-1]) if len(base) else -1
-    live = np.array([row[0] for row in connection.execute("select id from chunks")], np.int64)
-    rows = connection.execute("select chunk, vector from vectors where chunk > ? order by chunk", (last,)).fetchall()
-    is_kept = np.isin(base.ids, live)
-    if not rows:
-        return base.changed(is_kept, codes.empty(base.codes.shape[1]))
-    matrix = np.frombuffer(b"".join(row[1] for row in rows), np.float16).reshape(len(rows), -1)
-    more = codes.Codes.of(np.array([row[0] for row in rows], np.int64), matrix)
-    return base.changed(is_kept, more) if len(base) else more
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Common:
     """About how many of num_chunks have each of the common words."""
@@ -404,11 +387,3 @@ def _quoted(word: str) -> str:
     """A word of an FTS5 query; a single character of a script without blanks begins any pair that has it first."""
     is_alone = len(word) == 1 and ord(word) > 0x0E00
     return f'"{word}"' + (" *" if is_alone else "")
-
-
-def _blobs(vectors: Vectors) -> list[bytes]:
-    return [row.tobytes() for row in np.asarray(vectors, np.float16)]
-
-
-def _codes_file(file: Path) -> Path:
-    return file.with_name(f"{file.name}-vectors")

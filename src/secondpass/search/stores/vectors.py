@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,11 +50,8 @@ class Codes:
         """These without some rows, and with more after them."""
         if is_kept.all() and not len(more):
             return self
-        kept = (self.ids[is_kept], self.codes[is_kept], self.scales[is_kept])
-        if not len(more):
-            return Codes(*kept)
-        added = (more.ids, more.codes, more.scales)
-        return Codes(*(np.concatenate(both) for both in zip(kept, added, strict=True)))  # type: ignore[arg-type]
+        kept = Codes(self.ids[is_kept], self.codes[is_kept], self.scales[is_kept])
+        return joined([kept, more]) if len(more) else kept
 
     def nearest(
         self, vector: NDArray[np.float32], limit: int, allowed: NDArray[np.int64] | None
@@ -138,6 +136,15 @@ def _mapped(file: Path, start: int, rows: int, width: int) -> Codes:
 
 def empty(width: int = 0) -> Codes:
     return Codes(np.empty(0, np.int64), np.empty((0, width), np.int8), np.empty(0, np.float32))
+
+
+def joined(parts: Sequence[Codes]) -> Codes:
+    """All of them as one."""
+    return Codes(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scales for part in parts]),
+    )
 
 
 def rescored(vector: NDArray[np.float32], rows: list[tuple[int, bytes]], limit: int) -> list[tuple[int, float]]:

@@ -1,0 +1,117 @@
+"""The vectors of an SQLite store: float16 in a table of the same file, searched exactly through their int8 codes."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secondpass.retrieval.bm25 import Found
+from secondpass.search.stores import vectors as codes
+from secondpass.search.stores.store import Vectors
+
+RESCORED = 200  # nearest by int8 that are scored again, at least
+READ = 4096  # vectors that are read at a time, so that memory stays small
+Kept = bytes | int  # what the table `vectors` has for a chunk
+Condition = tuple[str, Sequence[object]]  # SQL over the table of chunks c, and its values
+
+
+class VectorTable(Protocol):
+    """Where the vectors of an SQLite store are. Its table `vectors` has for each chunk that has one what `kept` says.
+
+    All is called within a transaction of the connection, but for `tidy`.
+    """
+
+    def kept(self, rows: Sequence[Vectors]) -> Sequence[Kept]:
+        """What to write into the table for vectors (C,)."""
+        ...
+
+    def read(self, kept: Sequence[Kept]) -> list[Vectors]:
+        """The vectors of what the table has, in that order."""
+        ...
+
+    def nearest(self, connection: sqlite3.Connection, vector: Vectors, limit: int, only: Condition | None) -> Found:
+        """Ids and cosines of the nearest chunks, best first."""
+        ...
+
+    def tidy(self, connection: sqlite3.Connection) -> None:
+        """After many writes."""
+        ...
+
+    def files(self) -> list[Path]:
+        """What lies beside the database, for its size and to be removed with it."""
+        ...
+
+
+class OwnVectors:
+    """Vectors in the table itself. file: of the database; beside it lies a copy of the codes, which is mapped."""
+
+    def __init__(self, file: Path) -> None:
+        self._copy = file.with_name(f"{file.name}-vectors")
+        self._codes = codes.empty()
+        self._state = codes.Version(-1, -1)
+
+    def kept(self, rows: Sequence[Vectors]) -> list[bytes]:
+        return [np.asarray(row, np.float16).tobytes() for row in rows]
+
+    def read(self, kept: Sequence[Kept]) -> list[Vectors]:
+        return [np.frombuffer(row, np.float16).astype(np.float32) for row in kept if isinstance(row, bytes)]
+
+    def nearest(self, connection: sqlite3.Connection, vector: Vectors, limit: int, only: Condition | None) -> Found:
+        self._refresh(connection)
+        allowed = None
+        if only is not None:
+            rows = connection.execute(f"select c.id from chunks c where {only[0]}", only[1]).fetchall()
+            allowed = np.array([row[0] for row in rows], np.int64)
+        near = self._codes.nearest(vector, max(2 * limit, RESCORED), allowed)
+        found = connection.execute(
+            "select chunk, vector from vectors where chunk in (select value from json_each(?))",
+            (json.dumps(near.tolist()),),
+        ).fetchall()
+        return codes.rescored(vector, found, limit)
+
+    def tidy(self, connection: sqlite3.Connection) -> None:
+        self._refresh(connection)
+        with suppress(OSError):  # a copy, made again when it is missing
+            codes.save(self._copy, self._codes, self._state)
+
+    def files(self) -> list[Path]:
+        return [self._copy]
+
+    def _refresh(self, connection: sqlite3.Connection) -> None:
+        """Read the codes of what other writers have changed."""
+        facts = dict(connection.execute("select name, value from meta where name in ('generation', 'epoch')"))
+        state = codes.Version(int(facts["generation"]), int(facts["epoch"]))
+        if state == self._state:
+            return
+        known = (self._codes, self._state)
+        base, of = known if self._state.epoch == state.epoch else codes.load(self._copy) or known
+        if of != state:
+            base = _caught_up(connection, base if of.epoch == state.epoch else codes.empty())
+        self._codes, self._state = base, state
+
+
+def _caught_up(connection: sqlite3.Connection, base: codes.Codes) -> codes.Codes:
+    """The codes as the store has them now: without the rows of chunks that went, with the new ones."""
+    last = int(base.ids[-1]) if len(base) else -1
+    live = np.fromiter((row[0] for row in connection.execute("select id from chunks")), np.int64)
+    more = list(_codes_after(connection, last))
+    is_kept = np.isin(base.ids, live)
+    if not len(base) and more:
+        return codes.joined(more)
+    return base.changed(is_kept, codes.joined(more) if more else codes.empty(base.codes.shape[1]))
+
+
+def _codes_after(connection: sqlite3.Connection, last: int) -> Iterator[codes.Codes]:
+    """Codes of the vectors of chunks after an id, some at a time."""
+    rows = connection.execute("select chunk, vector from vectors where chunk > ? order by chunk", (last,))
+    while some := rows.fetchmany(READ):
+        ids: NDArray[np.int64] = np.array([row[0] for row in some], np.int64)
+        matrix = np.frombuffer(b"".join(row[1] for row in some), np.float16).reshape(len(some), -1)
+        yield codes.Codes.of(ids, matrix)
