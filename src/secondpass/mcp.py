@@ -169,12 +169,15 @@ def _add_search(server: MCPServer[Any], tools: Tools) -> None:
         path: Annotated[str | None, Field(description="Only files with this in their path, or a glob.")] = None,
         since: Annotated[str | None, Field(description="Only what is dated so or later, as 2026-11-28.")] = None,
         until: Annotated[str | None, Field(description="Only what is dated so or earlier.")] = None,
+        language: Annotated[str | None, Field(description="Only what is written in it, as en or zh.")] = None,
         ctx: Context[Any, Any] | None = None,
     ) -> Found:
         """Find passages in the user's indexed files that answer a question; best first."""
         if ctx is not None:
             await ctx.report_progress(0, 1)
-        ranking = await tools.call(lambda: tools.index.search(query, top_n, path=path, since=since, until=until))
+        ranking = await tools.call(
+            lambda: tools.index.search(query, top_n, path=path, since=since, until=until, language=language)
+        )
         if ctx is not None:
             await ctx.report_progress(1, 1)
         return Found(passages=[_passage(hit) for hit in ranking])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,7 +58,7 @@ def test_a_folder_is_added_searched_listed_and_removed(notes: Path, capsys: pyte
     assert called(capsys, "update", "--name", "food")[2].startswith("food: 1 changed, 1 unchanged;")
     code, out, _ = called(capsys, "collections")
     assert out.split("\t")[:4] == ["food", "2", "3", "0"]
-    assert called(capsys, "remove", "cars.txt", "--name", "food")[2] == "1 chunks forgotten\n"
+    assert called(capsys, "remove", "cars.txt", "--name", "food")[2] == "1 chunk forgotten\n"
     assert called(capsys, "remove", "--all", "--name", "food")[2] == "the index food is gone\n"
     assert called(capsys, "collections")[1] == ""
 
@@ -103,6 +105,30 @@ def test_a_person_sees_where_the_answer_is(notes: Path) -> None:
     ).stdout.decode()
     assert "beans.md:1" in shown
     assert "\x1b[1mDry beans cook for ninety minutes." in shown
+
+
+@pytest.mark.slow
+def test_changes_are_followed_until_it_is_interrupted(notes: Path) -> None:
+    pytest.importorskip("watchfiles")
+    command = [sys.executable, "-m", "secondpass", "add", ".", "--embedder", "none", "--watch"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as watching:
+        ending = threading.Timer(120, watching.kill)  # a line that never comes ends the reading
+        ending.start()
+        assert watching.stderr is not None
+        lines = iter(watching.stderr)
+        assert next(lines).startswith("default: 2 added; 2 files, 3 chunks")
+        assert any(line.startswith("watching") for line in lines)
+        watchers_start_s = 1.0  # after the line; what changes before is not told
+        threading.Event().wait(watchers_start_s)
+        (notes / "new.txt").write_text("something new about bread\n")
+        assert any("1 added, 2 unchanged; 3 files" in line for line in lines)
+        (notes / "cars.txt").unlink()
+        assert any("1 removed, 2 unchanged; 2 files" in line for line in lines)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(60) == 130
+        ending.cancel()
+    index = Index(folder=notes.parent / "indexes", reranker=None)
+    assert [hit.document.text for hit in index.search("bread")] == ["something new about bread"]
 
 
 def test_bars_have_eighths() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from secondpass.cognitive import Cognitive
 from secondpass.errors import StoreError
+from secondpass.search.features import language_of
 from secondpass.search.index import Index
 from tests.search.conftest import WordEncoder, WordReranker
 
@@ -73,12 +74,28 @@ def test_only_what_changed_is_read_and_embedded_again(index: Index, notes: Path,
     assert index.search("sand")[0].document.text == "## Soil\n\nAdd sand."
 
 
-def test_a_file_that_cannot_be_read_is_said_and_stops_nothing(index: Index, notes: Path) -> None:
+def test_a_file_that_cannot_be_read_is_said_and_stops_nothing(
+    index: Index, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (notes / "bad.txt").write_bytes(b"a\0b")
     (notes / "good.txt").write_text("good text")
+    opened = Path.open
+
+    def gone(path: Path, *how: str, **options: str | None) -> object:
+        if path.name == "gone.txt" and how == ("rb",):
+            path.unlink()
+        return opened(path, *how, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", gone)
+    (notes / "gone.txt").write_text("it goes while the others are read")
+    os.symlink("b.md", notes / "a.md")
+    os.symlink("a.md", notes / "b.md")
     report = index.update()
     assert report.added == 1
-    assert [(Path(path).name, "is a binary file" in why) for path, why in report.failed] == [("bad.txt", True)]
+    assert [(Path(path).name, why.partition(": ")[2].partition(";")[0]) for path, why in report.failed] == [
+        ("bad.txt", "is a binary file"),
+        ("gone.txt", "No such file or directory"),
+    ]
 
 
 def test_a_removed_folder_is_forgotten(index: Index, notes: Path) -> None:
@@ -136,6 +153,35 @@ def test_filters_and_diversity(index: Index, notes: Path) -> None:
     paths = [hit.document["path"] for hit in index.search("garden roses soil compost", diversity="file")]
     assert len(paths) == len(set(paths))
     assert len(index.search("ssh port", 2, diversity="mmr")) == 2
+
+
+def test_a_language_is_told_by_script_and_words_or_by_the_file_itself(index: Index, notes: Path) -> None:
+    (notes / "zh.md").write_text("花园里的玫瑰要在三月修剪 roses。")
+    (notes / "de.md").write_text("Die Rosen werden im März geschnitten, roses und der Garten ist schön.")
+    (notes / "said.md").write_text("---\nlang: la\n---\nroses rosa rosam\n")
+    index.update()
+    for language, name in (("zh", "zh.md"), ("de", "de.md"), ("la", "said.md")):
+        assert [Path(hit.document["path"]).name for hit in index.search("roses", language=language)] == [name]
+    assert "language" not in index.search("getUserName", 1)[0].document.fields
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The roses of the garden are red", "en"),
+        ("Les roses du jardin sont rouges", "fr"),
+        ("Las rosas del jardín son más rojas que las otras", "es"),
+        ("重排序模型 (reranker)", "zh"),
+        ("これは重排序です", "ja"),
+        ("재순위 모델", "ko"),
+        ("Розы в саду красные", "ru"),
+        ("ภาษาไทย", "th"),
+        ("x = 42", ""),
+        ("", ""),
+    ],
+)
+def test_languages(text: str, language: str) -> None:
+    assert language_of(text) == language
 
 
 def test_copies_are_shown_once(index: Index, notes: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -13,13 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secondpass.errors import DataError
-from secondpass.search import formats
+from secondpass.search import formats, readers
 from secondpass.search.features import entities_of
 from secondpass.search.folder import files_in
-from secondpass.search.pages import decoded, html_page
-from secondpass.search.readers import front_matter, read
+from secondpass.search.pages import Page, decoded, html_page
+from secondpass.search.readers import front_matter
 
 DAY_S = 86400.0
+
+
+def read(file: Path) -> list[Page]:
+    return list(readers.read(file))
 
 
 def written(place: Path, name: str, data: str | bytes) -> Path:
@@ -185,3 +191,52 @@ def test_damaged_documents_are_refused_by_name(tmp_path: Path, data: bytes, suff
 def test_a_document_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"took more than 0 s to read"):
         formats.read(written(tmp_path, "a.eml", b"x"), seconds=0.001)
+
+
+@pytest.mark.slow
+@pytest.mark.promise("docs/search.md", "A file that cannot be read is named and stops nothing")
+def test_a_folder_of_hostile_files_is_indexed_within_bounds(tmp_path: Path) -> None:
+    pytest.importorskip("mammoth")
+    pytest.importorskip("pypdfium2")
+    place = tmp_path / "notes"
+    written(place, "good.md", "# Roses\n\nPrune roses in March.\n")
+    written(place, "odd\nname\t\u202e.md", "A name with a line end.")
+    written(place, "line.txt", b"word " * 21_000_000)  # one line of 105 MB
+    written(place, "record.jsonl", b'{"text": "' + b"word " * 21_000_000 + b'"}\n')
+    written(place, "long.txt", b"x" * 8_000_000)  # one line without a blank
+    written(place, "bomb.txt.gz", gzip.compress(b"\0" * 9000 + b"a" * 300_000_000))
+    written(place, "broken.pdf", b"%PDF-1.7\nbroken")
+    written(place, "half.pdf", b"%PDF-1.7\n" + os.urandom(100_000))
+    with (
+        zipfile.ZipFile(place / "bomb.docx", "w", zipfile.ZIP_DEFLATED) as container,
+        container.open("word/document.xml", "w") as out,
+    ):
+        for _ in range(300):
+            out.write(b" " * 1_000_000)
+    os.symlink(place, place / "loop")
+    os.symlink("b.md", place / "a.md")
+    os.symlink("a.md", place / "b.md")
+    os.mkfifo(place / "pipe.txt")
+    code = (
+        "import json, resource, sys; from secondpass.search.index import Index; "
+        "index = Index('notes', folder=sys.argv[1], embedder='none', reranker=None, create=True); "
+        "report = index.add(sys.argv[2]); hit = index.search('prune roses')[0]; "
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024; "
+        "print(json.dumps([list(index.store.files()), report.failed, report.seconds, hit.document.text, peak]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "data"), str(place)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    added, failed, seconds, text, megabytes = json.loads(done.stdout)
+    assert text == "# Roses\n\nPrune roses in March."
+    assert {Path(path).name for path in added} == {"good.md", "odd\nname\t\u202e.md", "long.txt"}
+    pdf = "pypdfium2._helpers.misc.PdfiumError: Failed to load document (PDFium: Data format error)."
+    assert {Path(path).name: why.partition(": ")[2].partition(";")[0] for path, why in failed} == {
+        "line.txt": "has 105 MB",
+        "record.jsonl": "the line has more than 50 MB",
+        "bomb.txt.gz": "is more than 200 MB when unpacked",
+        "bomb.docx": "cannot be read: secondpass.errors.DataError: has 300 MB when unpacked",
+        "broken.pdf": f"cannot be read: {pdf}",
+        "half.pdf": f"cannot be read: {pdf}",
+    }
+    assert megabytes < 700
+    assert seconds < 250

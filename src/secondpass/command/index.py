@@ -33,7 +33,7 @@ class IndexLocation:
         str | None,
         typer.Option(
             envvar="SECONDPASS_INDEXES",
-            help="Where indexes are kept; else your data folder. Or postgresql://USER@HOST/DATABASE.",
+            help="Where indexes are kept; else your data folder. Or postgresql://..., lancedb:///FOLDER.",
         ),
     ] = None
 
@@ -100,7 +100,8 @@ def collections(*, location: IndexLocation, json: Json = False) -> None:
         output.as_json([asdict(each) for each in status])
     elif sys.stdout.isatty():
         for each in status:
-            size = f"{each.files} files, {each.chunks} chunks, {each.bytes / 1e6:.1f} MB, embedder {each.embedder}"
+            size = f"{output.counted(each.files, 'file')}, {output.counted(each.chunks, 'chunk')}"
+            size += f", {each.bytes / 1e6:.1f} MB, embedder {each.embedder}"
             output.named_values([(each.name, size), *(("", root) for root in each.roots)])
         if not status:
             sys.stderr.write("there are no indexes yet; make one with: secondpass add FOLDER\n")
@@ -123,7 +124,7 @@ def remove(
         raise WrongUse("name the files and folders to forget, or give --all for the whole index")
     index = location.open()
     if not all:
-        sys.stderr.write(f"{index.remove(*(paths or []))} chunks forgotten\n")
+        sys.stderr.write(f"{output.counted(index.remove(*(paths or [])), 'chunk')} forgotten\n")
         return
     index.store.drop()
     sys.stderr.write(f"the index {index.name} is gone\n")
@@ -145,11 +146,12 @@ def _show(index: Index, report: IndexReport, *, is_json: bool) -> None:
         if count
     ]
     sys.stderr.write(
-        f"{status.name}: {', '.join(changes) or 'no files'}; {status.files} files, {status.chunks} chunks, "
-        f"{status.bytes / 1e6:.1f} MB; {report.seconds:.1f} s\n"
+        f"{status.name}: {', '.join(changes) or 'no files'}; {output.counted(status.files, 'file')}, "
+        f"{output.counted(status.chunks, 'chunk')}, {status.bytes / 1e6:.1f} MB; {report.seconds:.1f} s\n"
     )
     if report.near_duplicates:
-        sys.stderr.write(f"{report.near_duplicates} chunks say nearly the same as another; one of each is shown\n")
+        said = "chunk says" if report.near_duplicates == 1 else "chunks say"
+        sys.stderr.write(f"{report.near_duplicates} {said} nearly the same as another; one of each is shown\n")
     if status.embedder == "none":
         sys.stderr.write("no embedder: chunks are found by their words alone\n")
     for path, why in report.failed[:MAX_FAILURES_SHOWN]:

@@ -62,6 +62,11 @@ def named_values(rows: Sequence[tuple[str, str]]) -> None:
     Console().print(table)
 
 
+def counted(number: int, noun: str) -> str:
+    """The number with its noun, which takes an s where they are several."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def as_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
 

@@ -38,6 +38,7 @@ class Asking:
     )
     since: Annotated[str | None, typer.Option(metavar="DATE", help="Only what is dated so or later.")] = None
     until: Annotated[str | None, typer.Option(metavar="DATE", help="Only what is dated so or earlier.")] = None
+    language: Annotated[str | None, typer.Option(help="Only what is written in it, as in en or zh.")] = None
     field: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only with this field; repeat it for more.")
     ] = None
@@ -60,6 +61,7 @@ class Asking:
                 path=self.path,
                 since=self.since,
                 until=self.until,
+                language=self.language,
                 fields=_fields(self.field or []),
                 cognitive=self.cognitive,
                 diversity=self.diversity,

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -36,6 +37,7 @@ _GZIP = b"\x1f\x8b"
 _BEGINNING = 8192  # bytes that are looked at before a file is read
 # A gzip file may unpack to so many bytes, or to so many times its own size: text shrinks to a third, logs to a tenth.
 FREE_BYTES, MAX_RATIO = 16 << 20, 32
+MAX_LINE = 50_000_000  # bytes
 _KINDS = {"NoneType": "null", "dict": "an object", "list": "a list", "str": "a string", "bool": "true or false"}
 
 
@@ -133,7 +135,9 @@ def read_text(file: Path | Piped) -> str:
 def lines(file: Path | Piped) -> Iterator[tuple[Source, str]]:
     """Lines of a UTF-8 text file, gzipped or not, that are not blank. Raises DataError with the line at fault."""
     with _opened(file) as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(iter(partial(stream.readline, MAX_LINE + 1), b""), 1):
+            if len(line) > MAX_LINE:
+                raise DataError(f"{file}:{number}: the line has more than {MAX_LINE / 1e6:.0f} MB")
             text = _decoded(line, f"{file}:{number}")
             if text and not text.isspace():
                 yield f"{file}:{number}", text

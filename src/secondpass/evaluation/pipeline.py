@@ -95,7 +95,7 @@ def measure_pipeline(
     with TemporaryDirectory(prefix="secondpass-") as folder:
         store = SqliteStore(Path(folder) / "set.sqlite")
         try:
-            names = _fill(store, timed, encoder)
+            names = fill(store, timed, encoder)
             kept = None if reranker is None else _Kept(reranker)
             pipeline = Pipeline(store=store, encoder=encoder, open_reranker=lambda query: (kept, ()))
             rankings: dict[str, dict[str, Scores]] = {}
@@ -172,7 +172,7 @@ class _Kept:
         return self.reranker.score_pairs(pairs)
 
 
-def _fill(store: SqliteStore, timed: TimedSet, encoder: TextEmbedder | None) -> dict[int, str]:
+def fill(store: SqliteStore, timed: TimedSet, encoder: TextEmbedder | None) -> dict[int, str]:
     """Put the documents into the store. Returns their names by id."""
     documents = timed.dataset.documents
     changes = [

@@ -72,6 +72,6 @@ def _is_readable(entry: os.DirEntry[str], path: Path, root: Path) -> bool:
     if suffix_of(path) not in READERS or path.stem.lower() in SECRETS:
         return False
     if entry.is_symlink():
-        target = path.resolve()
+        target = Path(os.path.realpath(path))  # Path.resolve raises for links that lead in a circle
         return target.is_file() and target.is_relative_to(root)
     return entry.is_file(follow_symlinks=False)

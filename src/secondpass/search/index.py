@@ -47,7 +47,8 @@ class Index:
     """Files of this machine, searched in two stages.
 
     name: of the index; folder: where indexes are kept, else the user's data folder, or the address of a database,
-    postgresql://user:password@host/database (extra `postgres`), which several machines may share.
+    postgresql://user:password@host/database (extra `postgres`), which several machines may share, or lancedb:///folder
+    (extra `lancedb`).
     embedder: "auto" is the embedded one where there is one, "none" leaves words alone, else a name or folder as of
     Embedder, or anything with `encode`; None is what the index was made with. reranker: as of Reranker, or anything
     with `rank` and `score_pairs`; None for the fused order alone. A question in a script that a named reranker cannot
@@ -107,6 +108,7 @@ class Index:
         path: str | None = None,
         since: float | datetime | str | None = None,
         until: float | datetime | str | None = None,
+        language: str | None = None,
         fields: Mapping[str, str | int | float | bool] | None = None,
         cognitive: Cognitive | Mapping[str, Any] | bool | None = None,
         diversity: str | None = None,
@@ -119,14 +121,15 @@ class Index:
     ) -> Ranking:
         """The best chunks for a question; of a hit, `document` has the text, and where it stands as fields.
 
-        path (a glob, or a part of the path), since, until and fields filter; cognitive weighs what is known of the
+        path (a glob, or a part of the path), since, until, language (as features.language_of names it) and fields
+        filter; cognitive weighs what is known of the
         chunks; see Question for the others. `Hit.index` is the chunk's id, for `get` and `feedback`.
         """
         only = Filter(
             path=path,
             since=None if since is None else seconds_of(since, "since"),
             until=None if until is None else seconds_of(until, "until"),
-            fields=fields or {},
+            fields={**(fields or {}), **({} if language is None else {"language": language})},
         )
         started = time.perf_counter()
         is_reranked = rerank and self.is_reranked

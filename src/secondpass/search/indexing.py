@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from secondpass.colbert.maxsim import unit
 from secondpass.errors import DataError, MissingExtra
 from secondpass.retrieval.vectors import TextEmbedder
 from secondpass.search.chunking import chunks, lines_of
-from secondpass.search.features import digest_of, entities_of, near_duplicates, similarity_of
+from secondpass.search.features import digest_of, entities_of, language_of, near_duplicates, similarity_of
 from secondpass.search.folder import files_in
 from secondpass.search.pages import Page
 from secondpass.search.readers import read
@@ -108,6 +109,9 @@ class Indexing:
             except (DataError, MissingExtra) as error:
                 report.failed.append((str(path), str(error)))
                 continue
+            except OSError as error:
+                report.failed.append((str(path), f"cannot be read: {error.strerror or error}"))
+                continue
             report.added += before is None
             report.changed += before is not None
         if progress is not None and asked:
@@ -174,10 +178,12 @@ def _chunks(path: str, pages: Iterable[Page]) -> list[Chunk]:
     for page in pages:
         whole = _storable(page.text)
         line_numbers = lines_of(whole)
+        fields: dict[str, Mapping[str, Any]] = {}  # by language, so that chunks share them
         for piece in chunks(whole, page.kind):
             heading = _storable(piece.heading(page.title or Path(path).name))
             text = whole[piece.start : piece.stop]
             first, last = line_numbers(piece.start, piece.stop)
+            language = "" if page.kind == "code" else language_of(text)
             found.append(
                 Chunk(
                     text=text,
@@ -188,10 +194,16 @@ def _chunks(path: str, pages: Iterable[Page]) -> list[Chunk]:
                     similarity=similarity_of(text),
                     created=page.created,
                     entities=entities_of(text, page.fields),
-                    fields=page.fields,
+                    fields=fields.setdefault(language, _with_language(page.fields, language)),
                 )
             )
     return found
+
+
+def _with_language(fields: Mapping[str, Any], language: str) -> Mapping[str, Any]:
+    """The fields with the language, which "language" or "lang" of a file or a record says better than its words."""
+    known = fields.get("language") or fields.get("lang") or language
+    return {**fields, "language": known} if known else fields
 
 
 def _storable(text: str) -> str:

@@ -32,13 +32,13 @@ MARKDOWN = (".md", ".markdown", ".mdx", ".qmd")
 Reader = Callable[[Path], Iterable[Page]]
 
 
-def read(file: Path) -> list[Page]:
+def read(file: Path) -> Iterator[Page]:
     """The pages of a file. Raises DataError that says why it cannot be read, MissingExtra where a package lacks."""
     reader = READERS.get(suffix_of(file))
     if reader is None:
         raise DataError(f"{file}: files that end in {suffix_of(file) or 'nothing'} are not read")
     try:
-        return [page for page in reader(file) if page.text.strip() or page.title]
+        yield from (page for page in reader(file) if page.text.strip() or page.title)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
     except RecursionError as error:

@@ -32,6 +32,7 @@ SEARCH: Mapping[str, tuple[type, ...]] = {
     "path": (str, type(None)),
     "since": (str, int, float, type(None)),
     "until": (str, int, float, type(None)),
+    "language": (str, type(None)),
     "fields": (dict, type(None)),
     "cognitive": (bool, dict, type(None)),
     "diversity": (str, type(None)),

@@ -228,6 +228,7 @@ class SqliteStore:
             connection.execute(
                 "insert or replace into meta values('common', ?)", (as_json(asdict(_Common.counted(connection))),)
             )
+        self._refresh()
         with self._database.reading() as connection:
             connection.execute("pragma wal_checkpoint(passive)")
             self._vectors.tidy(connection)
