@@ -8,6 +8,7 @@ Wall time is from the first blocks to the last, CPU time that of the whole tree 
 from __future__ import annotations
 
 import json
+import random
 import tempfile
 import time
 from enum import Enum
@@ -30,12 +31,12 @@ class Way(str, Enum):
 
 
 def pairs(count: int, words: int) -> list[dict[str, str]]:
-    """Lists of 20 passages of some `words` words."""
-    length = len(WORDS)
+    """Lists of 20 passages of some `words` words, no two the same, so that none is read once for several."""
+    drawn = random.Random(0)
     return [
         {
-            "query": f"which {WORDS[number // 20 % length]} is {WORDS[number // 320 % length]}",
-            "passage": " ".join(WORDS[(number * 7 + each * each) % length] for each in range(words)),
+            "query": f"which {WORDS[number // 20 % len(WORDS)]} is number {number // 20}",
+            "passage": " ".join(drawn.choices(WORDS, k=words)),
         }
         for number in range(count)
     ]
@@ -79,12 +80,13 @@ def main(
 ) -> None:
     from os import getpid
 
-    marks: list[tuple[int, float, float]] = []
+    marks: list[tuple[int, float, float, float]] = []  # blocks, time, CPU time of all and of those that score
     largest: list[tuple[str, float, float]] = []
 
     def mark(done: int, total: int) -> None:
         now = tree(getpid())
-        marks.append((done, time.monotonic(), sum(cpu for _, cpu, _ in now.values())))
+        scoring = sum(cpu for name, cpu, _ in now.values() if way is Way.process or "BlockActor" in name)
+        marks.append((done, time.monotonic(), sum(cpu for _, cpu, _ in now.values()), scoring))
         if done == total - actors:  # all are still there
             largest.extend(sorted(now.values(), key=lambda each: -each[2])[:6])
 
@@ -102,9 +104,12 @@ def main(
             score_blocks(job, Actors(min_size=actors, max_size=actors, cpus=cpus), mark)
         first, last = marks[actors], marks[-1]
         done = (last[0] - first[0]) * per_block
-        seconds, cpu = last[1] - first[1], last[2] - first[2]
+        seconds, cpu, scoring = (last[column] - first[column] for column in (1, 2, 3))
         typer.echo(f"{way.value}, {actors} of {cpus:g} CPUs: {done} pairs, {done / seconds:.0f} a second")
         typer.echo(f"  {seconds:.1f} s, CPU {cpu:.1f} s, {1000 * cpu / done:.3f} ms a pair")
+        typer.echo(
+            f"  of it scoring {scoring:.1f} s, Ray {cpu - scoring:.1f} s: {(cpu - scoring) / seconds:.2f} of a core"
+        )
         typer.echo(f"  the first blocks were there after {first[1] - began:.1f} s")
         for name, used, memory in largest:
             typer.echo(f"  {memory:6.0f} MB {used:6.1f} s  {name}")

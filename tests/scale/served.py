@@ -119,6 +119,7 @@ class Clients:
             except (OSError, HTTPException, ValueError) as error:
                 connection.close()
                 connection, status, body = HTTPConnection(host, timeout=80), None, repr(error)
+                time.sleep(0.05)  # nobody listens
             self.replies.append(Reply(began, time.monotonic() - began, status, body))
 
 

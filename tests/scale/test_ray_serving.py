@@ -176,3 +176,19 @@ def test_new_keys_are_an_update_that_loses_no_request(served: Served) -> None:
         clients.wait_for(100)
     check(clients)
     assert [reply.body for reply in clients.replies if reply.status != 200] == []
+
+
+@pytest.mark.promise("docs/scale.md", "SIGTERM of a command that started Ray finishes what was accepted")
+def test_sigterm_finishes_what_was_accepted(served: Served) -> None:
+    """The last test, since it ends the server."""
+    with Clients(served.url) as clients:
+        clients.wait_for(100)
+        told = time.monotonic()
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(60) == 0
+    accepted = [reply for reply in clients.replies if reply.at < told]
+    assert len(accepted) > 100 and all(reply.status == 200 for reply in accepted)
+    later = [reply for reply in clients.replies if reply.at >= told]
+    assert all(
+        reply.status in (200, 503) or "Connect" in reply.body or "Disconnected" in reply.body for reply in later
+    )
