@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from secondpass.errors import StoreError
 from secondpass.retrieval.bm25 import Found
 from secondpass.retrieval.words import terms
-from secondpass.search.stores.postgres_database import Database, index_names
+from secondpass.search.stores.postgres_database import PostgresDatabase, index_names
 from secondpass.search.stores.store import (
     CHUNK_COLUMNS,
     MAX_ACCESSES,
@@ -90,7 +90,7 @@ class PostgresStore:
     """
 
     def __init__(self, url: str, name: str, *, create: bool = False) -> None:
-        self._db = Database(url, name)
+        self._db = PostgresDatabase(url, name)
         if not create and name not in (names := index_names(url)):
             self.close()
             raise StoreError(f"{self.location}: {missing(name, names)} --folder {self.location}")

@@ -17,7 +17,7 @@ PREFIX = "secondpass_"  # of the schemas
 WAIT_S = 10.0  # for a connection
 
 
-class Database:
+class PostgresDatabase:
     """The schema of one index, over a pool of connections. `{s}` in a statement stands for the schema.
 
     Every `transaction` happens wholly or not. Raises StoreError where the database cannot be reached.

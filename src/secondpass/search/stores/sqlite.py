@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from secondpass.retrieval.bm25 import Found
 from secondpass.retrieval.words import terms
-from secondpass.search.stores.database import Database
+from secondpass.search.stores.sqlite_database import SqliteDatabase
 from secondpass.search.stores.sqlite_vectors import Kept, OwnVectors, VectorTable
 from secondpass.search.stores.store import (
     CHUNK_COLUMNS,
@@ -59,7 +59,7 @@ class SqliteStore:
     """A Store in one file, with its vectors there or elsewhere. Raises StoreError where it cannot be used."""
 
     def __init__(self, file: Path, vectors: VectorTable | None = None) -> None:
-        self._database = Database(file)
+        self._database = SqliteDatabase(file)
         self._vectors = OwnVectors(file) if vectors is None else vectors
         self._common = _Common()
         self._generation = ""

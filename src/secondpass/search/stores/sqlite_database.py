@@ -45,7 +45,7 @@ create virtual table postings using fts5(words, content='', tokenize='ascii');
 """
 
 
-class Database:
+class SqliteDatabase:
     """A connection that threads share in turn, and one for long searches beside it.
 
     Every `transaction` happens wholly or not, also after a crash.
