@@ -65,7 +65,7 @@ def fused_by_rules(timed: TimedSet, encoder: KeptVectors) -> dict[str, dict[str,
     with TemporaryDirectory() as folder:
         store = SqliteStore(Path(folder) / "set.sqlite")
         names = fill(store, timed, encoder)
-        pipeline = Pipeline(store=store, encoder=encoder, open_reranker=lambda _: None)
+        pipeline = Pipeline(store=store, encoder=encoder, open_reranker=lambda _: (None, ()))
         found: dict[str, dict[str, list[str]]] = {rule: {} for rule in RULES}
         for query, text in timed.dataset.queries.items():
             runs = pipeline.first_stages(Question(text=text, depth=DEPTH))
@@ -98,7 +98,7 @@ def ours(
     store = SqliteStore(folder / "set.sqlite")
     names = fill(store, timed, encoder)
     seconds = time.perf_counter() - started
-    pipeline = Pipeline(store=store, encoder=encoder, open_reranker=lambda _: reranker)
+    pipeline = Pipeline(store=store, encoder=encoder, open_reranker=lambda _: (reranker, ()))
 
     def search(text: str) -> list[str]:
         return [names[hit.index] for hit in pipeline.search(Question(text=text, top_n=30))]

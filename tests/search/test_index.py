@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from secondpass import ColBERT, Embedder
 from secondpass.cognitive import Cognitive
 from secondpass.errors import StoreError
 from secondpass.search.features import language_of
 from secondpass.search.index import Index
+from secondpass.search.indexing import Indexing
+from secondpass.search.pipeline import Pipeline, Question
+from secondpass.search.stores.sqlite import SqliteStore
+from secondpass.search.stores.store import File
+from secondpass.types import Scorer
+from tests.goldens import Golden
 from tests.search.conftest import WordEncoder, WordReranker
+from tests.search.test_store import chunk
 
 NOW = 1_800_000_000.0
 YEAR_S = 365 * 86400.0
@@ -191,6 +199,49 @@ def test_copies_are_shown_once(index: Index, notes: Path) -> None:
     hit = next(hit for hit in index.search("ssh port house server") if "2222" in hit.document.text)
     assert len(hit.document["copies"]) == 1
     assert sum("2222" in hit.document.text for hit in index.search("ssh port house server")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "opened", "options", "part"),
+    [
+        (
+            "bge-m3",
+            lambda folder: Embedder(folder, dtype="float32", weights=(0.4, 0.2, 0.4), max_length=512),
+            {"weights_for_different_modes": [0.4, 0.2, 0.4]},
+            "colbert+sparse+dense",
+        ),
+        ("colbertv2", lambda folder: ColBERT(folder, dtype="float32"), {}, None),
+    ],
+)
+def test_what_was_found_is_scored_anew_as_the_reference_does(
+    tmp_path: Path, name: str, opened: Callable[[Path], Scorer], options: dict[str, object], part: str | None
+) -> None:
+    pytest.importorskip("torch")
+    golden = Golden(name)
+    if not golden.folder.is_dir():
+        pytest.skip("no reference figures here")
+    run = next(run for run in golden.runs if options.items() <= run["options"].items())
+    single = run["single"] if part is None else run["single"][part]
+    query = golden.pairs[0][0]
+    expected = {text: score for (asked, text), score in zip(golden.pairs, single, strict=True) if asked == query}
+    store = SqliteStore(tmp_path / "notes.sqlite")
+    memory = Indexing(store=store, encoder=WordEncoder())
+    for text in [*expected, "The lighthouse was built of stone when the harbour grew."]:
+        memory.add(File(path=text, root="", digest="", size=0, modified_ns=0), [chunk(text)])
+    pipeline = Pipeline(
+        store=store,
+        encoder=WordEncoder(),
+        open_reranker=lambda _: (None, ()),
+        rescorer=opened(golden.folder),
+    )
+    ranking = pipeline.search(Question(text=query, is_reranked=False, explain=True))
+    found = {hit.document.text: hit for hit in ranking}
+    assert set(expected) < set(found)
+    for text, score in expected.items():
+        assert found[text].score == pytest.approx(score, abs=2e-4)
+        assert found[text].parts is not None
+        assert found[text].parts["rescored_rank"] == found[text].rank
+    assert [hit.score for hit in ranking] == sorted((hit.score for hit in ranking), reverse=True)
 
 
 def test_without_reranking_the_fused_order_is_kept(index: Index) -> None:

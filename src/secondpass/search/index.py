@@ -20,7 +20,7 @@ from secondpass.search.indexing import Indexing, IndexReport
 from secondpass.search.pipeline import PairReader, Pipeline, Question, figures_of, winning_sentence
 from secondpass.search.stores.open import open_store
 from secondpass.search.stores.store import KINDS, Event, Filter, Stored
-from secondpass.types import Hit, Progress, Ranking
+from secondpass.types import Hit, Progress, Ranking, Scorer
 
 if TYPE_CHECKING:
     from secondpass.reranker import Reranker
@@ -52,7 +52,9 @@ class Index:
     embedder: "auto" is the embedded one where there is one, "none" leaves words alone, else a name or folder as of
     Embedder, or anything with `encode`; None is what the index was made with. reranker: as of Reranker, or anything
     with `rank` and `score_pairs`; None for the fused order alone. A question in a script that a named reranker cannot
-    read keeps the fused order, and `Ranking.warnings` says so. Safe to use from several threads and processes.
+    read keeps the fused order, and `Ranking.warnings` says so. rescorer: scores all that the first stages found anew,
+    before the best are reranked: a ColBERT, or an Embedder of BGE-M3 for its sparse and multi-vector parts. Safe to
+    use from several threads and processes.
     create: make the index where there is none. Raises StoreError where there is none, or it cannot be used.
     """
 
@@ -63,6 +65,7 @@ class Index:
         folder: str | Path | None = None,
         embedder: str | TextEmbedder | None = None,
         reranker: str | PairReader | None = "auto",
+        rescorer: Scorer | None = None,
         create: bool = False,
     ) -> None:
         if not _NAME.fullmatch(name):
@@ -70,7 +73,7 @@ class Index:
         self.name = name
         self.store = open_store(name, folder, create=create)
         self._asked_embedder = embedder
-        self._reranker = reranker
+        self._reranker, self._rescorer = reranker, rescorer
 
     def add(self, *paths: str | Path, progress: Progress | None = None) -> IndexReport:
         """Index files and folders, and remember them for `update`. What is there already is only brought up to date.
@@ -219,7 +222,9 @@ class Index:
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        return Pipeline(store=self.store, encoder=self.encoder, open_reranker=self.reranker_for)
+        return Pipeline(
+            store=self.store, encoder=self.encoder, open_reranker=self.reranker_for, rescorer=self._rescorer
+        )
 
     @cached_property
     def encoder(self) -> TextEmbedder | None:

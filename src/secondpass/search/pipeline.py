@@ -19,7 +19,7 @@ from secondpass.retrieval.vectors import TextEmbedder
 from secondpass.retrieval.words import terms
 from secondpass.search.features import NEAR_BITS, distance
 from secondpass.search.stores.store import Filter, Store, Stored
-from secondpass.types import Document, Hit, Ranking, Usage
+from secondpass.types import Document, Hit, Ranking, Scorer, Usage
 
 MMR_BALANCE = 0.7  # of relevance against likeness to what stands above; Carbonell and Goldstein 1998
 DIVERSITIES = ("mmr", "file")
@@ -88,18 +88,23 @@ class PooledChunk:
 class Pipeline:
     """The stages over one store.
 
+    rescorer, where there is one, scores the first `depth` of the fused anew, before the best are reranked.
     open_reranker is called with a question that is to be reranked. It gives what reads it, or None and a warning.
     """
 
     store: Store
     encoder: TextEmbedder | None
     open_reranker: Callable[[str], tuple[PairReader | None, tuple[str, ...]]]
+    rescorer: Scorer | None = None
 
     def search(self, question: Question) -> Ranking:
         """The best chunks. No words and no embedder, or nothing alike, give an empty ranking."""
         started = time.perf_counter()
         runs = self.first_stages(question)
-        pool = self.candidates(FUSIONS[question.fusion](runs), question.candidates)
+        fused = FUSIONS[question.fusion](runs)
+        if self.rescorer is not None:
+            fused = self._rescored(self.rescorer, question, fused)
+        pool = self.candidates(fused, question.candidates)
         read = Ranking(question.text, (), Usage(rows=0, tokens=0, truncated=0, seconds=0.0))
         reranker, warnings = self.open_reranker(question.text) if question.is_reranked and pool else (None, ())
         if reranker is not None:
@@ -134,6 +139,19 @@ class Pipeline:
             elif len(found) < count:
                 found.append(PooledChunk(stored=stored, fused=by_id[stored.id]))
         return found
+
+    def _rescored(self, rescorer: Scorer, question: Question, fused: Sequence[Fused]) -> list[Fused]:
+        """The first `depth` of the fused in the order of their new scores."""
+        first = {each.index: each for each in fused[: question.depth]}
+        stored = self.store.fetch(list(first))
+        if not stored:
+            return []
+        scores = rescorer.score(question.text, [each.chunk.passage for each in stored])
+        run = sorted(zip((each.id for each in stored), scores, strict=True), key=lambda found: -found[1])
+        return [
+            replace(first[id], score=score, stages={**first[id].stages, "rescored": (rank, score)})
+            for rank, (id, score) in enumerate(run, 1)
+        ]
 
 
 def winning_sentence(reranker: PairReader, query: str, text: str) -> tuple[int, int]:
