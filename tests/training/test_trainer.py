@@ -187,6 +187,12 @@ def test_a_run_goes_on_only_as_it_began(tmp_path: Path, monkeypatch: pytest.Monk
         trainer(tmp_path, "out", learning_rate=0.01).train(resume=True)
     with pytest.raises(TrainingError, match="data was"):
         trainer(tmp_path, "out", data=toy_data(8)).train(resume=True)
+    told = tmp_path / "out" / "training" / "run.json"
+    kept = told.read_text()
+    told.unlink()
+    with pytest.raises(TrainingError, match="not of which run"):
+        trainer(tmp_path, "out").train()
+    told.write_text(kept)
     assert trainer(tmp_path, "out", save_every=7, token_budget=50).train(resume=True).is_finished
 
 

@@ -222,11 +222,13 @@ class Trainer:
         before = check_output(self.output, is_resumed=is_resumed)
         if before is not None:
             _check_same(before, run)
+        state = read_state(self._folder)
+        if state is not None and before is None:
+            raise TrainingError(f"{self._folder} holds a checkpoint, and not of which run; remove it")
         self._processes.wait()  # until all have looked
         if self.is_first:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_text(self._folder / RUN, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
-        state = read_state(self._folder)
         if state is None:
             return 0
         restore(state, self.learner.parameters, self.learner.optimiser, self._processes)
