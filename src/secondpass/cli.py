@@ -29,6 +29,7 @@ from secondpass.engine.cpu.threads import suit_environment
 
 OK, FAILED, WRONG_USE = 0, 1, 2
 SIGNALLED = 128  # and the number of the signal, as shells have it
+EXPORTING = frozenset({"export", "distil"})  # commands that convert a model to a graph
 # Name: (file of command/ and function in it, line in the list of commands: at most 64 characters).
 COMMANDS: dict[str, tuple[str, str]] = {
     "rank": ("rank:rank", "Rank passages by how well they answer a query."),
@@ -212,7 +213,9 @@ def main(is_interruptible: bool = True) -> None:
     if is_interruptible:
         signal.signal(signal.SIGINT, invocation.interrupt)
     signal.signal(signal.SIGTERM, invocation.interrupt)
-    if "export" not in sys.argv:  # openvino goes on without its converter of other formats, half of its import
+    if not EXPORTING.intersection(
+        sys.argv
+    ):  # openvino goes on without its converter of other formats, half of its import
         sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     code = run(sys.argv[1:], invocation)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,18 +59,17 @@ def manual(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_student_comes_nearer_to_its_teacher(
-    tmp_path: Path, manual: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_student_comes_nearer_to_its_teacher(tmp_path: Path, manual: Path) -> None:
     teacher, student = tiny_bert(tmp_path / "teacher", seed=3), tiny_bert(tmp_path / "student", seed=4)
     out = tmp_path / "out"
     arguments = ("distil", manual, "--teacher", teacher, "--student", student, "--output", out, "--json", *QUICK)
-    assert run(*arguments, "--depth", "8", "--held-out", "0.3") == 0
-    shown = capsys.readouterr()
-    told = json.loads(shown.out)
+    # in a process of its own, since the command line leaves out parts of openvino that an export needs
+    asked = [*map(str, arguments), "--depth", "8", "--held-out", "0.3"]
+    shown = subprocess.run([sys.executable, "-m", "secondpass", *asked], capture_output=True, text=True, check=True)
+    told = json.loads(shown.stdout)
     assert told["teacher"]["ndcg"] == pytest.approx(1.0)
     assert told["student"]["ndcg"] > told["student before"]["ndcg"]
-    assert "the teacher will take about" in shown.err
+    assert "the teacher will take about" in shown.stderr
     score = Reranker(out, dtype="float32").score("where is the river", ["the river is long", "snow"])
     graph = Reranker(out / "int8", engine="openvino").score("where is the river", ["the river is long", "snow"])
     assert graph == pytest.approx(score, abs=0.1)

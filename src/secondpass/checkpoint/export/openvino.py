@@ -29,7 +29,7 @@ SENSITIVE = (r".*\.down/.*", r".*model\.head.*", r".*/aten::(scaled_dot_product_
 def write_openvino(model: Padded, file: Path, dtype: str, calibration: Sequence[Inputs]) -> None:
     """The graph in `file`, its weights beside it. `calibration` makes activations int8 too."""
     openvino = import_openvino()
-    graph = _convert(model)
+    graph = _convert(openvino, model)
     if calibration:
         graph = _quantised(openvino, graph, calibration)
     for matrix in list(_matrices(graph)) if dtype != "float32" else ():
@@ -48,12 +48,10 @@ def _names(model: Padded) -> dict[str, list[tuple[str, int]]]:
     return {name: [(theirs, rows.stop - rows.start) for theirs, rows in model.naming.parts(name)] for name in ours}
 
 
-def _convert(model: Padded) -> Any:
-    from openvino.tools.ovc import convert_model  # openvino itself keeps quiet about why it could not import it
-
+def _convert(openvino: Any, model: Padded) -> Any:
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every size that it reads
-        graph = convert_model(model, example_input=example())
+        graph = openvino.convert_model(model, example_input=example())
     for port, name in zip(list(graph.inputs), INPUTS, strict=True):  # the converter loses some names, not the order
         port.get_tensor().set_names({name})
         if not port.get_target_inputs():  # token types, in a family without them
