@@ -167,6 +167,8 @@ def test_spans_with_rank_fields_count_in_what_was_read(folder: Path) -> None:
     ("call", "kind", "message"),
     [
         (lambda r: r.rank(QUERY, None), TypeError, "documents is None; give a list"),
+        (lambda r: r.probability([1.0, 2.0]), TypeError, "score is a list; give a number; .* for a list"),
+        (lambda r: r.probability(None), TypeError, "score is a NoneType; give a number"),
         (lambda r: r.rank(QUERY, ["a"], top_n="2"), TypeError, "top_n is a str; give a whole number"),
         (lambda r: r.rank(QUERY, ["a"], top_k=2), TypeError, "has no 'top_k'; here it is top_n"),
         (lambda r: r.rank(QUERY, [{"t": "a"}], rank_fields="t"), TypeError, r"rank_fields is a str; give .*\['t'\]"),

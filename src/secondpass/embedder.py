@@ -25,7 +25,7 @@ from secondpass.colbert.maxsim import maxsim, unit
 from secondpass.engine.engine import EngineFacts, Heads, Vectors
 from secondpass.engine.open import open_encoder
 from secondpass.public import for_each_query, hinted, in_thread, opened_again
-from secondpass.scoring.ranking import RankOptions, log_odds, ranked, unscored_hit
+from secondpass.scoring.ranking import RankOptions, log_odds, one_score, ranked, unscored_hit
 from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
 from secondpass.text.prompts import known_prompts, single_rows
 from secondpass.types import DocumentLike, EarlyExit, Info, Progress, Ranking, Row, Usage
@@ -237,7 +237,7 @@ class Embedder:
 
     def probability(self, score: float) -> float:
         """A similarity moved from -1..1 to 0..1; not calibrated."""
-        return min(max((score + 1) / 2, 0.0), 1.0)
+        return min(max((one_score(score) + 1) / 2, 0.0), 1.0)
 
     def score(self, query: str, documents: Iterable[DocumentLike], *, mode: str | None = None) -> list[float]:
         """Similarities in input order: cosines, or what `mode` says where BGE-M3 has more; None is as constructed."""

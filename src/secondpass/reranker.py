@@ -16,7 +16,7 @@ from secondpass.calibration import Calibration
 from secondpass.cognitive import Cognitive
 from secondpass.public import check_lists, hinted, in_thread, opened_again
 from secondpass.scoring.open import ModelOptions, changed, open_scoring
-from secondpass.scoring.ranking import RankOptions
+from secondpass.scoring.ranking import RankOptions, one_score
 from secondpass.scoring.scoring import part_of
 from secondpass.text.documents import as_documents, check_pair
 from secondpass.text.reader import Pair
@@ -243,7 +243,7 @@ class Reranker:
 
     def probability(self, score: float) -> float:
         """A raw logit as a probability in 0..1, by the given calibration, else by the family's activation."""
-        return self._scoring.probability(score)
+        return self._scoring.probability(one_score(score))
 
     def close(self) -> None:
         """Give the memory of the model back; calls after that raise EngineError."""

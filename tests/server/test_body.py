@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secondpass.server import json_body
 from secondpass.server.body import Bodies, Disconnected, deadline_of, read_body
 from secondpass.server.json_body import LARGE, encoded, encoded_in_steps, parse_json
 from secondpass.wire.calls import Fault, Refusal
@@ -177,12 +179,44 @@ def test_a_large_body_is_read_and_an_answer_is_written_as_a_small_one(value: Any
         (b'["' + b"x" * LARGE + b"\xff]", "not UTF-8 at byte 65538"),
         (b'["' + b"x" * LARGE + b'"', "not JSON: .* at line 1, column 65540"),
         (b"[" * LARGE + b"]", "nested more than 32"),
+        (b"[1." + b"1" * LARGE + b"]", "a number of more than 400 digits"),
+        (b'{"' + b"x" * LARGE + b'\\x":1}', "Invalid .*escape at line 1, column 65539"),
     ],
 )
 def test_a_large_body_is_refused_as_a_small_one(raw: bytes, words: str) -> None:
     with pytest.raises(Refusal, match=words) as no:
         parse_json(raw, max_depth=32)
     assert no.value.fault is Fault.malformed
+
+
+def read(decoder: type[json.JSONDecoder], text: str) -> Any:
+    try:
+        return decoder().decode(text)
+    except json.JSONDecodeError as error:
+        return error.msg, error.pos
+
+
+def test_strings_are_read_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_body, "PIECE", (8, 16))
+    generator, refused = random.Random(0), 0
+    marks = [
+        "a",
+        "好",
+        "🙂",
+        *(r"\n \" \\ \u00e9 \ud83d \ude00 \ud83d\ude00".split()),
+        '"',
+        "\\",
+        "\x01",
+        r"\x",
+        r"\u12",
+    ]
+    for turn in range(4000):
+        body = "".join(generator.choices(marks[: -5 if turn % 2 else None], k=generator.randint(0, 30)))
+        for form in ('["%s"]', '{"%s":1}', '"%s"', '["%s"'):
+            found = read(json_body._InSteps, form % body)
+            assert found == read(json.JSONDecoder, form % body)
+            refused += isinstance(found, tuple)
+    assert 5000 < refused < 11_000
 
 
 @pytest.mark.promise("docs/security.md", "bodies (each, and all together)")

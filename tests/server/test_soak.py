@@ -121,7 +121,7 @@ LETTERS = (
 )
 # Cohere's and Jina's read windows: what they say of a text that fits is what all say.
 WINDOWED = ("cohere", "cohere-v1", "jina")
-SHORT, LONG = 20, 300  # words; a few requests in a hundred are long
+SHORT, LONG = 10, 300  # words; a few requests in a hundred are long
 
 
 def words(generator: random.Random, most: int) -> str:
@@ -142,7 +142,7 @@ class Seen:
 
     def ask(self, remotes: Mapping[str, RemoteReranker], generator: random.Random) -> None:
         name = generator.choice(list(APIS))
-        is_long = generator.random() < 0.05 and name not in WINDOWED
+        is_long = generator.random() < 0.03 and name not in WINDOWED
         query = words(generator, 12)
         documents = [words(generator, LONG if is_long else SHORT) for _ in range(generator.randint(1, 3))]
         started = time.perf_counter()

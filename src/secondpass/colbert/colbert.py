@@ -25,7 +25,7 @@ from secondpass.engine.open import open_encoder
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.json_file import read_json
 from secondpass.public import for_each_query, hinted, in_thread, opened_again
-from secondpass.scoring.ranking import RankOptions, log_odds, ranked, unscored_hit
+from secondpass.scoring.ranking import RankOptions, log_odds, one_score, ranked, unscored_hit
 from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
 from secondpass.text.prompts import single_rows
 from secondpass.text.tokenizer import Tokenizer
@@ -196,7 +196,7 @@ class ColBERT:
 
     def probability(self, score: float) -> float:
         """A score as the mean cosine of the query's tokens, moved to 0..1; not calibrated."""
-        return min(max((score / self._max_query_length + 1) / 2, 0.0), 1.0)
+        return min(max((one_score(score) / self._max_query_length + 1) / 2, 0.0), 1.0)
 
     def _read(
         self, documents: Iterable[DocumentLike] | TokenVectors, rank_fields: Sequence[str] | None = None

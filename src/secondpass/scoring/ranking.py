@@ -121,6 +121,14 @@ def log_odds(hit: Hit) -> float:
     return math.log(bounded) - math.log1p(-bounded)
 
 
+def one_score(score: float) -> float:
+    """What `probability` is given, as it is. Raises TypeError for lists and whatever else is no number."""
+    if not isinstance(score, Real):
+        needed = "a number; [model.probability(score) for score in scores] for a list"
+        raise TypeError(f"score is a {type(score).__name__}; give {needed}")
+    return float(score)
+
+
 def _check_kind(name: str, value: object, kind: type, needed: str) -> None:
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
         raise TypeError(f"{name} is a {type(value).__name__}; give {needed}")
