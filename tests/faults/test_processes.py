@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from secondpass import Reranker
@@ -15,6 +19,7 @@ from secondpass.calibration import Calibration
 from secondpass.server.metrics import Metrics
 from secondpass.server.settings import Settings
 from secondpass.server.workers import Workers, _Worker, open_socket
+from tests.server.test_workers import BODY, children, served, until
 
 WRITE = """
 import sys
@@ -114,3 +119,101 @@ def test_joblib_hands_a_model_to_its_processes(model: Path, name: str) -> None:
     command = [sys.executable, "-W", "error", "-c", JOBS, str(model) if name == "tiny" else name]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (shown.returncode, shown.stdout) == (0, "True\n"), shown.stderr
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from secondpass import Reranker, SecondpassError
+
+engine, model, room = sys.argv[1:]
+texts = [f"the river {n} " + "water " * 90 for n in range(600)]
+reranker = Reranker(model, engine=engine, token_budget=200_000, max_length=128)
+wanted = reranker.score("which river", texts[:20])
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (taken + (int(room) << 20), resource.RLIM_INFINITY))
+try:
+    reranker.score("which river", texts)
+except SecondpassError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+again = reranker.score("which river", texts)[:20]
+print(max(abs(a - b) for a, b in zip(wanted, again)) < 0.04)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.promise("docs/serving.md", "An engine that fails is opened anew with growing pauses")
+@pytest.mark.parametrize(("engine", "room"), [("openvino", "30"), ("torch", "30")])
+def test_an_engine_without_memory_says_so_and_scores_when_there_is_some(model: Path, engine: str, room: str) -> None:
+    """A real engine whose process may take no more: fewer tokens at once, or a sentence; then the right scores."""
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, engine, str(model) if engine == "torch" else "default", room]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert shown.returncode == 0, shown.stderr
+    *said, is_right = shown.stdout.splitlines()
+    assert is_right == "True"
+    assert any("out of memory" in line for line in [*said, *shown.stderr.splitlines()])
+
+
+def load(url: str, stop: threading.Event) -> list[int]:
+    """Statuses of calls that are made one after the other; 0: the connection was cut."""
+    found = []
+    while not stop.is_set():
+        try:
+            found.append(httpx.post(f"{url}/v2/rerank", json=BODY, timeout=60).status_code)
+        except httpx.TransportError:
+            found.append(0)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.promise("docs/serving.md", "`--workers N` starts N processes that each load the models")
+def test_a_worker_that_is_killed_under_load_fails_its_own_calls_alone(model: Path) -> None:
+    """As the kernel kills it where memory is out."""
+    with served(f"tiny={model}", "--workers", "2") as (url, found), ThreadPoolExecutor(4) as pool:
+        stop = threading.Event()
+        calls = [pool.submit(load, url, stop) for _ in range(4)]
+        victim = children(found.pid)[-1]
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: victim not in children(found.pid) and len(children(found.pid)) == 2)
+        until(lambda: httpx.get(f"{url}/ready", timeout=60).status_code == 200)
+        stop.set()
+        statuses = [status for call in calls for status in call.result()]
+        assert set(statuses) <= {0, 200, 503} and statuses.count(0) <= 4 and statuses.count(200) >= 4
+        code, log = found.stopped()
+    assert code == 0 and "Traceback" not in log
+
+
+WITHOUT_FILES = """
+import resource, sys
+from secondpass import Reranker, SecondpassError
+
+files = [open("/dev/null") for _ in range(3)]
+reranker = Reranker(sys.argv[1], dtype="float32")
+wanted = reranker.score("which river", ["the river", "a bridge"])
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+try:
+    while True:
+        files.append(open("/dev/null"))
+except OSError:
+    pass
+for write in (lambda: Reranker(sys.argv[1], score_cache=sys.argv[2]), lambda: Reranker(sys.argv[1]).info()):
+    try:
+        write()
+    except SecondpassError as error:
+        print(type(error).__name__)
+print(reranker.score("which river", ["the river", "a bridge"]) == wanted)
+files.clear()
+again = Reranker(sys.argv[1], dtype="float32", score_cache=sys.argv[2])
+print(again.score("which river", ["a bridge"])[0] == wanted[1])
+"""
+
+
+@pytest.mark.slow
+def test_without_a_descriptor_left_it_is_said_and_what_is_open_goes_on(model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_FILES, str(model), str(tmp_path / "scores")]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0, shown.stderr
+    *said, goes_on, opens_again = shown.stdout.splitlines()
+    assert (goes_on, opens_again) == ("True", "True")
+    assert len(said) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from secondpass.training import save_data
+from tests.checkpoints import tiny_bert
 from tests.evaluation.sets import small_set
+from tests.server.test_workers import children, is_running, process, until
+from tests.training.toy import THINGS, toy_examples
 
 STAGES = 3  # moments of a command's run at which it is told to stop
 SECONDPASS = [sys.executable, "-W", "ignore", "-m", "secondpass"]
@@ -149,3 +154,93 @@ def test_a_signal_after_another_thread_closed_the_model() -> None:
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout.strip()) == (0, "heard"), ended.stderr
+
+
+QUICK = ["--device", "cpu", "--dtype", "float32", "--lr", "1e-3", "--batch", "4"]
+LESSONS = {
+    "train": ["train", "base", "toy.jsonl", "--negatives", "3", "--epochs", "40"],
+    "pretrain": ["pretrain", "base", "texts.txt", "--method", "mlm", "--epochs", "40"],
+    "distil": [
+        *("distil", "manual.md", "--teacher", "teacher", "--student", "base", "--epochs", "40"),
+        *("--min-spread", "0", "--depth", "8", "--held-out", "0.3"),
+    ],
+}
+# Words on standard error after which a run is told to stop, in this order; the first: while modules are imported.
+MOMENTS = {
+    "train": ["", "model: ", "step "],
+    "pretrain": ["", "run: ", "step "],
+    "distil": ["", "the teacher", "step "],
+}
+
+
+@pytest.fixture(scope="module")
+def lessons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and texts to learn from."""
+    folder = tmp_path_factory.mktemp("lessons")
+    tiny_bert(folder / "base")
+    tiny_bert(folder / "teacher", seed=3)
+    save_data(toy_examples(28), folder / "toy.jsonl")
+    (folder / "texts.txt").write_text("\n\n".join(example.positives[0] for example in toy_examples(28)))
+    told = [
+        f"## Where is the {thing}\n\nThe {thing} is in the city. The {thing} was old and cold.\n" for thing in THINGS
+    ]
+    (folder / "manual.md").write_text("\n".join(["# A city\n", *told]))
+    return folder
+
+
+def lesson(name: str, folder: Path, *more: str) -> subprocess.Popen[str]:
+    command = [*SECONDPASS, *LESSONS[name], "--output", f"out-{name}", *QUICK, *more]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def told_after(running: subprocess.Popen[str], words: str, number: signal.Signals) -> str:
+    """Tell it to stop once a line begins like that; all that it says."""
+    assert running.stderr is not None
+    said = ""
+    with running.stderr as lines:
+        while words and not said.rpartition("\n")[0].rpartition("\n")[2].startswith(words):
+            line = lines.readline()
+            assert line, said
+            said += line
+        time.sleep(0 if words else 0.5)
+        running.send_signal(number)
+        said += lines.read()
+    running.wait(timeout=300)
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.promise(
+    "docs/training.md", "Ctrl-C (or SIGTERM) finishes the step, saves, and prints the command that goes on"
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("name", LESSONS)
+def test_learning_is_told_to_stop_at_every_stage(name: str, number: signal.Signals, lessons: Path) -> None:
+    out = lessons / f"out-{name}"
+    shutil.rmtree(out, ignore_errors=True)
+    for words in MOMENTS[name]:
+        running = lesson(name, lessons, *(["--resume"] if (out / "training" / "run.json").exists() else []))
+        said = told_after(running, words, number)
+        assert running.returncode in (128 + number, 128 + signal.SIGINT, -number), said
+        assert "Traceback" not in said and not list(out.rglob("*.partial-*"))
+        assert not (out / "model.safetensors").exists()
+        assert words != "step " or "To go on: " in said
+    running = lesson(name, lessons, "--resume")
+    said = running.communicate(timeout=300)[1]
+    assert running.returncode == 0, said
+    assert (out / "config.json").is_file() and (out / "model.safetensors").is_file()
+    assert name != "distil" or list((out / "int8").rglob("openvino_model.xml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_that_starts_is_told_to_stop(model: Path, workers: str, number: signal.Signals) -> None:
+    for after_s in (0.2, 1.0, 2.0, 4.0):
+        with process(f"tiny={model}", "--workers", workers, "--set", "log_level=warning") as found:
+            time.sleep(after_s)
+            begun = children(found.pid)
+            code, log = found.stopped(number)
+            assert code in (0, 128 + number, -number), log
+            assert "Traceback" not in log or "secondpass/" not in log, log  # of Python itself, before it is here
+            until(lambda begun=begun: not any(map(is_running, begun)))

@@ -101,13 +101,16 @@ def filled(rows: Sequence[Row], longest: int) -> list[Row]:
 
 
 _SIGNS = ("out of memory", "not enough memory", "can't allocate memory")
+_NO_KERNEL = "could not create a primitive"  # oneDNN, where there is no memory for one
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host ran out of memory; on a CPU and on MPS torch says so in words alone."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, RuntimeError) and (
+        str(error) == _NO_KERNEL or any(sign in str(error) for sign in _SIGNS)
+    )
 
 
 @contextmanager

@@ -217,6 +217,9 @@ def _unpack(graph: Any) -> None:
 TOKEN_BUDGET = 1024
 
 
+_OUT_OF_MEMORY = ("Failed to allocate", "can't alloc", "bad_alloc", "bad allocation")
+
+
 class Requests:
     """Rows through a compiled graph with inputs (N, L); as many batches are on their way as it has streams."""
 
@@ -226,6 +229,7 @@ class Requests:
             compiled.model.create_infer_request() for _ in range(int(compiled.model.get_property("NUM_STREAMS")))
         ]
         self._pad_id, self._max_length = pad_id, max_length
+        self._is_settled = True
         self._turns = Turns()  # one caller at a time: each uses all cores already
 
     def run(
@@ -248,6 +252,7 @@ class Requests:
 
         As many are on their way as there are requests.
         """
+        self._settle()
         idle, busy = list(self._requests), deque[tuple[Any, Sequence[int]]]()
         room = TURN_TOKENS
         try:
@@ -265,12 +270,27 @@ class Requests:
                 yield busy[0][1], _finished(busy[0][0])
                 busy.popleft()
         except RuntimeError as error:
-            raise EngineError(
-                f"the graph fails: {str(error)[:500]}; export it again, or use the torch engine"
-            ) from error
+            self._is_settled = False
+            said = str(error)
+            if any(sign in said for sign in _OUT_OF_MEMORY):
+                raise EngineError("out of memory; lower token_budget or max_length") from error
+            raise EngineError(f"the graph fails: {said[:500]}; export it again, or use the torch engine") from error
         finally:  # also after Ctrl-C or an error: the next call finds every request idle
             for request, _ in busy:
                 with suppress(RuntimeError):  # that it failed was said already
+                    request.wait()
+
+    def _settle(self) -> None:
+        """After a failure run batches of other shapes: a graph takes those that it had no memory for as known."""
+        if self._is_settled:
+            return
+        self._is_settled = True
+        for length in (256, 64, 128, 32):  # long ones, so that all streams are taken
+            row = Row([self._pad_id] * length, passage=(0, length))
+            for request in self._requests:
+                request.start_async(padded([row], self._inputs, self._pad_id, self._max_length))
+            for request in self._requests:
+                with suppress(RuntimeError):
                     request.wait()
 
 
