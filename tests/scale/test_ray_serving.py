@@ -36,7 +36,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield found
 
 
-@pytest.mark.promise("docs/scale.md", "An engine that is stuck for `stall_s`")
+@pytest.mark.promise("docs/scale.md", "whose engine is stuck for `stall_s`")
 def test_a_replica_whose_engine_hangs_is_replaced_and_its_calls_are_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
