@@ -213,9 +213,8 @@ def main(is_interruptible: bool = True) -> None:
     if is_interruptible:
         signal.signal(signal.SIGINT, invocation.interrupt)
     signal.signal(signal.SIGTERM, invocation.interrupt)
-    if not EXPORTING.intersection(
-        sys.argv
-    ):  # openvino goes on without its converter of other formats, half of its import
+    if not EXPORTING.intersection(sys.argv):
+        # openvino goes on without its converter of other formats, half of its import
         sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     code = run(sys.argv[1:], invocation)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -241,8 +240,8 @@ def run(arguments: Sequence[str], invocation: Invocation | None = None) -> int:
         sys.stdout.flush()
     except typer.Exit as stop:
         return int(stop.exit_code)
-    except KeyboardInterrupt:
-        return SIGNALLED + (invocation.signal or signal.SIGINT)
+    except KeyboardInterrupt as stop:  # with the signal that a command had noted itself
+        return SIGNALLED + (invocation.signal or (stop.args or (0,))[0] or signal.SIGINT)
     except BrokenPipeError:
         # The reader has what it wanted; Python must not fail on what is still to be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

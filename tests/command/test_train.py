@@ -151,8 +151,9 @@ def test_wrong_use_is_told(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_ctrl_c_says_how_to_go_on(
-    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     """A process of its own is interrupted, as by a terminal: what else runs in the tests' own does not matter."""
     arguments = ["train", str(model), str(data), "--output", str(tmp_path / "out"), *QUICK]
@@ -162,9 +163,9 @@ def test_ctrl_c_says_how_to_go_on(
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         while run.poll() is None and not (log.is_file() and log.stat().st_size):
             time.sleep(0.02)
-        run.send_signal(signal.SIGINT)
+        run.send_signal(number)
         shown, said = run.communicate()
-    assert (run.returncode, shown) == (130, ""), said
+    assert (run.returncode, shown) == (128 + number, ""), said
     told = said.splitlines()[-1]
     assert re.match(r"stopped after step \d+ of 300; all is saved. To go on: secondpass train ", told)
     assert told.endswith(" --resume")

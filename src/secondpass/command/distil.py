@@ -194,7 +194,7 @@ def _train(student: str, examples: Sequence[Example], target: Path, lessons: Les
         arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
         again = shlex.join(["secondpass", *arguments, "--resume"])
         _say([f"stopped after step {result.step} of {result.num_steps}; all is saved. To go on: {again}"])
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(result.signal)
 
 
 def _outcome(examples: Sequence[Example], scorer: Scorer, size: int) -> Standing:

@@ -91,7 +91,7 @@ def pretrain(
     if trainer.is_first and not result.is_finished:
         again = shlex.join(["secondpass", *(one for one in sys.argv[1:] if one != "--resume"), "--resume"])
         _say([f"stopped after step {result.step} of {result.num_steps}; all is saved. To go on: {again}"])
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(result.signal)
     if trainer.is_first:
         sys.stdout.write(f"{result.folder}\n")
 

@@ -99,7 +99,7 @@ def train(
         return
     if not result.is_finished:
         _say([f"stopped after step {result.step} of {result.num_steps}; all is saved. To go on: {_again()}"])
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(result.signal)
     _tell(result, dev, settings, is_json=json)
 
 

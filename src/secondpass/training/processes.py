@@ -175,10 +175,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopping:
-    """While it is entered, the first signal sets `is_asked` and is told; the second does what it did before."""
+    """While it is entered, the first signal is noted and told; the second does what it did before."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.is_asked = False
+        self.signal = 0  # that asked; 0 for none
         self._say = say
         self._before: dict[int, Any] = {}
 
@@ -192,8 +192,12 @@ class Stopping:
     def __exit__(self, *raised: object) -> None:
         self._restore()
 
+    @property
+    def is_asked(self) -> bool:
+        return self.signal != 0
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.is_asked = True
+        self.signal = number
         self._restore()
         self._say("stopping after this step; once more stops at once, and what was done since the last save is lost")
 

@@ -58,7 +58,10 @@ OPENERS: Mapping[str, Callable[[str | Path, TrainingSettings, torch.device, torc
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """Steps done, of how many; with a dev set the figures of the start and the best ones, else empty."""
+    """Steps done, of how many; with a dev set the figures of the start and the best ones, else empty.
+
+    signal is what asked this process to stop, 0 for nothing.
+    """
 
     folder: Path
     step: int
@@ -66,6 +69,7 @@ class TrainingResult:
     start: Figures
     best: Figures
     best_step: int
+    signal: int = 0
 
     @property
     def is_finished(self) -> bool:
@@ -148,9 +152,9 @@ class Trainer:
                 is_silent=not self.is_first,
                 has_tensorboard=self.settings.has_tensorboard,
             )
-            with _deterministic(self.trainable.device), Stopping(log.say) as stopping:
+            with _deterministic(self.trainable.device), Stopping(log.say) as asked:
                 try:
-                    step = self._run(step, log, stopping)
+                    step = self._run(step, log, asked)
                 finally:
                     log.close()
             if step == self.num_steps:
@@ -164,6 +168,7 @@ class Trainer:
             start=_measured(start),
             best=_measured(best),
             best_step=int(best.get("step", step)),
+            signal=asked.signal,
         )
 
     def _run(self, step: int, log: RunLog, stopping: Stopping) -> int:
