@@ -22,6 +22,7 @@ runs = st.dictionaries(documents, few | st.floats(-1e6, 1e6), min_size=1)
 judged = st.dictionaries(documents, st.integers(-1, 4), min_size=1).filter(lambda grades: max(grades.values()) >= 0)
 
 
+@pytest.mark.filterwarnings("ignore:(ast|Attribute):DeprecationWarning")  # of ir_measures, on Python 3.12 and later
 @settings(max_examples=80, deadline=None)
 @given(run=runs, grades=judged)
 def test_figures_are_those_of_ir_measures(run: dict[str, float], grades: dict[str, int]) -> None:

@@ -159,8 +159,8 @@ class SqliteStore:
     def add_vectors(self, ids: Sequence[int], vectors: Vectors) -> None:
         with self._database.transaction() as connection:
             connection.executemany(
-                "insert or replace into vectors select ?1, ?2 where exists (select 1 from chunks where id = ?1)",
-                list(zip(ids, self._vectors.kept(list(vectors)), strict=True)),
+                "insert or replace into vectors select id, ? from chunks where id = ?",
+                list(zip(self._vectors.kept(list(vectors)), ids, strict=True)),
             )
             connection.execute(_NEXT_EPOCH)
 
@@ -189,9 +189,9 @@ class SqliteStore:
             )
             for digest in {each.digest for each in events}:
                 connection.execute(
-                    "delete from accesses where digest = ?1 and rowid not in (select rowid from accesses "
-                    "where digest = ?1 order by time desc limit ?2)",
-                    (digest, MAX_ACCESSES),
+                    "delete from accesses where digest = ? and rowid not in (select rowid from accesses "
+                    "where digest = ? order by time desc limit ?)",
+                    (digest, digest, MAX_ACCESSES),
                 )
 
     def fans(self, names: Sequence[str]) -> dict[str, int]:
