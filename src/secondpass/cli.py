@@ -19,6 +19,7 @@ from copy import copy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial
 from importlib import import_module
+from types import FrameType
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -28,6 +29,7 @@ from secondpass.command.plain import plain_arguments
 from secondpass.engine.cpu.threads import suit_environment
 
 OK, FAILED, WRONG_USE = 0, 1, 2
+IMPORT_WAIT = 0.02  # seconds until it is looked again whether an import is done
 SIGNALLED = 128  # and the number of the signal, as shells have it
 EXPORTING = frozenset({"export", "distil"})  # commands that convert a model to a graph
 # Name: (file of command/ and function in it, line in the list of commands: at most 64 characters).
@@ -63,10 +65,24 @@ class Invocation:
     debug: bool = False
     signal: int = 0  # that ended it
 
-    def interrupt(self, signum: int, frame: object) -> None:
-        """On Ctrl-C and SIGTERM. Noted, since compiled modules that are being imported make an ImportError of it."""
-        self.signal = signum
+    def interrupt(self, signum: int, frame: FrameType | None) -> None:
+        """On Ctrl-C and SIGTERM. Compiled modules that are being imported do not bear an exception (torch aborts the
+        process): there it is raised as soon as the import is done."""
+        if signum != getattr(signal, "SIGALRM", None):
+            self.signal = signum
+        if hasattr(signal, "setitimer") and _is_importing(frame):
+            signal.signal(signal.SIGALRM, self.interrupt)
+            signal.setitimer(signal.ITIMER_REAL, IMPORT_WAIT)
+            return
         raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _set_debug(context: typer.Context, value: bool) -> None:

@@ -232,6 +232,38 @@ def test_learning_is_told_to_stop_at_every_stage(name: str, number: signal.Signa
     assert name != "distil" or list((out / "int8").rglob("openvino_model.xml"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_in_an_import_waits_for_its_end(number: signal.Signals, tmp_path: Path) -> None:
+    """Torch aborts the process where a callback of its compiled half gets an exception."""
+    (tmp_path / "compiled.py").write_text(
+        textwrap.dedent(f"""
+        import signal, time
+        try:
+            signal.raise_signal({int(number)})
+            time.sleep(0.1)
+        except BaseException:
+            print("aborted", flush=True)
+        print("imported", flush=True)
+        """)
+    )
+    program = """
+        import secondpass.cli as cli
+
+        def run(arguments, invocation):
+            import compiled, time
+            try:
+                time.sleep(20)
+            except KeyboardInterrupt:
+                return 128 + invocation.signal
+
+        cli.run = run
+        cli.main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (found.stdout, found.stderr, found.returncode) == ("imported\n", "", 128 + number)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 @pytest.mark.parametrize("workers", ["1", "2"])
