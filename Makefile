@@ -77,7 +77,7 @@ test-trainers: $(CLIENTS)/trainers/ready
 
 $(CLIENTS)/ray/ready: pyproject.toml
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install -qq -e ".[ray]" pytest==9.2.0
+	$(@D)/bin/python -m pip install -qq -e ".[ray]" pytest==9.2.0 "moto[server]==5.2.5"
 	touch $@
 
 # Two nodes on this machine, actors, nodes and drivers that are killed: some minutes.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,29 @@ def test_a_chosen_number_of_threads_counts(folders: tuple[Path, Path], monkeypat
     for chosen, found in (("1", "1 at a time on 1 threads"), ("64", "2 at a time"), ("two", "2 at a time")):
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
         assert found in Reranker(folders[1], dtype="float32").info().reason
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_processes_with_a_share_of_the_cores_do_not_meet_on_one(folders: tuple[Path, Path]) -> None:
+    """Where threads compute while they do, since OpenVINO binds them only for that time."""
+    program = f"""
+        import os, threading
+        from contextlib import suppress
+        from secondpass import Reranker
+        ours, bound = Reranker({str(folders[1])!r}), []
+        texts = ["the river is long " * 30] * 64
+        work = threading.Thread(target=lambda: [ours.score("river", texts) for _ in range(20)])
+        work.start()
+        while work.is_alive():
+            for thread in os.listdir("/proc/self/task"):
+                with suppress(OSError):  # it has ended
+                    bound.append(len(os.sched_getaffinity(int(thread))))
+        print(min(bound))
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert int(found.stdout) > 1, found.stderr
 
 
 def test_threads_get_their_own_scores(folders: tuple[Path, Path]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from secondpass import Reranker
 from secondpass.errors import SecondpassError
 from secondpass.scale.batch import open_job
 from secondpass.scoring.open import ModelOptions
@@ -86,6 +87,40 @@ def test_a_dataset_gets_columns(cluster: Any) -> None:
     ).take_all()
     assert sorted(row["document"] for row in found) == sorted(row["document"] for row in rows)
     assert all(0 <= row["probability"] <= 1 for row in found)
+
+
+def test_an_object_store_is_read_and_written(cluster: Any, tmp_path: Path) -> None:
+    """A server with S3's protocol, as the docs' example has it: parquet in, scores out, those of one process."""
+    moto = pytest.importorskip("moto.server")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow.fs import S3FileSystem
+
+    server = moto.ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        store = S3FileSystem(
+            access_key="a",
+            secret_key="b",
+            region="us-east-1",
+            endpoint_override=f"http://{host}:{port}",
+            allow_bucket_creation=True,
+        )
+        rows = [{"query": row["query"], "document": row["passage"]} for row in rows_of(60)]
+        store.create_dir("bucket")
+        for part in range(3):
+            table = pa.Table.from_pylist(rows[part * 20 : part * 20 + 20])
+            pq.write_table(table, f"bucket/pairs/{part}.parquet", filesystem=store)
+        pairs = ray.data.read_parquet("s3://bucket/pairs/", filesystem=store).sort("query")
+        score_dataset(pairs, actors=Actors(max_size=1)).write_parquet("s3://bucket/scores/", filesystem=store)
+        found = pq.read_table("bucket/scores", filesystem=store).to_pylist()
+    finally:
+        server.stop()
+    ours = Reranker()
+    expected = {(row["query"], row["document"]): ours.score(row["query"], [row["document"]])[0] for row in rows}
+    assert len(found) == len(rows)
+    assert {(row["query"], row["document"]): row["score"] for row in found} == pytest.approx(expected, abs=0.05)
 
 
 def test_a_removed_node_loses_and_doubles_nothing(

@@ -162,10 +162,14 @@ def _plan(core: Any, graph: Any, dtype: str, name: str) -> _Plan:
     return _Plan(dtype=floats, unpacks=bool(matrices), settings=several, reason=f"{kind}, {floats} {why}")
 
 
-def _threads() -> dict[str, int]:
-    """OpenVINO sees which cores the process is bound to, but neither a quota nor OMP_NUM_THREADS."""
+def _threads() -> dict[str, int | bool]:
+    """OpenVINO sees which cores the process is bound to, but neither a quota nor OMP_NUM_THREADS.
+
+    A process with a share of the cores is one of several. Each would bind its threads to the first cores, all to the
+    same: two of one thread each ran at half of their speed on two cores.
+    """
     is_limited = cpu_quota() is not None or _num_threads() < num_cores()
-    return {"INFERENCE_NUM_THREADS": _num_threads()} if is_limited else {}
+    return {"INFERENCE_NUM_THREADS": _num_threads(), "ENABLE_CPU_PINNING": False} if is_limited else {}
 
 
 def _num_threads() -> int:
