@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from secondpass import Reranker
+from secondpass.cli import run
 from secondpass.command.flags import On
 from secondpass.errors import DataError, EngineError
 from secondpass.scale.batch import Job, ScoreBatch, ScoreBlock, open_job
@@ -117,6 +118,28 @@ def test_gzip_csv_and_several_files_are_read_as_lines(tmp_path: Path) -> None:
     assert [row["id"] for row in results(job.folder)] == [row["id"] for row in rows]
     job.close()
     assert not (job.folder / ".rows.jsonl").exists()
+
+
+def test_a_beir_folder_pairs_each_query_with_its_candidates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    write(folder / "corpus.jsonl", [{"_id": f"d{n}", "text": f"{word} {n}"} for n, word in enumerate(WORDS)])
+    write(folder / "queries.jsonl", [{"_id": "a", "text": "deep river"}, {"_id": "b", "text": "winter"}])
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\na\td0\t1\nb\td9\t1\n")
+    write(folder / "mine.trec", ["a Q0 d7 1 3.0 mine", "a Q0 d0 2 2.0 mine"])
+    command = ["score", str(folder), "--output", str(tmp_path / "out")]
+    assert run([*command, "--depth", "2"]) == 0
+    found = results(tmp_path / "out")
+    assert [(row["query_id"], row["passage_id"]) for row in found] == [("a", "d0"), ("a", "d5"), ("b", "d9")]
+    expected = Reranker().score_pairs([("deep river", "river 0"), ("deep river", "deep 5"), ("winter", "winter 9")])
+    assert [row["score"] for row in found] == expected
+    assert run([*command, "--depth", "3"]) == 1 and "another job (folders differ)" in capsys.readouterr().err
+    assert run([*command[:3], str(tmp_path / "given"), "--first-stage", "run:mine.trec"]) == 0
+    assert [row["passage_id"] for row in results(tmp_path / "given")] == ["d7", "d0"]
+    write(folder / "corpus.jsonl", [{"_id": "d0", "text": "river"}])
+    assert run([*command, "--depth", "2"]) == 1 and "another job (inputs differ)" in capsys.readouterr().err
 
 
 @pytest.mark.promise("docs/scale.md", "a folder belongs to one job, and another is refused")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secondpass.command.flags import Model, On, Opening, Revision, wrong_use
+from secondpass.command.flags import Model, On, Opening, Revision, SetSplit, wrong_use
 from secondpass.command.output import watched
+from secondpass.command.sets import FirstStage, SetFlags, Sets
 from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
-    from secondpass.scale.batch import Job
+    from secondpass.scale.batch import FolderRows, Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,29 +61,59 @@ class Placement:
             score_blocks(job, actors, progress, stall_s=self.stall_s)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """What is paired with the queries of a set."""
+
+    first_stage: FirstStage = "bm25"
+    depth: Annotated[int, typer.Option(min=1, help="Candidates of each query of a folder.")] = 100
+    split: SetSplit = None
+
+    def rows(self, opening: Opening) -> FolderRows:
+        from secondpass.scale.batch import FolderRows
+
+        def read(folder: Path) -> Iterator[Mapping[str, str]]:
+            flags = SetFlags(first_stage=self.first_stage, split=self.split)
+            for dataset, run in Sets(sources=[str(folder)], flags=flags, opening=opening).each(self.depth):
+                for query, found in run.items():
+                    for name in found:
+                        yield {
+                            "query_id": query,
+                            "passage_id": name,
+                            "query": dataset.queries[query],
+                            "passage": dataset.documents[name],
+                        }
+
+        return FolderRows(read=read, choices=asdict(self))
+
+
 def score(
-    inputs: Annotated[list[str], typer.Argument(metavar="FILE", help="JSON Lines, CSV or parquet with pairs.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="JSON Lines, CSV or parquet with pairs, or BEIR folders.")
+    ],
     *,
     output: Annotated[str, typer.Option(metavar="FOLDER", help="Where the scores go.")],
     model: Model = "default",
     revision: Revision = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of a block, which is finished or not.")] = 2000,
+    candidates: Candidates,
     placement: Placement,
     opening: Opening,
 ) -> None:
     """Score pairs of query and passage, millions of them.
 
     Rows are objects with "query" and "passage" (or document, text); they come out with score (raw logit) and
-    probability, in part-00000.jsonl and on. Rows that cannot be scored go to errors/ with the reason; the exit code
-    is then 1. Interrupted, it goes on where it stopped when it is called again.
+    probability, in part-00000.jsonl and on. Of a BEIR folder each query is paired with its candidates. Rows that
+    cannot be scored go to errors/ with the reason; the exit code is then 1. Interrupted, it goes on where it stopped
+    when it is called again.
     """
     from secondpass.scale.batch import open_job
     from secondpass.scoring.open import ModelOptions
 
     files = [Path(name).expanduser() for name in inputs]
     for file in files:
-        if not file.is_file():
-            raise WrongUse(f"{file}: no such file")
+        if not file.exists():
+            raise WrongUse(f"{file}: no such file or folder")
     placement, device = placement.over(opening.device)
     options = ModelOptions(
         model=model,
@@ -92,8 +124,9 @@ def score(
         max_length=opening.max_length,
         local_files_only=opening.local_files_only,
     )
+    folders = candidates.rows(opening) if any(file.is_dir() for file in files) else None
     with wrong_use():
-        job = open_job(files, Path(output).expanduser(), options, rows_per_block=rows)
+        job = open_job(files, Path(output).expanduser(), options, rows_per_block=rows, folders=folders)
     placement.run(job)
     scored, failed = job.totals()
     job.close()

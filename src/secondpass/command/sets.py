@@ -1,4 +1,4 @@
-"""What eval and calibrate share: the sets they are given, and what finds their candidates."""
+"""What eval, calibrate and score share: the sets they are given, and what finds their candidates."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 FIRST_STAGES = "bm25, run:FILE or embedder:NAME"
 
 
+FirstStage = Annotated[
+    str, typer.Option(metavar="bm25|run:FILE|embedder:NAME", help="FILE: a path, or in the folder of the set.")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SetFlags:
-    first_stage: Annotated[
-        str, typer.Option(metavar="bm25|run:FILE|embedder:NAME", help="FILE: a path, or in the folder of the set.")
-    ] = "bm25"
+    first_stage: FirstStage = "bm25"
     num_queries: Annotated[
         int | None, typer.Option("--queries", min=1, help="Only so many queries of each set, drawn once.")
     ] = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import pickle
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -85,19 +85,37 @@ class Job:
         (self.folder / ROWS).unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FolderRows:
+    """What rows an input that is a folder has: `read` gives them, and `choices` tells them from others."""
+
+    read: Callable[[Path], Iterable[Mapping[str, Any]]]
+    choices: Mapping[str, Any]
+
+
 def open_job(
-    inputs: Sequence[Path], folder: Path, options: ModelOptions, *, rows_per_block: int = ROWS_PER_BLOCK
+    inputs: Sequence[Path],
+    folder: Path,
+    options: ModelOptions,
+    *,
+    rows_per_block: int = ROWS_PER_BLOCK,
+    folders: FolderRows | None = None,
 ) -> Job:
     """The job of a folder, new or to be gone on with.
 
-    inputs: JSON Lines, or other files of records (gzipped, CSV, parquet), which are written out once as lines.
-    Raises DataError where the folder holds another job or something else, or an input cannot be read.
+    inputs: JSON Lines, or other files of records (gzipped, CSV, parquet) and folders, which are written out once as
+    lines. Raises DataError where the folder holds another job or something else, or an input cannot be read.
     """
     if rows_per_block < 1:
         raise ValueError(f"rows_per_block is {rows_per_block}; give 1 or more")
     options = _settled(options)
     facts = {
-        "inputs": [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in inputs],
+        "inputs": [
+            [str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns]
+            for each in inputs
+            for file in ([each] if each.is_file() else sorted(each.rglob("*")))
+        ],
+        **({"folders": dict(folders.choices)} if folders is not None else {}),
         "weights": _identity(options),
         "options": {name: value for name, value in asdict(options).items() if name != "local_files_only"},
         "rows_per_block": rows_per_block,
@@ -106,7 +124,7 @@ def open_job(
     (folder / ERRORS).mkdir(exist_ok=True)
     job = Job(folder=folder, options=options)
     are_lines = all(file.suffix in (".jsonl", ".ndjson") for file in inputs)
-    for file in inputs if are_lines else [_as_lines(inputs, folder)]:
+    for file in inputs if are_lines else [_as_lines(inputs, folder, folders)]:
         job.blocks += _blocks(file, rows_per_block, job.blocks)
     return job
 
@@ -146,13 +164,15 @@ def _claim(folder: Path, facts: Mapping[str, Any]) -> None:
     write_text(file, json.dumps(facts, indent=2))
 
 
-def _as_lines(inputs: Sequence[Path], folder: Path) -> Path:
+def _as_lines(inputs: Sequence[Path], folder: Path, folders: FolderRows | None) -> Path:
     """Rows of any kind of file as one file of JSON lines, so that a worker finds its rows by their bytes."""
     file = folder / ROWS
     if not file.is_file():
         with whole_file(file) as partial, partial.open("w", encoding="utf-8") as stream:
             for each in inputs:
-                stream.writelines(json.dumps(row, ensure_ascii=True) + "\n" for _, row in records(each))
+                is_folder = folders is not None and each.is_dir()
+                rows = folders.read(each) if is_folder else (row for _, row in records(each))  # type: ignore[union-attr]
+                stream.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
     return file
 
 
