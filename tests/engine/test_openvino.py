@@ -230,6 +230,21 @@ def test_a_compiled_graph_is_kept_and_gives_the_same_scores(
     assert len(seen) == 2
 
 
+def test_a_model_outlives_the_file_that_it_was_opened_from(folders: tuple[Path, Path], cache: Path) -> None:
+    """Its weights lie in the file itself, which another process may replace and anybody may delete."""
+    expected = Reranker(folders[1]).score(QUERY, TEXTS)
+    replaced, deleted = Reranker(folders[1]), Reranker(folders[1])
+    (file,) = cache.iterdir()
+    other = file.with_name("other")
+    other.write_bytes(b"\0" * file.stat().st_size)
+    other.replace(file)
+    assert replaced.score(QUERY, TEXTS) == expected
+    file.unlink()
+    assert deleted.score(QUERY, TEXTS) == expected
+    replaced.close()
+    assert deleted.score(QUERY, TEXTS) == expected
+
+
 @pytest.mark.parametrize("kept", [b"", b"no model", None], ids=["empty", "other", "half"])
 def test_what_is_no_compiled_graph_is_compiled_anew(
     folders: tuple[Path, Path], cache: Path, kept: bytes | None

@@ -42,12 +42,16 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """model is OpenVINO's, compiled with settings; dtype is what it computes in, reason says in words why."""
+    """model is OpenVINO's, compiled with settings; dtype is what it computes in, reason says in words why.
+
+    memory is the file that the model's weights lie in: it must outlive the model.
+    """
 
     model: Any
     settings: Mapping[str, Any]
     dtype: str
     reason: str
+    memory: Any = None
 
 
 def kept_or_compiled(core: Any, graph: Path, asked: Mapping[str, Any], compiles: Callable[[], Compiled]) -> Compiled:
@@ -76,14 +80,17 @@ _LENGTH = struct.Struct("<Q")
 
 
 def _imported(core: Any, file: Path) -> Compiled:
-    content = np.memmap(file, np.uint8, "r")
+    content = np.memmap(file, np.uint8, "c")  # OpenVINO shares no memory that must not be written to
     (length,) = _LENGTH.unpack(content[-_LENGTH.size :].tobytes())
     stop = len(content) - _LENGTH.size - length
     if stop <= 0:
         raise ValueError(f"{file} is not whole")
     facts = json.loads(content[stop : -_LENGTH.size].tobytes())
-    model = core.import_model(import_openvino().Tensor(content[:stop]), "CPU", facts["settings"])
-    return Compiled(model=model, settings=facts["settings"], dtype=facts["dtype"], reason=facts["reason"])
+    shared = import_openvino().Tensor(content[:stop], shared_memory=True)
+    model = core.import_model(shared, "CPU", facts["settings"])
+    return Compiled(
+        model=model, settings=facts["settings"], dtype=facts["dtype"], reason=facts["reason"], memory=content
+    )
 
 
 def _name(graph: Path, asked: Mapping[str, Any]) -> str:

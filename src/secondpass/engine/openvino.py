@@ -228,6 +228,7 @@ class Requests:
     """Rows through a compiled graph with inputs (N, L); as many batches are on their way as it has streams."""
 
     def __init__(self, compiled: Compiled, pad_id: int, max_length: int) -> None:
+        self._compiled = compiled
         self._inputs = {port.any_name for port in compiled.model.inputs}
         self._requests = [
             compiled.model.create_infer_request() for _ in range(int(compiled.model.get_property("NUM_STREAMS")))
