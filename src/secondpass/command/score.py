@@ -62,7 +62,7 @@ class Placement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidates:
+class Pairing:
     """What is paired with the queries of a set."""
 
     first_stage: FirstStage = "bm25"
@@ -96,7 +96,7 @@ def score(
     model: Model = "default",
     revision: Revision = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of a block, which is finished or not.")] = 2000,
-    candidates: Candidates,
+    pairing: Pairing,
     placement: Placement,
     opening: Opening,
 ) -> None:
@@ -124,7 +124,7 @@ def score(
         max_length=opening.max_length,
         local_files_only=opening.local_files_only,
     )
-    folders = candidates.rows(opening) if any(file.is_dir() for file in files) else None
+    folders = pairing.rows(opening) if any(file.is_dir() for file in files) else None
     with wrong_use():
         job = open_job(files, Path(output).expanduser(), options, rows_per_block=rows, folders=folders)
     placement.run(job)
