@@ -11,8 +11,8 @@ import hashlib
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -35,6 +35,7 @@ class Faults:
     cut: dict[str, int] = field(default_factory=dict)  # bytes after which the connection breaks, once
     short: dict[str, int] = field(default_factory=dict)  # bytes that are sent as if they were all
     flipped: set[str] = field(default_factory=set)  # the last byte is another one
+    then: dict[str, Callable[[], object]] = field(default_factory=dict)  # what happens once half of a file is sent
 
 
 class Hub:
@@ -140,7 +141,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.ranges += [start] if asked else []
         extra = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if asked else {}
         self._send(
-            206 if asked else 200, content[start:], {**(headers or {}), **extra}, cut=faults.cut.pop(file, None)
+            206 if asked else 200,
+            content[start:],
+            {**(headers or {}), **extra},
+            cut=faults.cut.pop(file, None),
+            then=faults.then.pop(file, None),
         )
 
     def _fails(self, what: str) -> bool:
@@ -156,14 +161,29 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, code: str) -> None:
         self._send(status, b"", {"X-Error-Code": code} if code else {})
 
-    def _send(self, status: int, body: bytes, headers: Mapping[str, str], *, cut: int | None = None) -> None:
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        cut: int | None = None,
+        then: Callable[[], object] | None = None,
+    ) -> None:
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body if cut is None else body[:cut])
+        if self.command != "GET":
+            return
+        body = body if cut is None else body[:cut]
+        half = len(body) // 2 if then is not None else 0
+        with suppress(ConnectionError):  # of a client that had enough
+            self.wfile.write(body[:half])
+            if then is not None:
+                then()
+            self.wfile.write(body[half:])
 
 
 def _sibling(file: str, content: bytes) -> dict[str, object]:

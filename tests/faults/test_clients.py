@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import random
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from urllib.parse import urlsplit
 
 import httpx
@@ -138,6 +142,76 @@ def test_a_thousand_idle_and_256_busy_connections(model: Path) -> None:
         until(lambda: num_connections(found.pid, url) == 0)
         code, log = found.stopped(signal.SIGTERM)
     assert (code, log) == (0, "")
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has computed so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def asked_again(connection: socket.socket) -> bytes:
+    """The status of one more request on an open connection, whose answer is read to its end."""
+    connection.sendall(HEAD % len(RAW) + RAW)
+    answer = connection.recv(65536)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].split()[0])
+    while len(body) < length:
+        body += connection.recv(65536)
+    return answer.split()[1]
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("many_files")
+@pytest.mark.promise("docs/serving.md", "as many as the process may have descriptors, at most")
+def test_with_64_descriptors_it_answers_those_it_has_and_rests_while_it_refuses_others(model: Path) -> None:
+    limited = f"ulimit -n 64; exec {sys.executable} -m secondpass serve --port 0 tiny={model}"
+    with TemporaryFile("w+") as log:
+        running = subprocess.Popen(["bash", "-c", limited], stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert running.stdout is not None
+            url = running.stdout.readline().split()[-1]
+            started = time.monotonic()
+            held = [connect(url) for _ in range(12)]
+            assert {asked_again(each) for each in held} == {b"200"}
+            begun = cpu_seconds(running.pid)
+            crowd = [connect(url) for _ in range(400)]  # far more than descriptors: the system takes them
+            for _ in range(4):
+                assert {asked_again(each) for each in held} == {b"200"}
+                time.sleep(0.5)
+            assert cpu_seconds(running.pid) - begun < 1.5
+            for each in crowd:
+                each.close()
+            # As if models and logs had taken all but one: nothing more can be accepted.
+            in_use = len(os.listdir(f"/proc/{running.pid}/fd"))
+            resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (in_use + 1, 64))
+            begun = cpu_seconds(running.pid)
+            crowd = [connect(url) for _ in range(50)]
+            for _ in range(6):
+                assert {asked_again(each) for each in held} == {b"200"}
+                time.sleep(0.5)
+            assert cpu_seconds(running.pid) - begun < 1.5
+            for each in crowd:
+                each.close()
+            for each in held:
+                each.close()
+            until(lambda: is_ready(url))
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(timeout=60) == 0
+            log.seek(0)
+            lines = log.read().splitlines()
+        finally:
+            running.kill()
+            running.communicate()
+    others = [line for line in lines if json.loads(line)["event"] != "request"]
+    assert 2 <= len(others) <= time.monotonic() - started + 2  # the limit's, and at most one a second
 
 
 LIMIT_S = 0.020

@@ -217,3 +217,42 @@ def test_without_a_descriptor_left_it_is_said_and_what_is_open_goes_on(model: Pa
     *said, goes_on, opens_again = shown.stdout.splitlines()
     assert (goes_on, opens_again) == ("True", "True")
     assert len(said) == 2
+
+
+WITHOUT_THREADS = """
+import resource, sys, threading
+from pathlib import Path
+import torch
+from secondpass import Reranker, SecondpassError
+from secondpass.engine.cpu import parallel
+
+parallel.MIN_TOKENS = 16
+torch.set_num_threads(2)
+reranker = Reranker(sys.argv[1], engine="torch", dtype="float32")
+texts = [f"the river {n}" for n in range(1000)]
+torch.set_num_threads(1)
+wanted = reranker.score("which river", texts)
+torch.set_num_threads(2)
+threading.stack_size(256 << 20)  # so that all but a thread has room
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (taken + (int(sys.argv[2]) << 20), resource.RLIM_INFINITY))
+try:
+    reranker.score("which river", texts)
+except SecondpassError as error:
+    print(type(error).__name__, error)
+print(torch.get_num_threads())
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+again = reranker.score("which river", texts)
+print(max(abs(a - b) for a, b in zip(wanted, again)) < 1e-5)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", ["128", "384", "640"], ids=["for none", "for the reader", "for one stream"])
+def test_where_no_thread_can_be_started_it_is_said_and_it_scores_when_one_can(model: Path, room: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_THREADS, str(model), room]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0, shown.stderr
+    said, num_threads, is_right = shown.stdout.splitlines()
+    assert said.startswith("EngineError no 2 threads can be started (can't start new thread): ")
+    assert (num_threads, is_right) == ("2", "True")

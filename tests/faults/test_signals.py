@@ -13,10 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from secondpass import cli
 from secondpass.training import save_data
+from secondpass.training.processes import SIGNALS, Stopping
+from secondpass.training.trainer import Trainer
 from tests.checkpoints import tiny_bert
 from tests.evaluation.sets import small_set
 from tests.server.test_workers import children, is_running, process, until
@@ -230,6 +234,63 @@ def test_learning_is_told_to_stop_at_every_stage(name: str, number: signal.Signa
     assert running.returncode == 0, said
     assert (out / "config.json").is_file() and (out / "model.safetensors").is_file()
     assert name != "distil" or list((out / "int8").rglob("openvino_model.xml"))
+
+
+def test_a_signal_while_the_handlers_of_others_are_put_back_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the last step ends: the first of two handlers is put back, and the signal of the second comes."""
+    put_back, stopping = signal.signal, Stopping(lambda line: None)
+    before = [put_back(number, signal.default_int_handler) for number in SIGNALS]
+    sent: list[int] = []
+
+    def then_comes(number: int, handler: Any) -> Any:
+        found = put_back(number, handler)
+        for other in SIGNALS:
+            if signal.getsignal(other) == stopping._note and not sent:
+                sent.append(other)
+                signal.raise_signal(other)
+        return found
+
+    try:
+        with stopping:
+            monkeypatch.setattr(signal, "signal", then_comes)
+        monkeypatch.undo()
+        assert sent and stopping.signal == sent[0]
+        assert [signal.getsignal(number) for number in SIGNALS] == [signal.default_int_handler] * 2
+    finally:
+        monkeypatch.undo()
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+@pytest.mark.slow
+def test_distil_that_is_told_to_stop_at_its_last_step_leaves_the_report_to_the_next_call(
+    lessons: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = lessons / "last"
+    given = [str(lessons / each) if (lessons / each).exists() else each for each in LESSONS["distil"]]
+    arguments = [*given, "--output", str(out), *QUICK, "--epochs", "1"]
+    run = Trainer._run
+
+    def to_the_last(self: Trainer, step: int, log: Any, asked: Any) -> int:
+        done = run(self, step, log, asked)
+        signal.raise_signal(signal.SIGTERM)
+        return done
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_run", to_the_last)
+            patch.setattr(sys, "argv", ["secondpass", *arguments])
+            assert cli.run(arguments) == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err
+    assert "To go on: secondpass distil" in said and "\nstudent: " not in said
+    assert (out / "model.safetensors").is_file()
+    command = [*SECONDPASS, *arguments, "--resume"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    assert "student, int8: nDCG@10" in found.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

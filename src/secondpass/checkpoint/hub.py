@@ -323,6 +323,8 @@ def _explained(error: Exception, pin: str, *, file: str | None = None, size: int
     status = getattr(getattr(error, "response", None), "status_code", None)
     if getattr(error, "errno", None) == errno.ENOSPC:
         return DownloadError(f"{where}: the disk is full, {_megabytes(size or 0)} are needed; make room, try again")
+    if getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return DownloadError(f"{where}: the cache cannot be written to ({error}); set HF_HUB_CACHE to another folder")
     if "timeout" in type(error).__name__.lower() or "timed out" in str(error):
         hint = "check the connection, or raise HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT (seconds)"
         return Unreachable(f"{where}: {_endpoint()} did not answer in time; {hint}")

@@ -190,7 +190,7 @@ def _train(student: str, examples: Sequence[Example], target: Path, lessons: Les
         trainer = Trainer(student, data, target, settings=settings)
     _say(trainer.described())
     result = trainer.train(resume=resume)
-    if not result.is_finished:
+    if result.signal:  # also at the last step: what is left takes a while
         arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
         again = shlex.join(["secondpass", *arguments, "--resume"])
         _say([f"stopped after step {result.step} of {result.num_steps}; all is saved. To go on: {again}"])

@@ -66,7 +66,7 @@ def kept_or_compiled(core: Any, graph: Path, asked: Mapping[str, Any], compiles:
     if file.is_file():
         try:
             return _imported(core, file)
-        except (RuntimeError, OSError, ValueError, TypeError, KeyError):
+        except (RuntimeError, OSError, ValueError, TypeError, KeyError, struct.error):
             with suppress(OSError):
                 file.unlink()
     compiled = compiles()

@@ -37,11 +37,12 @@ from secondpass.server.app import create_app
 from secondpass.server.batching import Batch
 from secondpass.server.body import Receive
 from secondpass.server.logs import set_up_logs
+from secondpass.server.metrics import MULTIPROCESS_DIR
 from secondpass.server.registry import OnBatch, find_name
 from secondpass.server.security import Asgi, read_keys
 from secondpass.server.service import CallContext, Health, Service, card_of, too_late
 from secondpass.server.settings import PREFIX, ModelSource, Settings, SettingsError, load_settings
-from secondpass.server.workers import MULTIPROCESS_DIR, OK, check_tls, open_socket
+from secondpass.server.workers import OK, check_tls, open_socket
 from secondpass.wire.calls import Answer, Call, EmbedCall, Fault, ModelCard, Refusal, ServerCard
 
 log = logging.getLogger(__name__)

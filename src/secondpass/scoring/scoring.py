@@ -356,9 +356,14 @@ def _counter(progress: Progress | None, done: int, total: int) -> Advance | None
 
 
 def ahead(portions: Iterator[list[Reading]]) -> Iterator[list[Reading]]:
-    """The portions; while one is used, the next is made in a thread."""
+    """The portions; while one is used, the next is made in a thread, where one can be started."""
     with ThreadPoolExecutor(1, "secondpass-reader") as pool:
-        coming = pool.submit(next, portions, None)
-        while (portion := coming.result()) is not None:
+        try:
             coming = pool.submit(next, portions, None)
-            yield portion
+        except RuntimeError:  # the system has no more threads, or no memory for one
+            logger.warning("no thread can be started to read ahead; going on without")
+        else:
+            while (portion := coming.result()) is not None:
+                coming = pool.submit(next, portions, None)
+                yield portion
+    yield from portions

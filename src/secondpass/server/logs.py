@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import queue
 import re
 import sys
@@ -87,12 +88,13 @@ class Seldom(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last = -LEAST_PAUSE_S
+        self._last = -math.inf
 
     def filter(self, record: logging.LogRecord) -> bool:
-        is_due = record.created - self._last >= LEAST_PAUSE_S
+        now = time.monotonic()  # a record has the time of the wall, which may jump back
+        is_due = now - self._last >= LEAST_PAUSE_S
         if is_due:
-            self._last = record.created
+            self._last = now
         return is_due
 
 
@@ -100,6 +102,8 @@ def set_up_logs(*, log_format: str, level: str) -> None:
     """Log to standard error; format "auto" is plain on a terminal."""
     is_plain = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     stream = logging.StreamHandler(sys.stderr)
+    # What cannot be written, as on a full disk, is left out; logging's own words on that would break the lines.
+    stream.handleError = lambda record: None  # type: ignore[method-assign]
     stream.setFormatter(PlainLines() if is_plain else JsonLines())
     handler = Waiting(stream)
     for name in (NAME, "uvicorn", "uvicorn.error", "asyncio"):

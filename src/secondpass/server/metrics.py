@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from secondpass.errors import SecondpassError
 from secondpass.server.batching import Batch
 from secondpass.wire.calls import Cost, Timing
 
@@ -16,10 +18,20 @@ SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 6
 TOKENS = (64, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
+MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+FILES = ("counter", "histogram", "gauge_livesum")  # of a process, in the folder of several
+FILE_BYTES = 1 << 18
+
+
 class Metrics:
-    """What is counted. Labels take few values: a dialect, a documented route, a status, a fault, a model."""
+    """What is counted. Labels take few values: a dialect, a documented route, a status, a fault, a model.
+
+    Raises SecondpassError where the folder of several processes has no room for it.
+    """
 
     def __init__(self) -> None:
+        if MULTIPROCESS_DIR in os.environ:
+            _reserve(Path(os.environ[MULTIPROCESS_DIR]))
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(
@@ -82,11 +94,26 @@ class Metrics:
             self.restarts.labels(model).set(restarts)
 
     def page(self) -> bytes:
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if MULTIPROCESS_DIR not in os.environ:
             return generate_latest(self.registry)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
+
+
+def _reserve(folder: Path) -> None:
+    """Room on the disk. The client maps files without it, and a process that touches a page for which there is none
+    is killed by the system (SIGBUS)."""
+    for name in FILES:
+        file = folder / f"{name}_{os.getpid()}.db"
+        try:
+            if not file.exists():
+                file.write_bytes(bytes(FILE_BYTES))
+        except OSError as error:
+            file.unlink(missing_ok=True)
+            raise SecondpassError(
+                f"{folder}: metrics of several processes are kept there: {error.strerror}"
+            ) from error
 
 
 def _histogram(name: str, words: str, labels: list[str], registry: CollectorRegistry) -> Histogram:

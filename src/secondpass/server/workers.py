@@ -33,6 +33,7 @@ from starlette.applications import Starlette
 from secondpass.errors import SecondpassError
 from secondpass.server.app import create_app
 from secondpass.server.logs import set_up_logs
+from secondpass.server.metrics import MULTIPROCESS_DIR
 from secondpass.server.security import Guard
 from secondpass.server.service import Service
 from secondpass.server.settings import PREFIX, Settings, SettingsError
@@ -41,7 +42,6 @@ from secondpass.server.timeouts import TimedProtocol
 log = logging.getLogger(__name__)
 
 OK, FAILED = 0, 1
-MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 RESTART_PAUSE_S = 1.0
 STOP_MARGIN_S = 5.0
 MAX_PENDING = 2048  # connections that wait to be taken
@@ -103,6 +103,7 @@ def open_socket(settings: Settings) -> socket.socket:
 
 def run(settings: Settings, keys: tuple[str, ...], on_ready: Callable[[int], None]) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. on_ready is called with the port once requests are answered."""
+    set_up_logs(log_format=settings.log_format, level=settings.log_level)
     settings = with_room(settings)
     check_tls(settings)
     listening = open_socket(settings)
@@ -150,7 +151,6 @@ def serve(
     is_replacement: bool = False,
 ) -> int:
     """Serve in this process; the exit code. A replacement takes connections only once it has its models."""
-    set_up_logs(log_format=settings.log_format, level=settings.log_level)
     # Time for a handshake is time for a head; asyncio has no other way to say it to a server on given sockets.
     vars(constants)["SSL_HANDSHAKE_TIMEOUT"] = settings.header_timeout_s
     service = Service(settings)
@@ -219,7 +219,6 @@ def _config(settings: Settings, app: Starlette) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=settings.max_connections,
         timeout_keep_alive=int(settings.keep_alive_s),
         timeout_graceful_shutdown=math.ceil(settings.grace_s + STOP_MARGIN_S),
         ssl_certfile=settings.tls_certificate,
@@ -239,7 +238,6 @@ class Workers:
 
     def run(self, on_ready: Callable[[], None]) -> int:
         """Serve until told to stop; the exit code."""
-        set_up_logs(log_format=self.settings.log_format, level=self.settings.log_level)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._reload)
@@ -308,4 +306,11 @@ def _work(
     settings: Settings, keys: tuple[str, ...], listening: socket.socket, ready: Event, is_replacement: bool
 ) -> None:
     """The main function of a worker process."""
-    sys.exit(serve(settings, keys, listening, ready.set, is_replacement=is_replacement))
+    set_up_logs(log_format=settings.log_format, level=settings.log_level)
+    try:
+        code = serve(settings, keys, listening, ready.set, is_replacement=is_replacement)
+    except SecondpassError as error:
+        log.error("cannot start: %s", error)
+        code = FAILED
+    logging.shutdown()
+    sys.exit(code)

@@ -202,6 +202,6 @@ class Stopping:
         self._say("stopping after this step; once more stops at once, and what was done since the last save is lost")
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+        """A signal that comes meanwhile is noted, and restores the rest by itself."""
+        while self._before:
+            signal.signal(*self._before.popitem())

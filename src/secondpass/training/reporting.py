@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,7 +146,8 @@ class RunLog:
             return
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
-        else:
+            return
+        with suppress(OSError):  # a run does not end because its words go to a file on a full disk
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
 
@@ -157,14 +160,24 @@ class RunLog:
         """Figures after `step` steps, for the log, TensorBoard and people."""
         if self._is_silent:
             return
-        with self._log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": step, **figures}) + "\n")
+        self._keep(json.dumps({"step": step, **figures}) + "\n")
         if self._board is not None:
             for name, value in figures.items():
                 self._board.add_scalar(name, value, step)
         if is_said and (self._bar is None or "loss" not in figures):
             told = ", ".join(f"{name} {_written(value)}" for name, value in figures.items())
             self.say(f"step {step}/{self._num_steps}: {told}")
+
+    def _keep(self, line: str) -> None:
+        """A line of the log, whole or not at all; where it cannot be written, the run goes on."""
+        size = self._log.stat().st_size if self._log.is_file() else 0
+        try:
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(line)
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self._log, size)
+            self.say(f"{self._log}: not all figures are kept: {error.strerror}")
 
     def close(self) -> None:
         if self._board is not None:

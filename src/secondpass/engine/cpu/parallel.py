@@ -18,6 +18,7 @@ import torch
 
 from secondpass.engine.batches import Budget, OutOfMemory, in_batches, memory_checked
 from secondpass.engine.cpu.threads import usable_threads
+from secondpass.errors import EngineError
 
 # Each stream reads all weights, so more of them would ask more of the memory than they save in waiting.
 MAX_STREAMS = 4
@@ -122,7 +123,10 @@ class Team:
 
 
 def start(threads: int) -> Team:
-    """A team for so many threads of torch, which are left as they are for the caller."""
+    """A team for so many threads of torch, which are left as they are for the caller.
+
+    Raises EngineError where they cannot be started: OpenMP would end the process at that.
+    """
     before = torch.get_num_threads()
     num_streams = min(threads, MAX_STREAMS)
     shares = [threads // num_streams + (index < threads % num_streams) for index in range(num_streams)]
@@ -130,7 +134,16 @@ def start(threads: int) -> Team:
     is_divided = num_streams > 1 and "OpenMP" in torch.__config__.parallel_info()
     if is_divided:
         meeting = threading.Barrier(num_streams)
-        taken = [pool.submit(_take, share, meeting) for share in shares]
+        try:
+            taken = [pool.submit(_take, share, meeting) for share in shares]
+        except RuntimeError as error:
+            meeting.abort()  # else those that were started would wait for the others for ever
+            pool.shutdown(wait=False, cancel_futures=True)
+            torch.set_num_threads(before)
+            raise EngineError(
+                f"no {num_streams} threads can be started ({error}): the memory or the number of threads that this "
+                "process may have is used up; raise it, or set OMP_NUM_THREADS=1"
+            ) from error
         # OpenMP has a number for each thread; where those of others have changed ours, nothing is divided
         is_divided = all(each.result() for each in taken) and torch.get_num_threads() == before
         torch.set_num_threads(before)  # what threads that start later begin with, which the streams have changed
