@@ -110,6 +110,7 @@ def lancedb_hybrid(
     folder: Path, timed: TimedSet, encoder: KeptVectors, rule: str
 ) -> tuple[Callable[[str], list[str]], float, int]:
     import lancedb
+    from lancedb.index import FTS
     from lancedb.rerankers import LinearCombinationReranker, RRFReranker
 
     documents = timed.dataset.documents
@@ -122,7 +123,7 @@ def lancedb_hybrid(
             for (name, text), row in zip(documents.items(), vectors, strict=True)
         ],
     )
-    table.create_fts_index("text")
+    table.create_index("text", config=FTS())
     seconds = time.perf_counter() - started
     join = RRFReranker() if rule == "rrf" else LinearCombinationReranker(weight=0.7)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 import anyio
@@ -20,6 +19,7 @@ from pydantic import BaseModel, Field
 from starlette.routing import BaseRoute
 
 from secondpass.errors import SecondpassError
+from secondpass.public import opened_once
 from secondpass.reranker import Reranker
 from secondpass.search.index import Index
 from secondpass.search.memory import Memory
@@ -115,12 +115,12 @@ class Tools:
     reranker: Reranker | None = None
     lock: anyio.Lock = field(default_factory=anyio.Lock)
 
-    @cached_property
+    @opened_once
     def index(self) -> Index:
         """The index; it may be made while the server runs, since a failure is not kept."""
         return Index(self.index_name, folder=self.folder, reranker=self.open_reranker())
 
-    @cached_property
+    @opened_once
     def memory(self) -> Memory:
         return Memory(namespace=self.namespace, folder=self.folder, reranker=self.open_reranker())
 

@@ -1,10 +1,11 @@
-"""What the public classes have in common: methods for asyncio and for many queries, hints, and being pickled."""
+"""What the public classes have in common: methods for asyncio and for many queries, hints, what is opened once."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from secondpass.types import DocumentLike, Ranking
 
@@ -89,3 +90,34 @@ def hinted(call: Callable[P, R]) -> Callable[P, R]:
 def opened_again(kind: Callable[..., R], arguments: Mapping[str, Any]) -> R:
     """What a pickle of a public class calls: the model is opened anew from what it was opened with."""
     return kind(**arguments)
+
+
+class opened_once(Generic[R]):
+    """A property that is made at its first use, once, whichever threads ask; the others wait. A failure is not kept.
+
+    functools.cached_property has no lock from Python 3.12 on.
+    """
+
+    def __init__(self, opens: Callable[[Any], R]) -> None:
+        self._opens = opens
+        self.__doc__ = opens.__doc__
+
+    def __get__(self, instance: Any, owner: type | None = None) -> R:
+        known, name = vars(instance), self._opens.__name__
+        with known.setdefault(f"_{name}_lock", threading.RLock()):
+            if name not in known:
+                known[name] = self._opens(instance)
+            found: R = known[name]  # from now on it is found there before this is asked
+            return found
+
+
+def one_at_a_time(call: Callable[P, R]) -> Callable[P, R]:
+    """The same function, for one thread at a time: around functools.lru_cache it computes nothing twice."""
+    lock = threading.Lock()
+
+    @wraps(call)
+    def waited(*args: P.args, **kwargs: P.kwargs) -> R:
+        with lock:
+            return call(*args, **kwargs)
+
+    return waited

@@ -175,6 +175,24 @@ class Reranker:
         self.score_pairs([("", document) for document in as_documents(documents)])
         return True
 
+    @property
+    def states_mark(self) -> str | None:
+        """Names what the states of passages depend on: model, precision, processor; None where there are none."""
+        engine = self._scoring.passage_engine
+        return None if engine is None else engine.states_mark
+
+    def states(self, passages: Sequence[str]) -> list[bytes]:
+        """What is read of passages, to be kept on disk: of 180 tokens some 140 kB. Empty for what is not read.
+
+        Raises ValueError for a model that reads query and passage together.
+        """
+        return self._scoring.states(passages)
+
+    def keep_states(self, states: Iterable[bytes]) -> None:
+        """Have states of passages at hand, as `states` of this `states_mark` gave them. Scores stay the same."""
+        if (engine := self._scoring.passage_engine) is not None:
+            engine.keep(states)
+
     def score(
         self,
         query: str,

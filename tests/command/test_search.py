@@ -63,6 +63,14 @@ def test_a_folder_is_added_searched_listed_and_removed(notes: Path, capsys: pyte
     assert called(capsys, "collections")[1] == ""
 
 
+def test_states_are_kept_where_they_are_asked_for(notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = {}
+    for command in ("add . --embedder none --states", "update", "add . --no-states"):
+        made[command] = json.loads(called(capsys, *command.split(), "--json")[1])
+    assert [each["report"]["states"] for each in made.values()] == [3, 0, 0]
+    assert made["add . --embedder none --states"]["status"]["bytes"] > made["add . --no-states"]["status"]["bytes"]
+
+
 def test_json_has_everything(notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     called(capsys, "add", "beans.md", "--embedder", "none")
     code, out, _ = called(capsys, "search", "when to salt", "--json", "--cognitive", "--field", "x=1", "--no-rerank")

@@ -74,6 +74,37 @@ def test_stored_passages_are_there_for_the_first_query(read: list[Row]) -> None:
         assert len(read) == 1
 
 
+@pytest.mark.parametrize("dtype", ["auto", pytest.param("float32", marks=pytest.mark.slow)])
+def test_states_that_were_kept_elsewhere_give_the_same_scores_and_are_not_read_again(
+    read: list[Row], dtype: str
+) -> None:
+    with Reranker("default", dtype=dtype) as first, Reranker("default", dtype=dtype) as second:
+        expected = second.score(QUERY, [*PASSAGES, "new " * 90])
+        states = [*first.states(PASSAGES[:2]), *first.states(["long " * 200, *PASSAGES[2:]])[1:]]
+        assert first.states_mark == second.states_mark
+    with Reranker("default", dtype=dtype) as other:
+        damaged = [b"", b"xx", states[5][:-1], b"\xff" * len(states[4])]
+        other.keep_states([*states[:4], *damaged])
+        read.clear()
+        assert other.score(QUERY, [*PASSAGES, "new " * 90]) == expected
+        assert len(read) == 1 + 3
+        other.keep_states(states)
+        assert len(engine_of(other).cache) == len(PASSAGES) + 1
+
+
+def test_states_of_another_precision_have_another_mark(reranker: Reranker) -> None:
+    assert Reranker("default", dtype="float32").states_mark not in (None, reranker.states_mark)
+    assert Reranker("default", passage_cache_bytes=0).states_mark is None
+
+
+def test_a_model_that_reads_both_together_has_no_states(tmp_path: Path) -> None:
+    reranker = Reranker(tiny_bert(tmp_path / "model"), device="cpu")
+    assert reranker.states_mark is None
+    reranker.keep_states([b"nothing"])
+    with pytest.raises(ValueError, match="reads query and passage together; there are no states"):
+        reranker.states(PASSAGES)
+
+
 def test_a_model_that_reads_both_together_stores_nothing(tmp_path: Path) -> None:
     assert not Reranker(tiny_bert(tmp_path / "model"), device="cpu").store_passages(PASSAGES)
 

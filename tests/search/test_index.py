@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from secondpass import ColBERT, Embedder
+from secondpass import ColBERT, Embedder, Reranker
 from secondpass.cognitive import Cognitive
+from secondpass.engine.late_interaction import LateInteractionEngine
 from secondpass.errors import StoreError
 from secondpass.search.features import language_of
 from secondpass.search.index import Index
@@ -294,3 +297,91 @@ def test_searches_go_on_while_files_are_added(index: Index, notes: Path) -> None
         thread.join()
     assert failures == []
     assert index.status().files == 64
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The texts, as ids, that the embedded reranker reads from now on."""
+    seen: list[bytes] = []
+    original = LateInteractionEngine._read
+
+    def noting(self: LateInteractionEngine, keys: Sequence[bytes], *rest: Any) -> None:
+        seen.extend(keys)
+        original(self, keys, *rest)
+
+    monkeypatch.setattr(LateInteractionEngine, "_read", noting)
+    return seen
+
+
+def test_an_index_that_keeps_states_reads_no_candidate_and_scores_the_same(
+    tmp_path: Path, notes: Path, read: list[bytes]
+) -> None:
+    def opened(name: str, **options: Any) -> Index:
+        return Index(name, folder=tmp_path, embedder=WordEncoder(), reranker=Reranker("default"), **options)
+
+    question = "when are roses and the ssh port pruned"
+    plain, keeping = opened("plain", create=True), opened("keeping", create=True, keeps_states=True)
+    assert (plain.add(notes).states, keeping.add(notes).states) == (0, plain.status().chunks)
+    read.clear()
+    expected = [(hit.document.text, hit.score) for hit in plain.search(question, 10)]
+    assert len(read) == 1 + len(expected)
+    again = opened("keeping")
+    read.clear()
+    assert [(hit.document.text, hit.score) for hit in again.search(question, 10)] == expected
+    assert len(read) == 1  # the question
+    (notes / "code.py").write_text("def changed(): the ssh port\n")
+    assert again.update().states == 1
+    assert again.update().states == 0
+    read.clear()
+    changed = {hit.document.text: hit.score for hit in opened("keeping").search(question, 10)}
+    plain.update()
+    assert changed == {hit.document.text: hit.score for hit in plain.search(question, 10)}
+    size = again.status().bytes
+    forgotten = opened("keeping", keeps_states=False)
+    assert forgotten.update().states == 0
+    assert forgotten.status().bytes < size - 5 * 384 * 10
+
+
+def test_states_that_nobody_has_are_refused(tmp_path: Path, notes: Path) -> None:
+    for reranker in (WordReranker(), None):
+        index = Index("x", folder=tmp_path, embedder="none", reranker=reranker, keeps_states=True, create=True)
+        with pytest.raises(ValueError, match="this reranker has no states of passages; the embedded one has"):
+            index.add(notes)
+        assert index.roots == []
+
+
+def test_threads_that_ask_first_at_once_open_the_models_once(
+    tmp_path: Path, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def slow(made: Callable[[], Any], name: str) -> Callable[..., Any]:
+        def opening(*_: object) -> Any:
+            opened.append(name)
+            threading.Event().wait(0.05)  # so that another thread comes meanwhile
+            return made()
+
+        return opening
+
+    monkeypatch.setattr("secondpass.search.index._embedder", slow(lambda: ("default", WordEncoder()), "embedder"))
+    monkeypatch.setattr("secondpass.reranker.Reranker", slow(ReadingAll, "reranker"))
+    Index("notes", folder=tmp_path, create=True).add(notes)
+    index = Index("notes", folder=tmp_path)
+    opened.clear()
+    started = threading.Barrier(4)
+
+    def ask(_: int) -> list[str]:
+        started.wait(5)
+        return index.search("prune roses").texts
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(ask, range(4)))
+    assert sorted(opened) == ["embedder", "reranker"]
+    assert all(texts == found[0] for texts in found)
+    monkeypatch.setattr("secondpass.search.index.ThreadPoolExecutor", None)
+    assert index.search("prune roses").texts == found[0]  # no thread is started for what is open
+
+
+class ReadingAll(WordReranker):
+    def unread(self, query: str) -> str | None:
+        return None

@@ -157,6 +157,29 @@ def test_filters(store: Store) -> None:
         assert {each.chunk.text for each in store.fetch([id for id, _ in near])} == expected
 
 
+def _all_bytes(store: Store) -> bytes:
+    return b"".join(file.read_bytes() for file in sorted(Path(store.location).parent.rglob("*")) if file.is_file())
+
+
+def test_the_vector_of_what_is_forgotten_is_in_no_file_any_more(store: Store) -> None:
+    if not isinstance(store, SqliteStore):
+        pytest.skip("a server's files are its own")
+    store.write([change(f"/notes/{n}", chunk(f"note number {n}")) for n in range(300)])
+    store.finish()
+    row = vector("note number 7")
+    ours = [row.astype(np.float16).tobytes(), np.rint(row / np.abs(row).max() * 127).astype(np.int8).tobytes()]
+    with store._database.reading() as connection:
+        connection.execute("pragma wal_checkpoint(truncate)")
+    assert any(each in _all_bytes(store) for each in ours)
+    store.remove(["/notes/7"])
+    with store._database.reading() as connection:
+        connection.execute("pragma wal_checkpoint(truncate)")
+    assert not any(each in _all_bytes(store) for each in ours)
+    found = store.search_vectors(vector("note number 8"), 300, ANY)
+    assert len(found) == 299
+    assert store.fetch([found[0][0]])[0].chunk.text == "note number 8"
+
+
 def test_superseded_chunks_are_found_only_when_asked_for(store: Store) -> None:
     store.write([change("/notes/a", chunk("port 2222"), chunk("port 2244"))])
     old, new = (id for id, _ in sorted(store.search_text(["port"], 5, ANY)))
@@ -319,6 +342,110 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
     assert set(texts(store, "apple")) == {"kept apple", "new apple"}
 
 
+def _mark_files(store: Store) -> list[str]:
+    assert isinstance(store, SqliteStore)
+    return sorted(file.name for file in store.states.folder.rglob("*") if file.is_file())
+
+
+def test_states_are_kept_as_long_as_a_chunk_has_their_text(store: Store) -> None:
+    if store.states is None:
+        pytest.skip("this store keeps no states")
+    both, one = chunk("in two files"), chunk("in one file")
+    store.write([change("/notes/a", both, one), change("/notes/b", both)])
+    assert not store.states.is_kept
+    store.states.add("mark", {one.digest: b"early"})  # not kept yet
+    store.states.switch(True)
+    missing = store.states.missing("mark")
+    assert [each.chunk.text for each in store.fetch(missing)] == ["in two files", "in one file"]
+    store.states.add("mark", {both.digest: b"both", one.digest: b"one", b"no chunk": b"gone meanwhile"})
+    assert store.states.missing("mark") == []
+    assert store.states.read("mark", [one.digest, b"no chunk", both.digest]) == [b"one", b"both"]
+    assert store.states.read("other", [one.digest]) == []
+    store.write([change("/notes/a", chunk("new"), one)])
+    assert store.states.read("mark", [both.digest, one.digest]) == [b"both", b"one"]
+    store.remove(["/notes/b"])
+    assert store.states.read("mark", [both.digest, one.digest]) == [b"one"]
+    store.write([change("/notes/a", chunk("newer"))])
+    assert _mark_files(store) == []
+    store.write([change("/notes/a", one)])
+    store.states.add("mark", {one.digest: b"one"})
+    size = store.counts().bytes
+    store.states.add("mark", {one.digest: b"one" * 1000})
+    assert store.counts().bytes == size + 2997
+    assert len(store.states.missing("other")) == 1
+    assert _mark_files(store) == []  # of another model
+    store.states.switch(False)
+    assert not store.states.is_kept
+    assert store.states.read("mark", [one.digest]) == []
+
+
+def test_states_for_which_there_is_no_room_are_a_clear_error(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "notes.sqlite")
+    first, second = chunk("first"), chunk("second")
+    store.write([change("/notes/a", first, second)])
+    store.states.switch(True)
+    store.states.add("mark", {first.digest: b"first"})
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(StoreError, match=r"notes\.sqlite-states: states of passages cannot be written"):
+            store.states.add("mark", {second.digest: b"second" * (1 << 19)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert store.states.read("mark", [first.digest, second.digest]) == [b"first"]
+    assert _mark_files(store) == [first.digest.hex()]
+    store.states.add("mark", {second.digest: b"second"})
+    assert store.states.missing("mark") == []
+
+
+def _write_states(folder: str, name: str, acknowledged: str) -> None:
+    store = open_store("notes", folder, create=True)
+    assert store.states is not None
+    for number in range(100_000):
+        made = [chunk(f"{name} {number} part{part}") for part in range(5)]
+        store.write([change(f"/{name}/{number}", *made)])
+        store.states.add("mark", {each.digest: each.digest * 10_000 for each in made})
+        with open(acknowledged, "a", encoding="utf-8") as log:
+            log.write(f"/{name}/{number}\n")
+        store.remove([f"/{name}/{number - 1}"])
+
+
+@pytest.mark.promise("docs/search.md", "none is ever left of a text that was forgotten")
+@pytest.mark.slow
+def test_kill_at_any_moment_leaves_states_whole_and_none_of_what_is_gone(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    context = multiprocessing.get_context("spawn")
+    chance = random.Random(11)
+    store = SqliteStore(tmp_path / "notes.sqlite")
+    store.states.switch(True)
+    for round in range(8):
+        log.write_text("")
+        names = (f"r{round}a", f"r{round}b")
+        writers = [context.Process(target=_write_states, args=(str(tmp_path), name, str(log))) for name in names]
+        for writer in writers:
+            writer.start()
+        while len(log.read_text().split()) < 10:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.0, 0.3))
+        for writer in writers:
+            os.kill(writer.pid or 0, signal.SIGKILL)
+            writer.join()
+        stored = store.fetch([id for path in store.files() for id in store.ids(path)])
+        digests = {each.chunk.digest for each in stored}
+        files = [file for file in store.states.folder.rglob("*") if file.is_file()]
+        assert {file.name.lstrip(".") for file in files} <= {digest.hex() for digest in digests}
+        found = {data[:16]: data for data in store.states.read("mark", sorted(digests))}
+        assert all(data == digest * 10_000 for digest, data in found.items())
+        last = {path.split("/")[1]: path for path in log.read_text().splitlines(keepends=True) if path.endswith("\n")}
+        done = {each.chunk.digest for each in stored if f"{each.path}\n" in last.values()}
+        assert done <= found.keys() and len(done) == 5 * len(last)
+        store.remove(list(store.files()))
+        assert _mark_files(store) == []
+
+
 def _write_many(folder: str, name: str, count: int, acknowledged: str | None) -> None:
     store = open_store("notes", folder, create=True)
     for number in range(count):
@@ -433,12 +560,12 @@ def test_vectors_in_lancedb_are_indexed_and_rows_that_nobody_names_go(
                 for n in range(100 * part, 100 * part + 100)
             ]
         )
+    store.remove(["/notes/0/0"])
     with suppress(KeyError), store.together():
         store.write([change("/notes/half", chunk("half"))])
         raise KeyError
-    store.remove(["/notes/0/0"])
     table = lancedb.connect(tmp_path / "notes.lancedb").open_table("vectors_64")
-    assert table.count_rows() == 401
+    assert table.count_rows() == 400
     asked = vector("text number 7 of many 49")
     for is_indexed in (False, True):
         for only, count in ((ANY, 5), (Filter(path="/notes/0/"), 5), (Filter(path="/notes/0/14"), 3)):
@@ -452,6 +579,13 @@ def test_vectors_in_lancedb_are_indexed_and_rows_that_nobody_names_go(
     table.checkout_latest()
     assert table.count_rows() == 399
     assert {index.index_type for index in table.list_indices()} == {"IvfSq", "BTree"}
+    row = asked.astype(np.float16).tobytes()
+    assert row in _all_bytes(store)
+    store.remove(["/notes/0/7"])
+    assert row not in _all_bytes(store)
+    assert len(store.search_vectors(asked, 500, ANY)) == 398
+    table.checkout_latest()
+    assert [table.index_stats(index.name).num_unindexed_rows for index in table.list_indices()] == [0, 0]
     assert stat.S_IMODE((tmp_path / "notes.lancedb").stat().st_mode) == 0o700
     store.drop()
     assert list(tmp_path.iterdir()) == []

@@ -37,11 +37,25 @@ class IndexLocation:
         ),
     ] = None
 
-    def open(self, *, embedder: str | None = None, reranker: str | None = None, create: bool = False) -> Index:
+    def open(
+        self,
+        *,
+        embedder: str | None = None,
+        reranker: str | None = None,
+        keeps_states: bool | None = None,
+        create: bool = False,
+    ) -> Index:
         from secondpass.search.index import Index
 
         with wrong_use():
-            return Index(self.name, folder=self.folder, embedder=embedder, reranker=reranker, create=create)
+            return Index(
+                self.name,
+                folder=self.folder,
+                embedder=embedder,
+                reranker=reranker,
+                keeps_states=keeps_states,
+                create=create,
+            )
 
 
 Embedder = Annotated[
@@ -54,6 +68,13 @@ def add(
     *,
     location: IndexLocation,
     embedder: Embedder = None,
+    states: Annotated[
+        bool | None,
+        typer.Option(
+            "--states/--no-states",
+            help="Keep what the embedded reranker reads of each chunk: faster first questions, some 140 kB a chunk.",
+        ),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on, and follow changes until Ctrl-C.")] = False,
     json: Json = False,
 ) -> None:
@@ -66,7 +87,7 @@ def add(
     for path in paths:
         if not Path(path).expanduser().exists():
             raise WrongUse(f"{path}: there is no such file or folder")
-    index = location.open(embedder=embedder, create=True)
+    index = location.open(embedder=embedder, reranker="auto", keeps_states=states, create=True)
     with output.watched("indexing") as progress:
         report = index.add(*paths, progress=progress)
     _show(index, report, is_json=json)
@@ -82,7 +103,7 @@ def update(
     json: Json = False,
 ) -> None:
     """Bring an index up to what its files and folders now hold."""
-    index = location.open(embedder=embedder)
+    index = location.open(embedder=embedder, reranker="auto")
     with output.watched("indexing") as progress:
         report = index.update(progress=progress)
     _show(index, report, is_json=json)

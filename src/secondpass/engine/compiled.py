@@ -95,12 +95,17 @@ def _imported(core: Any, file: Path) -> Compiled:
 
 def _name(graph: Path, asked: Mapping[str, Any]) -> str:
     """Of graph, wishes and processor, and then of what changes with an update: the older file is replaced."""
-    features = sorted(from_cpuinfo(CPUINFO.read_text("utf-8"), "").features) if CPUINFO.is_file() else []
-    which = (str(graph.resolve()), sorted((name, str(value)) for name, value in asked.items()), features)
+    wishes = sorted((name, str(value)) for name, value in asked.items())
+    which = (str(graph.resolve()), wishes, processor_features())
     states = [(each.stat().st_size, each.stat().st_mtime_ns) for each in (graph, graph.with_suffix(".bin"))]
     made = (import_openvino().__version__, states)
     first, second = (hashlib.sha256(repr(facts).encode()).hexdigest()[:16] for facts in (which, made))
     return f"{first}-{second}{SUFFIX}"
+
+
+def processor_features() -> list[str]:
+    """What the kernels are chosen by; none where the system does not say."""
+    return sorted(from_cpuinfo(CPUINFO.read_text("utf-8"), "").features) if CPUINFO.is_file() else []
 
 
 def _keep(file: Path, compiled: Compiled) -> None:

@@ -6,11 +6,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,24 @@ class Engine(Protocol):
         progress hears of rows that are done and of the seconds that were computed for them, without waiting for
         other callers. Raises ValueError as `check`, EngineError for what went wrong.
         """
+        ...
+
+
+@runtime_checkable
+class PassageEngine(Protocol):
+    """An engine that reads passages apart, and whose states of them can be kept elsewhere, as bytes."""
+
+    @property
+    def states_mark(self) -> str:
+        """Names what the states depend on: those of another mark are of no use."""
+        ...
+
+    def states(self, rows: Sequence[Row]) -> list[bytes]:
+        """The states of each row's passage."""
+        ...
+
+    def keep(self, states: Iterable[bytes]) -> None:
+        """Have states at hand that `states` gave before: passages are then not read again."""
         ...
 
 

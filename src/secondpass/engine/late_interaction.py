@@ -7,9 +7,11 @@ are those of `models.late_interaction` and `models.word_match`, here without tor
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.checkpoint.checkpoint import Checkpoint
-from secondpass.checkpoint.graph import STATES, read_constants
+from secondpass.checkpoint.graph import STATES, import_openvino, read_constants
+from secondpass.engine.compiled import processor_features
 from secondpass.engine.engine import EngineFacts, Vectors
 from secondpass.engine.openvino import OpenVinoEngine
 from secondpass.errors import CheckpointError, EngineError
+from secondpass.public import opened_once
 from secondpass.types import Advance, Row, Run
 
 CACHE_BYTES = 48 << 20  # some 340 passages of 180 tokens
@@ -43,6 +47,11 @@ class ReadText:
     @cached_property
     def num_bytes(self) -> int:
         return self.ids.nbytes + self.units.nbytes + self.told.nbytes + self.pooled.nbytes
+
+    def to_bytes(self) -> bytes:
+        """All but what follows from the ids."""
+        head = np.array([len(self.ids), len(self.pooled), *self.ids], np.int32)
+        return head.tobytes() + self.pooled.tobytes() + self.units.tobytes()
 
 
 class PassageCache:
@@ -142,6 +151,17 @@ class Joining:
         pooled /= max(np.linalg.norm(pooled), TINY)
         return ReadText(ids=pieces, units=units.astype(dtype), told=self.weights[pieces], pooled=pooled)
 
+    def from_bytes(self, data: bytes, dtype: type[np.floating[Any]]) -> ReadText:
+        """What `ReadText.to_bytes` wrote, with units of `dtype`. Raises ValueError for what is not whole."""
+        length, width = np.frombuffer(data, np.int32, 2).tolist()
+        start = 4 * (2 + length)
+        if min(length, width) < 0 or len(data) != start + width * (4 + length * np.dtype(dtype).itemsize):
+            raise ValueError(f"{len(data)} bytes are not the states of {length} tokens")
+        pieces = np.frombuffer(data, np.int32, length, offset=8).astype(np.int64)
+        pooled = np.frombuffer(data, np.float32, width, offset=start)
+        units = np.frombuffer(data, dtype, offset=start + pooled.nbytes).reshape(length, width)
+        return ReadText(ids=pieces, units=units, told=self.weights[pieces], pooled=pooled)
+
 
 def _best(pieces: Vectors, said: Vectors) -> Vectors:
     """The best cosine of each row of pieces (Q, C) with one of said (P, C).
@@ -172,10 +192,38 @@ class LateInteractionEngine(OpenVinoEngine):
         super().__init__(checkpoint, device=device, dtype=dtype, token_budget=token_budget)
         graph = checkpoint.graph()
         assert graph is not None
+        self._graph = graph
         self._joining = Joining.read(graph, checkpoint.config)
         self._dtype = np.float32 if self.facts.dtype == "float32" else np.float16
         self.cache = PassageCache(CACHE_BYTES if cache_bytes is None else cache_bytes)
         self.facts: EngineFacts = replace(self.facts, keeps_passages=self.cache.max_bytes > 0)
+
+    @opened_once
+    def states_mark(self) -> str:
+        """What the bits of states depend on: weights, precision, the release of OpenVINO and the processor."""
+        files = (self._graph, self._graph.with_suffix(".bin"))
+        weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        made = (weights, self.facts.dtype, import_openvino().__version__, processor_features())
+        return hashlib.sha256(repr(made).encode()).hexdigest()[:16]
+
+    def states(self, rows: Sequence[Row]) -> list[bytes]:
+        """What is read of each row's passage, to be kept elsewhere and given back to `keep`."""
+        keys = [self._halves(row)[1] for row in rows]
+        found: dict[bytes, bytes] = {}
+
+        def note(key: bytes, text: ReadText) -> int:
+            found[key] = text.to_bytes()
+            return 0
+
+        self._read(sorted(set(keys)), note)
+        return [found[key] for key in keys]
+
+    def keep(self, states: Iterable[bytes]) -> None:
+        """Keep what `states` said, as if it was read just now; what is damaged is left out, so read again."""
+        for data in states:
+            with suppress(ValueError, IndexError):
+                text = self._joining.from_bytes(data, self._dtype)
+                self.cache.put(text.ids.tobytes(), text)
 
     def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
         """A row whose passage is kept counts as done without computing."""

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from secondpass.embedder import Embedder
+from secondpass.public import one_at_a_time
 from secondpass.reranker import Reranker
 from secondpass.types import DocumentLike, Hit, Ranking
 
@@ -21,6 +22,7 @@ class Ranker(Protocol):
     def rank(self, query: str, documents: Sequence[DocumentLike], *, top_n: int | None = None) -> Ranking: ...
 
 
+@one_at_a_time
 @lru_cache(maxsize=8)
 def open_reranker(
     model: str = "auto",
@@ -44,6 +46,7 @@ def open_reranker(
     )
 
 
+@one_at_a_time
 @lru_cache(maxsize=8)
 def open_embedder(
     model: str = "default",

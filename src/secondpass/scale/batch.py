@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import json
 import pickle
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from secondpass.checkpoint.checkpoint import MULTILINGUAL, has_multilingual, ope
 from secondpass.data.files import kind_of, records
 from secondpass.data.pairs import PASSAGES
 from secondpass.errors import DataError, EngineError
+from secondpass.public import one_at_a_time, opened_once
 from secondpass.reranker import Reranker
 from secondpass.scoring.open import ModelOptions, is_auto
 
@@ -200,7 +200,7 @@ class ScoreBlock:
     folder: Path
     options: ModelOptions
 
-    @cached_property
+    @opened_once
     def reranker(self) -> Reranker:
         return _opened(self.options)
 
@@ -277,18 +277,11 @@ def _count(file: Path) -> int:
         return sum(1 for _ in stream)
 
 
-_OPENING = threading.Lock()
-
-
+@one_at_a_time
 @lru_cache(maxsize=4)
-def _open(options: bytes) -> Reranker:
-    return _opened(pickle.loads(options))
-
-
 def _shared(options: bytes) -> Reranker:
     """The model of pickled ModelOptions, opened once in this process, whichever task or thread asks for it."""
-    with _OPENING:
-        return _open(options)
+    return _opened(pickle.loads(options))
 
 
 class ScoreBatch:

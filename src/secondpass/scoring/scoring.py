@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from secondpass.calibration import Calibration, sigmoid
 from secondpass.cognitive import Cognitive
-from secondpass.engine.engine import Engine, ReopeningEngine
+from secondpass.engine.engine import Engine, PassageEngine, ReopeningEngine
 from secondpass.errors import EngineError
 from secondpass.scoring.deadline import STEP, Deadline, Pace, score_within, work_of
 from secondpass.scoring.ranking import RankOptions, ranked, unscored_hit
@@ -193,6 +193,27 @@ class Scoring:
             readings = self.reader.read([(f"{index} " * 8, "warm " * 64) for index in range(count)], self.limits)
             for _ in range(3):
                 self._compute(Scored(), readings, self.run)
+
+    @property
+    def passage_engine(self) -> PassageEngine | None:
+        """The engine, where it reads passages apart and keeps them."""
+        engine = self.engine.current if isinstance(self.engine, ReopeningEngine) else self.engine
+        return engine if isinstance(engine, PassageEngine) and engine.facts.keeps_passages else None
+
+    def states(self, passages: Sequence[str]) -> list[bytes]:
+        """The states of passages; none where they are blank, or the other model reads them."""
+        engine = self.passage_engine
+        if engine is None:
+            raise ValueError(f"{self.model} reads query and passage together; there are no states to keep")
+        pairs = [("", text) for text in dict.fromkeys(passages) if not is_blank(text) and not self._is_others(text)]
+        readings = self.reader.read(pairs, self.limits)
+        found = dict[str, bytes]()
+        for reading, states in zip(readings, engine.states([reading.row for reading in readings]), strict=True):
+            found.setdefault(reading.pair[1], states)
+        return [found.get(text, b"") for text in passages]
+
+    def _is_others(self, text: str) -> bool:
+        return self.other is not None and unread("", [text], self.scripts) is not None
 
     def probability(self, score: float) -> float:
         """A raw logit as a probability in 0..1, by the given calibration, else by the family's activation."""

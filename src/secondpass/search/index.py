@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondpass.cognitive import Cognitive, seconds_of
 from secondpass.errors import CheckpointError, MissingExtra, StoreError
+from secondpass.public import opened_once
 from secondpass.retrieval.vectors import TextEmbedder
 from secondpass.search.indexing import Indexing, IndexReport
-from secondpass.search.pipeline import PairReader, Pipeline, Question, figures_of, winning_sentence
+from secondpass.search.pipeline import PairReader, Pipeline, Question, StateReader, figures_of, winning_sentence
 from secondpass.search.stores.open import open_store
 from secondpass.search.stores.store import KINDS, Event, Filter, Stored
 from secondpass.types import Hit, Progress, Ranking, Scorer
@@ -55,6 +55,8 @@ class Index:
     read keeps the fused order, and `Ranking.warnings` says so. rescorer: scores all that the first stages found anew,
     before the best are reranked: a ColBERT, or an Embedder of BGE-M3 for its sparse and multi-vector parts. Safe to
     use from several threads and processes.
+    keeps_states: keep what the embedded reranker reads of each chunk on disk, some 140 kB a chunk, so that a question
+    whose candidates were never asked for costs no more than one again; False forgets it, None is as the index was.
     create: make the index where there is none. Raises StoreError where there is none, or it cannot be used.
     """
 
@@ -66,6 +68,7 @@ class Index:
         embedder: str | TextEmbedder | None = None,
         reranker: str | PairReader | None = "auto",
         rescorer: Scorer | None = None,
+        keeps_states: bool | None = None,
         create: bool = False,
     ) -> None:
         if not _NAME.fullmatch(name):
@@ -74,6 +77,11 @@ class Index:
         self.store = open_store(name, folder, create=create)
         self._asked_embedder = embedder
         self._reranker, self._rescorer = reranker, rescorer
+        self._keeps_states = keeps_states
+        if self.store.states is not None and keeps_states is not None:
+            self.store.states.switch(keeps_states)
+        elif keeps_states:
+            raise ValueError("keeps_states: only an index in a folder of this machine, or in LanceDB, keeps states")
 
     def add(self, *paths: str | Path, progress: Progress | None = None) -> IndexReport:
         """Index files and folders, and remember them for `update`. What is there already is only brought up to date.
@@ -84,16 +92,14 @@ class Index:
         for root in roots:
             if not root.exists():
                 raise StoreError(f"{root}: there is no such file or folder")
-        encoder = self.encoder
+        indexing = self._indexing()
         known = self.roots
         self.store.set_meta({"roots": json.dumps([*known, *(str(root) for root in roots if str(root) not in known)])})
-        return Indexing(store=self.store, encoder=encoder).update(roots, progress=progress)
+        return indexing.update(roots, progress=progress)
 
     def update(self, *, progress: Progress | None = None) -> IndexReport:
         """Bring the index up to what now lies at all its paths."""
-        return Indexing(store=self.store, encoder=self.encoder).update(
-            [Path(root) for root in self.roots], progress=progress
-        )
+        return self._indexing().update([Path(root) for root in self.roots], progress=progress)
 
     def remove(self, *paths: str | Path) -> int:
         """Forget files, or folders with all below them. Returns how many chunks went."""
@@ -136,15 +142,13 @@ class Index:
         )
         started = time.perf_counter()
         is_reranked = rerank and self.is_reranked
-        with ThreadPoolExecutor(
-            1, "secondpass-opening"
-        ) as threads:  # both models take a while, at the first question
-            if is_reranked:
+        if is_reranked and "pipeline" not in vars(self):  # both models take a while, at the first question
+            with ThreadPoolExecutor(1, "secondpass-opening") as threads:
                 threads.submit(self.reranker_for, query)
-            pipeline = self.pipeline
+                _ = self.pipeline
         if budget_ms is not None:
             budget_ms = max(1.0, budget_ms - 1000 * (time.perf_counter() - started))
-        return pipeline.search(
+        return self.pipeline.search(
             Question(
                 text=query,
                 top_n=top_n,
@@ -211,6 +215,16 @@ class Index:
         learnt = json.loads(self.store.meta("weights") or "{}")
         return Cognitive.of({**learnt, **({} if cognitive is True else cognitive)})
 
+    def _indexing(self) -> Indexing:
+        """Raises ValueError where states are asked for that the reranker does not have."""
+        if self.store.states is None or not self.store.states.is_kept:
+            return Indexing(store=self.store, encoder=self.encoder)
+        reranker = self._named_reranker if isinstance(self._reranker, str) else self._reranker
+        reader = reranker if isinstance(reranker, StateReader) and reranker.states_mark else None
+        if self._keeps_states and reader is None:
+            raise ValueError("keeps_states: this reranker has no states of passages; the embedded one has")
+        return Indexing(store=self.store, encoder=self.encoder, reader=reader)
+
     @property
     def is_reranked(self) -> bool:
         """Whether there is a reranker."""
@@ -220,13 +234,13 @@ class Index:
     def roots(self) -> list[str]:
         return [str(root) for root in json.loads(self.store.meta("roots") or "[]")]
 
-    @cached_property
+    @opened_once
     def pipeline(self) -> Pipeline:
         return Pipeline(
             store=self.store, encoder=self.encoder, open_reranker=self.reranker_for, rescorer=self._rescorer
         )
 
-    @cached_property
+    @opened_once
     def encoder(self) -> TextEmbedder | None:
         """The embedder of the index. Another one than before makes all vectors anew at the next `update`."""
         before = self.store.meta("embedder")
@@ -245,7 +259,7 @@ class Index:
         warning = self._named_reranker.unread(query)
         return (self._named_reranker, ()) if warning is None else (None, (warning,))
 
-    @cached_property
+    @opened_once
     def _named_reranker(self) -> Reranker:
         from secondpass.reranker import Reranker
 

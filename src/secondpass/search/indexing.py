@@ -23,6 +23,7 @@ from secondpass.search.chunking import chunks, lines_of
 from secondpass.search.features import digest_of, entities_of, language_of, near_duplicates, similarity_of
 from secondpass.search.folder import files_in
 from secondpass.search.pages import Page
+from secondpass.search.pipeline import StateReader
 from secondpass.search.readers import read
 from secondpass.search.stores.store import Change, Chunk, File, Store, Vectors
 from secondpass.types import Progress
@@ -33,7 +34,10 @@ EMBEDDED = 64  # chunks that an embedder gets at a time
 
 @dataclass(kw_only=True)
 class IndexReport:
-    """What indexing did, in files; failed says why. chunks are those that are new, embedded those that needed it."""
+    """What indexing did, in files; failed says why. chunks are those that are new, embedded those that needed it.
+
+    states: texts whose states were made.
+    """
 
     added: int = 0
     changed: int = 0
@@ -41,6 +45,7 @@ class IndexReport:
     unchanged: int = 0
     chunks: int = 0
     embedded: int = 0
+    states: int = 0
     near_duplicates: int = 0
     seconds: float = 0.0
     failed: list[tuple[str, str]] = field(default_factory=list)
@@ -48,10 +53,11 @@ class IndexReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Indexing:
-    """A store and the embedder that makes its vectors; without one there are words alone."""
+    """A store, the embedder that makes its vectors, and what makes its states; without, there are words alone."""
 
     store: Store
     encoder: TextEmbedder | None = None
+    reader: StateReader | None = None
 
     def update(self, roots: Sequence[Path], *, progress: Progress | None = None) -> IndexReport:
         """Bring the store up to what lies at the roots: files and folders. Those that went are forgotten."""
@@ -66,7 +72,9 @@ class Indexing:
         asked = self._changed(there, known, report)
         for batch in _batches(self._changes(asked, report, progress)):
             self._commit(batch, report)
+            del batch  # of a large file it takes hundreds of megabytes
         self.fill(report, progress)
+        self._fill_states(report, progress)
         if report.chunks or report.removed or report.embedded:
             self.store.finish()
             report.near_duplicates = int(near_duplicates(self.store.similarities()).sum())
@@ -156,6 +164,20 @@ class Indexing:
             ]
             self.store.add_vectors([each.id for each in missing], np.concatenate(rows))
             report.embedded += len(missing)
+
+    def _fill_states(self, report: IndexReport, progress: Progress | None) -> None:
+        """States for the chunks that have none."""
+        mark = None if self.reader is None else self.reader.states_mark
+        if self.reader is None or self.store.states is None or mark is None:
+            return
+        missing = self.store.states.missing(mark)
+        for start in range(0, len(missing), EMBEDDED):
+            if progress is not None:
+                progress(start, len(missing))
+            found = [each.chunk for each in self.store.fetch(missing[start : start + EMBEDDED])]
+            states = self.reader.states([chunk.passage for chunk in found])
+            self.store.states.add(mark, dict(zip((chunk.digest for chunk in found), states, strict=True)))
+            report.states += len(found)
 
 
 def _file(path: Path, root: Path) -> File:

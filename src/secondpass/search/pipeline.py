@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,6 +38,18 @@ class PairReader(Protocol):
     ) -> Ranking: ...
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[float]: ...
+
+
+@runtime_checkable
+class StateReader(PairReader, Protocol):
+    """A PairReader that reads passages apart, whose states of them can be kept, as `Reranker` with its own model."""
+
+    @property
+    def states_mark(self) -> str | None: ...
+
+    def states(self, passages: Sequence[str]) -> list[bytes]: ...
+
+    def keep_states(self, states: Iterable[bytes]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +120,7 @@ class Pipeline:
         read = Ranking(question.text, (), Usage(rows=0, tokens=0, truncated=0, seconds=0.0))
         reranker, warnings = self.open_reranker(question.text) if question.is_reranked and pool else (None, ())
         if reranker is not None:
+            self._give_states(reranker, pool)
             left = None
             if question.budget_ms is not None:
                 left = max(1.0, question.budget_ms - 1000 * (time.perf_counter() - started))
@@ -139,6 +152,14 @@ class Pipeline:
             elif len(found) < count:
                 found.append(PooledChunk(stored=stored, fused=by_id[stored.id]))
         return found
+
+    def _give_states(self, reranker: PairReader, pool: Sequence[PooledChunk]) -> None:
+        """Have the reranker know what is kept of the candidates, so that it need not read them."""
+        states = self.store.states
+        if states is None or not states.is_kept or not isinstance(reranker, StateReader):
+            return
+        if (mark := reranker.states_mark) is not None:
+            reranker.keep_states(states.read(mark, [each.stored.chunk.digest for each in pool]))
 
     def _rescored(self, rescorer: Scorer, question: Question, fused: Sequence[Fused]) -> list[Fused]:
         """The first `depth` of the fused in the order of their new scores."""

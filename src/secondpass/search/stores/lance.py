@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from secrets import randbits
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,8 @@ INDEXED_FROM = 100_000
 FEW = 2000  # chunks that pass a filter, up to which all of them are compared
 NAMED = 1000  # keys in one condition
 KEPT_FOR = timedelta(minutes=10)  # old versions of a table, for who still reads them
+Result = TypeVar("Result")
+AT_ONCE = timedelta(milliseconds=1)  # 0 would do the same, with a warning
 _PREFIX = "vectors_"  # of tables, one for each width
 
 
@@ -58,12 +60,16 @@ class LanceVectors:
 
     def read(self, kept: Sequence[Kept]) -> list[Vectors]:
         wanted = [int(key) for key in kept]
-        found: dict[int, Vectors] = {}
-        with self._explained():
+
+        def read() -> dict[int, Vectors]:
+            found: dict[int, Vectors] = {}
             for table in self._tables():
                 for start in range(0, len(wanted), NAMED):
                     rows = table.search().where(_named(wanted[start : start + NAMED])).to_arrow()
                     found |= dict(zip(rows["key"].to_pylist(), _matrix(rows), strict=True))
+            return found
+
+        found = self._twice(read)
         return [found[key] for key in wanted]
 
     def nearest(self, connection: sqlite3.Connection, vector: Vectors, limit: int, only: Condition | None) -> Found:
@@ -78,19 +84,34 @@ class LanceVectors:
             if len(few) <= FEW:
                 rows = self.read([key for _, key in few])
                 return _best([id for id, _ in few], np.array([row @ vector for row in rows]), limit)
-        with self._explained():
-            return self._searched(connection, self._connection.open_table(name), vector, (limit, only))
+        return self._twice(
+            lambda: self._searched(connection, self._connection.open_table(name), vector, (limit, only))
+        )
 
     def tidy(self, connection: sqlite3.Connection) -> None:
-        from lancedb.index import BTree, IvfSq
-
         with self._explained():
             for table in self._tables():
-                self._forget(connection, table)
-                if table.count_rows() >= INDEXED_FROM and not table.list_indices():
-                    table.create_index("vector", config=IvfSq(distance_type="dot"))
-                    table.create_index("key", config=BTree())
+                with _alone(connection):
+                    self._delete_unnamed(connection, table)
+                _index(table)
                 table.optimize(cleanup_older_than=KEPT_FOR)
+
+    def forget(self, connection: sqlite3.Connection) -> None:
+        """LanceDB only marks deleted rows, and rewrites a part of a table when a tenth is gone, or to join two.
+
+        So one row is moved into a part of its own, and all parts of fewer than a million rows are joined; those that
+        are in an index would not be. Who reads meanwhile reads again; who would write has to wait.
+        """
+        with self._explained():
+            for table in self._tables():
+                with _alone(connection):
+                    self._delete_unnamed(connection, table)
+                    for index in table.list_indices():
+                        table.drop_index(index.name)
+                    for row in table.search().select(["key"]).limit(1).to_list():
+                        table.update(where=_named([row["key"]]), values_sql={"key": "key"})
+                    table.optimize(cleanup_older_than=AT_ONCE)
+                _index(table)
 
     def files(self) -> list[Path]:
         return [self._folder]
@@ -115,20 +136,16 @@ class LanceVectors:
                 return _best([id for id, _ in named], matrix @ vector, limit)
             looked_at *= 4
 
-    def _forget(self, connection: sqlite3.Connection, table: Any) -> None:
-        """Delete the rows that the database does not name. Writers wait meanwhile, for theirs are not named yet."""
-        connection.execute("begin immediate")
-        try:
-            named = np.fromiter((row[0] for row in connection.execute("select vector from vectors")), np.int64)
-            there = table.search().select(["key"]).to_arrow()["key"].to_numpy()
-            stale = np.setdiff1d(there, named).tolist()
-            if len(stale) == len(there):
-                table.delete("true")
-            else:
-                for start in range(0, len(stale), NAMED):
-                    table.delete(_named(stale[start : start + NAMED]))
-        finally:
-            connection.execute("rollback")
+    def _delete_unnamed(self, connection: sqlite3.Connection, table: Any) -> None:
+        """Delete the rows that the database does not name, while nobody adds any: those are not named yet."""
+        named = np.fromiter((row[0] for row in connection.execute("select vector from vectors")), np.int64)
+        there = table.search().select(["key"]).to_arrow()["key"].to_numpy()
+        stale = np.setdiff1d(there, named).tolist()
+        if len(stale) == len(there):
+            table.delete("true")
+        else:
+            for start in range(0, len(stale), NAMED):
+                table.delete(_named(stale[start : start + NAMED]))
 
     def _names(self) -> list[str]:
         with self._explained():
@@ -138,6 +155,13 @@ class LanceVectors:
         for name in self._names():
             yield self._connection.open_table(name)
 
+    def _twice(self, read: Callable[[], Result]) -> Result:
+        """What `read` gives; again where another process removed meanwhile what was being read."""
+        with suppress(OSError, RuntimeError):
+            return read()
+        with self._explained():
+            return read()
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -145,6 +169,25 @@ class LanceVectors:
         except (OSError, RuntimeError) as error:
             said = str(error).splitlines()[0]
             raise StoreError(f"{self._folder}: LanceDB says: {said}; what was finished is kept") from error
+
+
+@contextmanager
+def _alone(connection: sqlite3.Connection) -> Iterator[None]:
+    """Writers wait meanwhile."""
+    connection.execute("begin immediate")
+    try:
+        yield
+    finally:
+        connection.execute("rollback")
+
+
+def _index(table: Any) -> None:
+    """An index for a table that is large and has none."""
+    from lancedb.index import BTree, IvfSq
+
+    if table.count_rows() >= INDEXED_FROM and not table.list_indices():
+        table.create_index("vector", config=IvfSq(distance_type="dot"))
+        table.create_index("key", config=BTree())
 
 
 def _batch(keys: Sequence[int], rows: np.ndarray[Any, np.dtype[np.float16]]) -> pa.RecordBatch:

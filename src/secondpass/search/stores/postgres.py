@@ -89,6 +89,8 @@ class PostgresStore:
     are missing; a user who may not do that asks an administrator to.
     """
 
+    states = None  # what lies on one machine cannot follow what another one forgets
+
     def __init__(self, url: str, name: str, *, create: bool = False) -> None:
         self._db = PostgresDatabase(url, name)
         if not create and name not in (names := index_names(url)):

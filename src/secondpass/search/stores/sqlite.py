@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from secondpass.retrieval.bm25 import Found
 from secondpass.retrieval.words import terms
 from secondpass.search.stores.sqlite_database import SqliteDatabase
+from secondpass.search.stores.sqlite_states import SqliteStates
 from secondpass.search.stores.sqlite_vectors import Kept, OwnVectors, VectorTable
 from secondpass.search.stores.store import (
     CHUNK_COLUMNS,
@@ -61,6 +62,7 @@ class SqliteStore:
     def __init__(self, file: Path, vectors: VectorTable | None = None) -> None:
         self._database = SqliteDatabase(file)
         self._vectors = OwnVectors(file) if vectors is None else vectors
+        self.states = SqliteStates(self._database, self._beside("-states"))
         self._common = _Common()
         self._generation = ""
         self._check_words()
@@ -98,15 +100,21 @@ class SqliteStore:
         rows = {c.digest: each.vectors[c.digest] for each in changes for c in each.chunks if c.digest in each.vectors}
         with self._database.transaction() as connection:
             kept = dict(zip(rows, self._vectors.kept(list(rows.values())), strict=True))
+            gone = list[bytes]()
             for change, each in zip(changes, words, strict=True):
-                _forget(connection, change.file.path)
+                gone += _forget(connection, change.file.path)
                 _insert(connection, change, each, kept)
+            self.states.forget(connection, gone)
 
     def remove(self, paths: Iterable[str]) -> int:
         with self._database.transaction() as connection:
-            gone = sum(_forget(connection, path) for path in paths)
+            gone = [digest for path in paths for digest in _forget(connection, path)]
             connection.execute("delete from accesses where digest not in (select digest from chunks)")
-        return gone
+            self.states.forget(connection, gone)
+        with self._database.reading() as connection:
+            if gone and not connection.in_transaction:  # of `together`, after which the next call does it
+                self._vectors.forget(connection)
+        return len(gone)
 
     def search_text(self, words: Sequence[str], limit: int, only: Filter) -> Found:
         self._refresh()
@@ -218,9 +226,8 @@ class SqliteStore:
                 int(connection.execute(f"select count(*) from {table}").fetchone()[0])
                 for table in ("files", "chunks", "vectors")
             )
-        there = [self._database.file, self._beside("-wal"), *self._vectors.files()]
-        size = sum(file.stat().st_size for each in there for file in (each, *each.rglob("*")) if file.is_file())
-        return Counts(files=files, chunks=chunks, vectors=vectors, bytes=size)
+        there = [self._database.file, self._beside("-wal"), self.states.folder, *self._vectors.files()]
+        return Counts(files=files, chunks=chunks, vectors=vectors, bytes=_bytes_of(there))
 
     def finish(self) -> None:
         with self._database.transaction() as connection:
@@ -235,7 +242,8 @@ class SqliteStore:
 
     def drop(self) -> None:
         self.close()
-        for file in (self._database.file, self._beside("-wal"), self._beside("-shm"), *self._vectors.files()):
+        own = (self._database.file, self._beside("-wal"), self._beside("-shm"), self.states.folder)
+        for file in (*own, *self._vectors.files()):
             if file.is_dir():
                 shutil.rmtree(file, ignore_errors=True)
             else:
@@ -268,6 +276,15 @@ class SqliteStore:
             connection.execute("insert or replace into meta values('words', ?)", (mark,))
 
 
+def _bytes_of(paths: Iterable[Path]) -> int:
+    """The sizes of files, and of all in folders; others may come and go meanwhile."""
+    total = 0
+    for file in {file for path in paths for file in (path, *path.rglob("*"))}:
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
 def _insert(
     connection: sqlite3.Connection, change: Change, words: Iterable[str], vectors: Mapping[bytes, Kept]
 ) -> None:
@@ -291,13 +308,14 @@ def _words_of(chunk: Chunk) -> str:
     return " ".join(terms(chunk.passage))
 
 
-def _forget(connection: sqlite3.Connection, path: str) -> int:
-    """Delete a file with its chunks and all that is known of them. Returns how many chunks."""
+def _forget(connection: sqlite3.Connection, path: str) -> list[bytes]:
+    """Delete a file with its chunks and all that is known of them. Returns the chunks' digests."""
     row = connection.execute("select id from files where path = ?", (path,)).fetchone()
     if row is None:
-        return 0
-    chunks = connection.execute("select id, heading, text from chunks where file = ?", row).fetchall()
-    for id, heading, text in chunks:
+        return []
+    chunks = connection.execute("select id, digest from chunks where file = ?", row).fetchall()
+    for id, _ in chunks:  # the texts one by one, for a file may have very many
+        heading, text = connection.execute("select heading, text from chunks where id = ?", (id,)).fetchone()
         said = " ".join(terms(passage_of(heading, text)))
         connection.execute("insert into postings(postings, rowid, words) values('delete', ?, ?)", (id, said))
         connection.execute("delete from vectors where chunk = ?", (id,))
@@ -305,7 +323,7 @@ def _forget(connection: sqlite3.Connection, path: str) -> int:
         connection.execute("update chunks set superseded_by = null where superseded_by = ?", (id,))
     connection.execute("delete from chunks where file = ?", row)
     connection.execute("delete from files where id = ?", row)
-    return len(chunks)
+    return [digest for _, digest in chunks]
 
 
 def _stored(connection: sqlite3.Connection, where: str, values: Sequence[int]) -> list[Stored]:

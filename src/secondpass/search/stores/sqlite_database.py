@@ -58,6 +58,8 @@ class SqliteDatabase:
         with self._explained():
             self._connection = self._open()
             self._beside = self._open()
+            # a writer would go through all of the file, and have as much of it in its memory
+            self._beside.execute("pragma mmap_size = 268435456")
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -117,7 +119,6 @@ class SqliteDatabase:
         connection.execute("pragma synchronous = normal")
         connection.execute("pragma secure_delete = on")  # what is forgotten is overwritten
         connection.execute("pragma cache_size = -65536")
-        connection.execute("pragma mmap_size = 268435456")
         if connection.execute("pragma user_version").fetchone()[0] == 0:
             self._create(connection)
         version = connection.execute("pragma user_version").fetchone()[0]

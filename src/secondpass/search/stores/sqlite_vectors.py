@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from secondpass.retrieval.bm25 import Found
 from secondpass.search.stores import vectors as codes
@@ -25,7 +24,7 @@ Condition = tuple[str, Sequence[object]]  # SQL over the table of chunks c, and 
 class VectorTable(Protocol):
     """Where the vectors of an SQLite store are. Its table `vectors` has for each chunk that has one what `kept` says.
 
-    All is called within a transaction of the connection, but for `tidy`.
+    All is called within a transaction of the connection, but for `tidy` and `forget`.
     """
 
     def kept(self, rows: Sequence[Vectors]) -> Sequence[Kept]:
@@ -42,6 +41,10 @@ class VectorTable(Protocol):
 
     def tidy(self, connection: sqlite3.Connection) -> None:
         """After many writes."""
+        ...
+
+    def forget(self, connection: sqlite3.Connection) -> None:
+        """After chunks were removed: nothing of their vectors is left in any file."""
         ...
 
     def files(self) -> list[Path]:
@@ -81,6 +84,10 @@ class OwnVectors:
         with suppress(OSError):  # a copy, made again when it is missing
             codes.save(self._copy, self._codes, self._state)
 
+    def forget(self, connection: sqlite3.Connection) -> None:
+        if self._copy.exists():
+            self.tidy(connection)
+
     def files(self) -> list[Path]:
         return [self._copy]
 
@@ -101,17 +108,21 @@ def _caught_up(connection: sqlite3.Connection, base: codes.Codes) -> codes.Codes
     """The codes as the store has them now: without the rows of chunks that went, with the new ones."""
     last = int(base.ids[-1]) if len(base) else -1
     live = np.fromiter((row[0] for row in connection.execute("select id from chunks")), np.int64)
-    more = list(_codes_after(connection, last))
     is_kept = np.isin(base.ids, live)
-    if not len(base) and more:
-        return codes.joined(more)
-    return base.changed(is_kept, codes.joined(more) if more else codes.empty(base.codes.shape[1]))
-
-
-def _codes_after(connection: sqlite3.Connection, last: int) -> Iterator[codes.Codes]:
-    """Codes of the vectors of chunks after an id, some at a time."""
-    rows = connection.execute("select chunk, vector from vectors where chunk > ? order by chunk", (last,))
+    count, size = connection.execute(
+        "select count(*), length(vector) from vectors where chunk > ?", (last,)
+    ).fetchone()
+    if is_kept.all() and not count:
+        return base
+    filled = int(is_kept.sum())
+    found = codes.room(filled + count, size // 2 if count else base.codes.shape[1])
+    if filled:
+        base.copy_to(found, is_kept)
+    # others may write meanwhile: what is newer than the count is read when it is next asked for
+    newer = "select chunk, vector from vectors where chunk > ? order by chunk limit ?"
+    rows = connection.execute(newer, (last, count))
     while some := rows.fetchmany(READ):
-        ids: NDArray[np.int64] = np.array([row[0] for row in some], np.int64)
         matrix = np.frombuffer(b"".join(row[1] for row in some), np.float16).reshape(len(some), -1)
-        yield codes.Codes.of(ids, matrix)
+        found.fill(filled, codes.Codes.of(np.array([row[0] for row in some], np.int64), matrix))
+        filled += len(some)
+    return found.first(filled)

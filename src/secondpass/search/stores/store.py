@@ -119,8 +119,39 @@ class Counts:
     bytes: int
 
 
+class PassageStates(Protocol):
+    """Keeps what a reranker read of the chunks' texts, by their digests. `mark` names what the states depend on.
+
+    None are given for a text that is not in the index any more.
+    """
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether this index keeps states."""
+        ...
+
+    def switch(self, is_kept: bool) -> None:
+        """Keep states from now on, or forget them all."""
+        ...
+
+    def missing(self, mark: str) -> list[int]:
+        """Ids of chunks, one of each text, that have no states. Those of other marks are forgotten."""
+        ...
+
+    def read(self, mark: str, digests: Sequence[bytes]) -> list[bytes]:
+        """The states that there are."""
+        ...
+
+    def add(self, mark: str, states: Mapping[bytes, bytes]) -> None: ...
+
+
 class Store(Protocol):
     """Keeps the chunks of an index. Every call is one transaction: after a crash it has happened wholly or not."""
+
+    @property
+    def states(self) -> PassageStates | None:
+        """States of passages; None where this store cannot keep them."""
+        ...
 
     def together(self) -> AbstractContextManager[None]:
         """The calls of this thread inside it are one transaction."""

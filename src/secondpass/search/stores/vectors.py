@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,12 +45,19 @@ class Codes:
             codes[start : start + 4096] = np.rint(block / np.where(scale > 0, scale, 1)[:, None])
         return cls(ids, codes, scales)
 
-    def changed(self, is_kept: NDArray[np.bool_], more: Codes) -> Codes:
-        """These without some rows, and with more after them."""
-        if is_kept.all() and not len(more):
-            return self
-        kept = Codes(self.ids[is_kept], self.codes[is_kept], self.scales[is_kept])
-        return joined([kept, more]) if len(more) else kept
+    def first(self, count: int) -> Codes:
+        return Codes(self.ids[:count], self.codes[:count], self.scales[:count])
+
+    def copy_to(self, other: Codes, is_kept: NDArray[np.bool_]) -> None:
+        """Put some of these rows where the other's first are."""
+        count = int(is_kept.sum())
+        for ours, theirs in ((self.ids, other.ids), (self.codes, other.codes), (self.scales, other.scales)):
+            np.compress(is_kept, ours, axis=0, out=theirs[:count])
+
+    def fill(self, start: int, rows: Codes) -> None:
+        """Put rows in place of those from `start` on."""
+        for ours, theirs in ((self.ids, rows.ids), (self.codes, rows.codes), (self.scales, rows.scales)):
+            ours[start : start + len(rows)] = theirs
 
     def nearest(
         self, vector: NDArray[np.float32], limit: int, allowed: NDArray[np.int64] | None
@@ -135,16 +141,12 @@ def _mapped(file: Path, start: int, rows: int, width: int) -> Codes:
 
 
 def empty(width: int = 0) -> Codes:
-    return Codes(np.empty(0, np.int64), np.empty((0, width), np.int8), np.empty(0, np.float32))
+    return room(0, width)
 
 
-def joined(parts: Sequence[Codes]) -> Codes:
-    """All of them as one."""
-    return Codes(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate([part.scales for part in parts]),
-    )
+def room(count: int, width: int) -> Codes:
+    """For `count` vectors, to be filled: parts that are put together later would take twice the memory."""
+    return Codes(np.empty(count, np.int64), np.empty((count, width), np.int8), np.empty(count, np.float32))
 
 
 def rescored(vector: NDArray[np.float32], rows: list[tuple[int, bytes]], limit: int) -> list[tuple[int, float]]:
