@@ -6,6 +6,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,6 +117,7 @@ class SqliteDatabase:
         connection = sqlite3.connect(
             self.file, timeout=BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=64
         )
+        weakref.finalize(self, connection.close).atexit = False  # not in a forked process that ends
         connection.execute("pragma synchronous = normal")
         connection.execute("pragma secure_delete = on")  # what is forgotten is overwritten
         connection.execute("pragma cache_size = -65536")
