@@ -8,6 +8,8 @@ import random
 import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -468,6 +470,24 @@ def test_writers_that_start_together_all_succeed(folder: str) -> None:
     counts = store.counts()
     store.close()
     assert (counts.files, counts.chunks, counts.vectors) == (45, 225, 225)
+
+
+def test_who_leaves_last_does_not_take_the_log_of_who_is_still_there(tmp_path: Path) -> None:
+    """A process that opens and closes the file beside SQLite gives up the locks of its connections."""
+    first, second = open_store("notes", tmp_path, create=True), open_store("notes", tmp_path, create=False)
+    first.write([change("/a", chunk("apple"))])
+    log = tmp_path / "notes.sqlite-wal"
+    inode = log.stat().st_ino
+    program = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('select * from meta').fetchall(); c.close()"
+    )
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / "notes.sqlite")], check=True)
+        assert log.stat().st_ino == inode
+        second.write([change("/b", chunk("pear"))])
+    assert first.counts().files == second.counts().files == 2
+    first.close()
+    second.close()
 
 
 @pytest.mark.promise("docs/search.md", "loses nothing that was committed and leaves nothing half")

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from secondpass.errors import StoreError
@@ -44,6 +44,22 @@ create index accesses_digest on accesses(digest);
 create table judgements(id integer primary key, value text not null);
 create virtual table postings using fts5(words, content='', tokenize='ascii');
 """
+
+
+_MAKING = threading.Lock()
+
+
+def _make_file(file: Path) -> None:
+    """An empty file that nobody else reads, if there is none.
+
+    One that is there is never opened beside SQLite: a process that closes a file gives up all its locks on it, those
+    of connections too. Others would then take a log that is in use for a left one, and delete it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _MAKING:
+        if not file.exists():
+            with suppress(FileExistsError):
+                os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 class SqliteDatabase:
@@ -112,8 +128,7 @@ class SqliteDatabase:
             self._beside.close()
 
     def _open(self) -> sqlite3.Connection:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(self.file, os.O_RDWR | os.O_CREAT, 0o600))  # nobody else reads a person's notes
+        _make_file(self.file)
         connection = sqlite3.connect(
             self.file, timeout=BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=64
         )
