@@ -20,7 +20,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from types import FrameType
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -210,7 +210,8 @@ def _fields(group: Any) -> list[inspect.Parameter]:
 
 def _flag(name: str, hint: Any, default: object) -> inspect.Parameter:
     """A parameter as typer reads it, with N, X or TEXT for what it takes, where nothing better is said."""
-    annotation, info = get_args(hint)
+    # Python 3.10 makes Optional of it where the default is None
+    annotation, info = next(get_args(each) for each in (hint, *get_args(hint)) if get_origin(each) is Annotated)
     info = copy(info)
     if info.metavar is None:
         parts = [part for kind in (annotation, *get_args(annotation)) for part in (kind, *get_args(kind))]
