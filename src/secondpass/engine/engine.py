@@ -197,10 +197,6 @@ class Turns:
 E = TypeVar("E", bound="Engine | Encoder")
 
 
-# What a forked process got of its parent's engines: their threads are not there, so they cannot even be taken down.
-_LEFT_OPEN: list[object] = []
-
-
 class Reopening(Generic[E]):
     """An engine or an encoder with what opens it, so that it can be opened anew after a failure.
 
@@ -246,7 +242,6 @@ class Reopening(Generic[E]):
     def _open_after_fork(self) -> None:
         with self._lock:
             if self._process != os.getpid():
-                _LEFT_OPEN.append(self._current)
                 self.reopen()
                 self._process = os.getpid()
 

@@ -6,7 +6,9 @@ batches are on their way at a time.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import weakref
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -97,11 +99,23 @@ class _Plan:
     reason: str
 
 
+# The processes in which graphs that were let go of had been compiled. OpenVINO keeps their threads for the next one,
+# and a forked process would wait for them for ever.
+_LET_GO: set[int] = set()
+
+
 def compile_graph(file: Path, dtype: str, output: str | None = None) -> Compiled:
     """The graph, of several outputs with `output` alone, or the first: what only others need is not computed.
 
-    Raises CheckpointError for what OpenVINO cannot run, ValueError for a precision that there is not.
+    Raises CheckpointError for what OpenVINO cannot run, ValueError for a precision that there is not, EngineError in
+    a forked process where that would hang.
     """
+    if _LET_GO - {os.getpid()}:
+        raise EngineError(
+            "a model was closed in the process that this one was forked from, and OpenVINO would wait for its "
+            "threads, which do not survive that; start the process with multiprocessing.get_context('spawn'), or "
+            "close no model before the fork"
+        )
     if dtype not in PRECISIONS:
         raise ValueError(f"dtype is {dtype!r}; the openvino engine takes {', '.join(map(repr, PRECISIONS))}")
     check_graph(file)
@@ -109,9 +123,11 @@ def compile_graph(file: Path, dtype: str, output: str | None = None) -> Compiled
     try:
         native = core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
         asked = {"dtype": dtype, "output": output, "native": native, "cores": num_cores(), **_threads()}
-        return kept_or_compiled(core, file, asked, lambda: _compiled(core, file, dtype, output))
+        compiled = kept_or_compiled(core, file, asked, lambda: _compiled(core, file, dtype, output))
     except (RuntimeError, UnicodeDecodeError) as error:  # a message may cut a letter in two
         raise CheckpointError(f"{file}: not a graph that OpenVINO can run: {error}") from error
+    weakref.finalize(compiled, _LET_GO.add, os.getpid()).atexit = False
+    return compiled
 
 
 @cache
@@ -236,6 +252,7 @@ class Requests:
         self._pad_id, self._max_length = pad_id, max_length
         self._is_settled = True
         self._turns = Turns()  # one caller at a time: each uses all cores already
+        _OPEN.add(self)
 
     def run(
         self, rows: Sequence[Row], token_budget: int, progress: Advance | None = None
@@ -340,6 +357,19 @@ class OpenVinoEngine:
         if not np.isfinite(scores).all():
             raise EngineError(f"{int((~np.isfinite(scores)).sum())} of {len(rows)} scores are not finite")
         return scores
+
+
+_OPEN: weakref.WeakSet[Requests] = weakref.WeakSet()
+
+
+def _leave_open() -> None:
+    """In a forked process: what is open is never taken down, at its end neither, which would wait for its threads."""
+    for each in (*_OPEN, _core_of):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(each))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_open)
 
 
 def _finished(request: Any) -> NDArray[np.float32]:
