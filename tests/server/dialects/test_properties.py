@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from secondpass.server.dialects.dialect import Call
 from secondpass.wire.calls import EmbedCall, Fault, Refusal, RerankCall, ScoreCall, Vectors
 from tests.server.dialects.answers import CARD, ranked, routes
 
+NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))  # `make fuzz` asks for more
 # The least that each route's request needs, by its model's name.
 LEAST: dict[str, dict[str, Any]] = {
     "CohereRequest": {"query": "q", "documents": ["a", "b"]},
@@ -86,7 +88,7 @@ def test_a_required_field_may_not_be_missing_or_null(dialect: Dialect, route: Ro
 
 
 @every_post
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=NUM_EXAMPLES, deadline=None)
 @given(data=st.data())
 def test_any_value_is_read_or_refused_by_name(dialect: Dialect, route: Route, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([*least(route), *optional(route)]))
@@ -102,7 +104,7 @@ def test_any_value_is_read_or_refused_by_name(dialect: Dialect, route: Route, da
 
 
 @every_post
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=NUM_EXAMPLES, deadline=None)
 @given(body=JSON)
 def test_any_body_is_read_or_refused(dialect: Dialect, route: Route, body: Any) -> None:
     try:
