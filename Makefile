@@ -19,7 +19,7 @@ fuzz:
 	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),20000) $(PYTHON) -m pytest tests/checkpoint/test_fuzz.py tests/data/test_fuzz.py \
 		tests/faults/test_states.py tests/server/dialects/test_properties.py
 
-# What a release is made of; docs/releasing.md has the checklist. pip-audit and cyclonedx-py: pip install pip-audit cyclonedx-bom.
+# What a release is made of; docs/releasing.md has the checklist. It needs: pip install build pip-audit cyclonedx-bom.
 .PHONY: audit dist
 audit:
 	$(PYTHON) -m pip_audit --strict -r constraints.txt
