@@ -234,7 +234,7 @@ def main(is_interruptible: bool = True) -> None:
         # openvino goes on without its converter of other formats, half of its import
         sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     code = run(sys.argv[1:], invocation)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGALRM", signal.SIGTERM)):
         signal.signal(number, signal.SIG_IGN)  # it is done, whatever comes while Python ends
     sys.exit(code)
 
