@@ -29,6 +29,7 @@ from secondpass.command.plain import plain_arguments
 from secondpass.engine.cpu.threads import suit_environment
 
 OK, FAILED, WRONG_USE = 0, 1, 2
+ALARM = getattr(signal, "SIGALRM", 0)  # 0 where the system has no timers
 IMPORT_WAIT = 0.02  # seconds until it is looked again whether an import is done
 SIGNALLED = 128  # and the number of the signal, as shells have it
 EXPORTING = frozenset({"export", "distil"})  # commands that convert a model to a graph
@@ -66,12 +67,14 @@ class Invocation:
     signal: int = 0  # that ended it
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
-        """On Ctrl-C and SIGTERM. Compiled modules that are being imported do not bear an exception (torch aborts the
-        process): there it is raised as soon as the import is done."""
-        if signum != getattr(signal, "SIGALRM", None):
+        """On Ctrl-C and SIGTERM, and on an alarm that is set until an import is done.
+
+        Compiled modules that are being imported do not bear an exception: torch aborts the process.
+        """
+        if signum != ALARM:
             self.signal = signum
-        if hasattr(signal, "setitimer") and _is_importing(frame):
-            signal.signal(signal.SIGALRM, self.interrupt)
+        if ALARM and _is_importing(frame):
+            signal.signal(ALARM, self.interrupt)
             signal.setitimer(signal.ITIMER_REAL, IMPORT_WAIT)
             return
         raise KeyboardInterrupt
@@ -234,7 +237,7 @@ def main(is_interruptible: bool = True) -> None:
         # openvino goes on without its converter of other formats, half of its import
         sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     code = run(sys.argv[1:], invocation)
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGALRM", signal.SIGTERM)):
+    for number in filter(None, (signal.SIGINT, signal.SIGTERM, ALARM)):
         signal.signal(number, signal.SIG_IGN)  # it is done, whatever comes while Python ends
     sys.exit(code)
 

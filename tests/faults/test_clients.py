@@ -11,13 +11,10 @@ import random
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryFile
 from urllib.parse import urlsplit
 
 import httpx
@@ -27,7 +24,7 @@ from secondpass.server.app import create_app
 from secondpass.server.service import Service
 from secondpass.server.settings import Settings
 from tests.server.live import serving
-from tests.server.test_workers import connect, num_connections, read_all, served, until
+from tests.server.test_workers import connect, num_connections, read_all, served, served_with_descriptors, until
 
 BODY = {"query": "where is the bridge", "documents": ["a river", "the old bridge in the city"]}
 RAW = json.dumps(BODY).encode()
@@ -172,44 +169,33 @@ def is_ready(url: str) -> bool:
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.promise("docs/serving.md", "as many as the process may have descriptors, at most")
 def test_with_64_descriptors_it_answers_those_it_has_and_rests_while_it_refuses_others(model: Path) -> None:
-    limited = f"ulimit -n 64; exec {sys.executable} -m secondpass serve --port 0 tiny={model}"
-    with TemporaryFile("w+") as log:
-        running = subprocess.Popen(["bash", "-c", limited], stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            assert running.stdout is not None
-            url = running.stdout.readline().split()[-1]
-            started = time.monotonic()
-            held = [connect(url) for _ in range(12)]
-            assert {asked_again(each) for each in held} == {b"200"}
+    with served_with_descriptors(model, 64) as (url, running, log):
+        started = time.monotonic()
+        held = [connect(url) for _ in range(12)]
+        assert {asked_again(each) for each in held} == {b"200"}
+
+        def rests_beside(num_connections: int, turns: int) -> None:
             begun = cpu_seconds(running.pid)
-            crowd = [connect(url) for _ in range(400)]  # far more than descriptors: the system takes them
-            for _ in range(4):
+            crowd = [connect(url) for _ in range(num_connections)]
+            for _ in range(turns):
                 assert {asked_again(each) for each in held} == {b"200"}
                 time.sleep(0.5)
             assert cpu_seconds(running.pid) - begun < 1.5
             for each in crowd:
                 each.close()
-            # As if models and logs had taken all but one: nothing more can be accepted.
-            in_use = len(os.listdir(f"/proc/{running.pid}/fd"))
-            resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (in_use + 1, 64))
-            begun = cpu_seconds(running.pid)
-            crowd = [connect(url) for _ in range(50)]
-            for _ in range(6):
-                assert {asked_again(each) for each in held} == {b"200"}
-                time.sleep(0.5)
-            assert cpu_seconds(running.pid) - begun < 1.5
-            for each in crowd:
-                each.close()
-            for each in held:
-                each.close()
-            until(lambda: is_ready(url))
-            running.send_signal(signal.SIGTERM)
-            assert running.wait(timeout=60) == 0
-            log.seek(0)
-            lines = log.read().splitlines()
-        finally:
-            running.kill()
-            running.communicate()
+
+        rests_beside(400, turns=4)  # far more than descriptors: the system takes them
+        # As if models and logs had taken all but one: nothing more can be accepted.
+        in_use = len(os.listdir(f"/proc/{running.pid}/fd"))
+        resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (in_use + 1, 64))
+        rests_beside(50, turns=6)
+        for each in held:
+            each.close()
+        until(lambda: is_ready(url))
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(timeout=60) == 0
+        log.seek(0)
+        lines = log.read().splitlines()
     others = [line for line in lines if json.loads(line)["event"] != "request"]
     assert 2 <= len(others) <= time.monotonic() - started + 2  # the limit's, and at most one a second
 

@@ -77,6 +77,20 @@ def served(*arguments: str, **environment: str) -> Iterator[tuple[str, Process]]
         yield first.split()[-1], found
 
 
+@contextmanager
+def served_with_descriptors(folder: Path, number: int) -> Iterator[tuple[str, subprocess.Popen[str], IO[str]]]:
+    """A server that may open so many files: its address, its process, and its log, which is complete at its end."""
+    limited = f"ulimit -n {number}; exec {sys.executable} -m secondpass serve --port 0 tiny={folder}"
+    with TemporaryFile("w+") as log:
+        running = subprocess.Popen(["bash", "-c", limited], stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert running.stdout is not None
+            yield running.stdout.readline().split()[-1], running, log
+        finally:
+            running.kill()
+            running.communicate()
+
+
 def failed(*arguments: str, **environment: str) -> tuple[int, str]:
     with process(*arguments, **environment) as found:
         return found.stopped(None)
@@ -364,26 +378,18 @@ def test_sighup_reads_the_keys_anew_and_loses_nothing(folder: Path, tmp_path: Pa
 @pytest.mark.promise("docs/serving.md", "as many as the process may have descriptors, at most")
 @pytest.mark.slow
 def test_more_connections_than_descriptors_are_no_flood(folder: Path) -> None:
-    limited = f"ulimit -n 200; exec {sys.executable} -m secondpass serve --port 0 tiny={folder}"
-    with TemporaryFile("w+") as log:
-        running = subprocess.Popen(["bash", "-c", limited], stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            assert running.stdout is not None
-            url = running.stdout.readline().split()[-1]
-            heads = [connect(url) for _ in range(300)]
-            for each in heads:
-                with contextlib.suppress(OSError):
-                    each.sendall(b"GET /health HTTP/1.1\r\n")
-            for each in heads:
-                each.close()
-            until(lambda: httpx.get(f"{url}/health", timeout=5).status_code in (200, 503), 20)
-            running.send_signal(signal.SIGTERM)
-            running.wait(timeout=60)
-            log.seek(0)
-            said = log.read()
-        finally:
-            running.kill()
-            running.communicate()
+    with served_with_descriptors(folder, 200) as (url, running, log):
+        heads = [connect(url) for _ in range(300)]
+        for each in heads:
+            with contextlib.suppress(OSError):
+                each.sendall(b"GET /health HTTP/1.1\r\n")
+        for each in heads:
+            each.close()
+        until(lambda: httpx.get(f"{url}/health", timeout=5).status_code in (200, 503), 20)
+        running.send_signal(signal.SIGTERM)
+        running.wait(timeout=60)
+        log.seek(0)
+        said = log.read()
     assert "max_connections is" in said
     assert len(said.splitlines()) < 200
     assert "Traceback" not in said

@@ -113,7 +113,7 @@ def open_job(
         "inputs": [
             [str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns]
             for each in inputs
-            for file in ([each] if each.is_file() else sorted(each.rglob("*")))
+            for file in (sorted(each.rglob("*")) if each.is_dir() else [each])
         ],
         **({"folders": dict(folders.choices)} if folders is not None else {}),
         "weights": _identity(options),
@@ -170,8 +170,11 @@ def _as_lines(inputs: Sequence[Path], folder: Path, folders: FolderRows | None) 
     if not file.is_file():
         with whole_file(file) as partial, partial.open("w", encoding="utf-8") as stream:
             for each in inputs:
-                is_folder = folders is not None and each.is_dir()
-                rows = folders.read(each) if is_folder else (row for _, row in records(each))  # type: ignore[union-attr]
+                rows: Iterable[Mapping[str, Any]]
+                if folders is not None and each.is_dir():
+                    rows = folders.read(each)
+                else:
+                    rows = (row for _, row in records(each))
                 stream.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
     return file
 

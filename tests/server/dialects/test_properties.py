@@ -15,7 +15,7 @@ from secondpass.server.dialects.dialect import Call
 from secondpass.wire.calls import EmbedCall, Fault, Refusal, RerankCall, ScoreCall, Vectors
 from tests.server.dialects.answers import CARD, ranked, routes
 
-NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))  # `make fuzz` asks for more
+NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "15"))  # `make fuzz` asks for more
 # The least that each route's request needs, by its model's name.
 LEAST: dict[str, dict[str, Any]] = {
     "CohereRequest": {"query": "q", "documents": ["a", "b"]},

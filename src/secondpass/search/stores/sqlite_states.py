@@ -97,7 +97,10 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def _both(file: Path) -> tuple[Path, Path]:
-    """A file, and the name under which it is written; there is one writer at a time."""
+    """A file, and the name under which it is written, by the one writer that there is at a time.
+
+    `atomic.whole_file` names it by the process: what one that was killed left there could not be forgotten.
+    """
     return file, file.with_name(f".{file.name}")
 
 
