@@ -56,6 +56,7 @@ def scores(folder: Path, rows: Sequence[Row]) -> Any:
     return TorchEngine(open_checkpoint(folder), device="cpu", dtype="float32").run(rows, Run())[:, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_scores_equal_peft_merged_or_not(name: str, tmp_path: Path) -> None:
@@ -83,11 +84,15 @@ KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 FACTORS = {KEY.format("A"): torch.ones(2, 32), KEY.format("B"): torch.ones(32, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensors", "settings", "message"),
     [
         (FACTORS, {"peft_type": "IA3"}, "peft_type is 'IA3'"),
         (FACTORS, {"use_dora": True}, "use_dora cannot be merged"),
+        (FACTORS, {"alora_invocation_tokens": [5]}, "alora_invocation_tokens cannot be merged"),
+        (FACTORS, {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+        (FACTORS, {"init_lora_weights": "olora"}, "changes the base's own weights"),
         ({KEY.format("A"): torch.ones(2, 32)}, {}, "only A of its two factors"),
         (FACTORS | {KEY.format("B"): torch.ones(30, 2)}, {}, r"as \(30, 32\), it is \(32, 32\)"),
         ({k.replace("layers.0", "layers.9"): v for k, v in FACTORS.items()}, {}, "which the base does not have"),
@@ -101,6 +106,25 @@ def test_what_cannot_be_merged_is_refused(
     adapter = write_adapter(tmp_path / "adapter", str(base), tensors, **settings)
     with pytest.raises(CheckpointError, match=message):
         Reranker(adapter, device="cpu")
+
+
+WORDS = {
+    "base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(2, 40),
+    "base_model.model.model.embed_tokens.lora_embedding_B": torch.ones(32, 2),
+}
+
+
+def test_words_that_are_read_as_the_head_too_are_not_changed(tmp_path: Path) -> None:
+    """PEFT leaves the head of a tied model as it was: the scores would be others, without a word."""
+    tied, untied = (save(random_model(name), tmp_path / name) for name in ("llama-tied", "llama"))
+    adapter = write_adapter(tmp_path / "a", str(tied), WORDS)
+    with pytest.raises(CheckpointError, match=r"changes model\.embed_tokens\.weight, which the base reads as its lm"):
+        Reranker(adapter, device="cpu")
+    with pytest.raises(CheckpointError, match="untie"):
+        save_merged(open_checkpoint(adapter), tmp_path / "merged")
+    Reranker(write_adapter(tmp_path / "b", str(untied), WORDS), device="cpu")
+    whole = {"base_model.model.model.embed_tokens.weight": torch.ones(40, 32)}
+    Reranker(write_adapter(tmp_path / "c", str(tied), whole, ensure_weight_tying=True), device="cpu")
 
 
 def test_a_merged_model_keeps_the_precision_of_its_base(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def in_a_process(hub: Hub, cache: Path, **more: str) -> subprocess.CompletedProc
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_the_usual_environment_variables(hub: Hub, tmp_path: Path) -> None:
     commit = hub.commit(NAME, model_files())
     assert in_a_process(hub, tmp_path / "env").stdout.strip() == commit

@@ -141,6 +141,7 @@ def test_inside_keeps_names_in_their_folder(tmp_path: Path) -> None:
 def test_settings_are_few_and_small() -> None:
     names = ["config.json", "tokenizer.json", "vocab.txt", "README.md", "1_Pooling/config.json", "onnx/config.json"]
     names += ["config_sentence_transformers.json", "deep/config_x.json", "colbert_linear.pt", "training_args.bin"]
+    names += ["2_Dense/config.json", "2_Dense/pytorch_model.bin"]  # an embedder's layer, in an old file
     wanted = {*names} - {"vocab.txt", "README.md", "onnx/config.json", "deep/config_x.json", "training_args.bin"}
     assert set(settings_of(names, where="x")) == wanted
     assert "vocab.txt" in settings_of(["config.json", "vocab.txt"], where="x")

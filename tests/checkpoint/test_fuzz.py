@@ -106,6 +106,7 @@ def copy(source: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(source, tmp_path / "copy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_damaged_settings(copy: Path, source: Path, name: str) -> None:
     content = json.loads((source / name).read_text())

@@ -51,6 +51,7 @@ def change(file: Path, **values: Any) -> None:
         ("id2label", ["a"]),
         ("scripts", None),
         ("scripts", [1]),
+        ("languages", "en"),
         ("num_labels", "1"),
         ("model_type", ["bert"]),
     ],

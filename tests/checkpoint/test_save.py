@@ -42,6 +42,7 @@ def without_head(folder: Path, name: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert", "deberta-v2"])
 def test_a_plain_encoder_with_a_new_head_has_the_scores_of_transformers(tmp_path: Path, family: str) -> None:

@@ -16,6 +16,7 @@ from secondpass import ColBERT, Document
 from secondpass.colbert import store as stored
 from secondpass.colbert.colbert import TokenVectors
 from secondpass.colbert.maxsim import maxsim
+from secondpass.engine.torch_encoder import _joined
 from secondpass.errors import CheckpointError, UnknownModel
 from tests.checkpoints import tiny_bert
 
@@ -325,3 +326,116 @@ def test_info_and_threads(colbert: ColBERT) -> None:
     with ThreadPoolExecutor(4) as pool:
         for scores in pool.map(lambda _: colbert.score(QUERY, vectors), range(8)):
             assert scores == pytest.approx(expected, abs=1e-5)
+
+
+PYLATE = {
+    "query_prefix": "q",
+    "document_prefix": "d",
+    "query_length": 12,
+    "document_length": 24,
+    "attend_to_expansion_tokens": False,
+    "skiplist_words": ["!", ","],
+    "do_query_expansion": True,
+}
+
+
+def tiny_pylate(folder: Path, *, changes: dict[str, object] | None = None, layers: int = 1) -> Path:
+    """The weights of `tiny_colbert` in PyLate's layout, with as many layers over the first as are asked for."""
+    tiny_colbert(folder)
+    (folder / "artifact.metadata").unlink()
+    weights = load_file(folder / "model.safetensors")
+    first = {"linear.weight": weights.pop("linear.weight")}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    generator = torch.Generator().manual_seed(7)
+    for index in range(layers):
+        layer = folder / f"{index + 1}_Dense"
+        layer.mkdir()
+        wide, narrow = (16, 8) if index == 0 else (9 - index, 8 - index)
+        extra = {
+            "linear.weight": torch.randn(narrow, wide, generator=generator),
+            "linear.bias": torch.randn(narrow, generator=generator),
+            "residual.weight": torch.randn(narrow, wide, generator=generator),
+        }
+        save_file(extra if index else first, layer / "model.safetensors")
+        config = {"in_features": wide, "out_features": narrow, "bias": index > 0, "use_residual": index > 0}
+        config["activation_function"] = "torch.nn.modules.linear.Identity"
+        (layer / "config.json").write_text(json.dumps(config))
+        modules.append(
+            {"idx": index + 1, "name": str(index + 1), "path": layer.name, "type": "pylate.models.Dense.Dense"}
+        )
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({**PYLATE, **(changes or {})}))
+    return folder
+
+
+def test_a_checkpoint_of_pylate_scores_as_the_same_one_of_colbert_ai(tmp_path: Path, colbert: ColBERT) -> None:
+    model = ColBERT(tiny_pylate(tmp_path), dtype="float32", device="cpu")
+    assert model.score(QUERY, TEXTS) == pytest.approx(colbert.score(QUERY, TEXTS), abs=1e-6)
+    words = [text for text in TEXTS if "," not in text]
+    changed = ColBERT(tiny_pylate(tmp_path / "all", changes={"skiplist_words": []}), dtype="float32", device="cpu")
+    assert changed.encode(TEXTS).lengths.sum() > model.encode(TEXTS).lengths.sum()
+    assert changed.score(QUERY, words) == pytest.approx(colbert.score(QUERY, words), abs=1e-6)
+
+
+def test_layers_of_pylate_come_one_after_the_other(tmp_path: Path) -> None:
+    folder = tiny_pylate(tmp_path, layers=3)
+    layers = [folder / f"{index}_Dense" for index in (1, 2, 3)]
+    states = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
+    expected = states @ load_file(layers[0] / "model.safetensors")["linear.weight"].T
+    for layer in layers[1:]:
+        x = load_file(layer / "model.safetensors")
+        expected = expected @ x["linear.weight"].T + x["linear.bias"] + expected @ x["residual.weight"].T
+    torch.testing.assert_close(_joined(layers, 16)(states), expected, atol=1e-4, rtol=1e-5)
+    assert ColBERT(folder, dtype="float32", device="cpu").encode(TEXTS).vectors.shape[1] == 6
+
+
+def test_queries_that_are_not_filled_up_have_vectors_of_their_words_alone(tmp_path: Path) -> None:
+    filled = ColBERT(tiny_pylate(tmp_path / "filled"), dtype="float32", device="cpu")
+    bare = ColBERT(
+        tiny_pylate(tmp_path / "bare", changes={"do_query_expansion": False}), dtype="float32", device="cpu"
+    )
+    theirs, ours = filled.encode_queries([QUERY])[0], bare.encode_queries([QUERY])[0]
+    count = 4 + 3  # words, and [CLS], marker and [SEP]
+    assert np.allclose(ours[:count], theirs[:count], atol=1e-6) and not ours[count:].any() and theirs[count:].any()
+    vectors = bare.encode(TEXTS)
+    expected = maxsim(ours[:count], vectors.vectors, vectors.lengths)
+    assert bare.score(QUERY, TEXTS) == pytest.approx(expected.tolist(), abs=1e-5)
+    unmarked = ColBERT(
+        tiny_pylate(tmp_path / "unmarked", changes={"query_prefix": "", "document_prefix": ""}), device="cpu"
+    )
+    assert (unmarked.encode(TEXTS).lengths == filled.encode(TEXTS).lengths - 1).all()
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "error", "said"),
+    [
+        (
+            "1_Dense/config.json",
+            {"activation_function": "torch.nn.Tanh"},
+            UnknownModel,
+            "has the activation torch.nn.Tanh",
+        ),
+        ("1_Dense/config.json", {"out_features": "8"}, CheckpointError, "out_features is '8'; a whole number"),
+        ("config_sentence_transformers.json", {"query_length": 0}, CheckpointError, "query_length is 0"),
+        (
+            "config_sentence_transformers.json",
+            {"query_prefix": "[Q] "},
+            CheckpointError,
+            r"the tokenizer has no \[Q\] ",
+        ),
+        ("1_Dense/model.safetensors", None, CheckpointError, "no model.safetensors or pytorch_model.bin"),
+        ("modules.json", None, UnknownModel, "neither an artifact.metadata of the colbert-ai library, nor"),
+    ],
+)
+def test_what_pylate_could_not_have_written_is_refused(
+    tmp_path: Path, file: str, changes: dict[str, object] | None, error: type[Exception], said: str
+) -> None:
+    folder = tiny_pylate(tmp_path)
+    if changes is None:
+        (folder / file).unlink()
+    else:
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**content, **changes}))
+    with pytest.raises(error, match=said):
+        ColBERT(folder, device="cpu")

@@ -126,6 +126,7 @@ def test_a_file_that_is_no_cache_is_refused(folder: Path, tmp_path: Path) -> Non
         opened(folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_loses_no_scores(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reranker = opened(folder, tmp_path / "scores")
     engine = reranker._scoring.engine

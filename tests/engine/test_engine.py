@@ -90,6 +90,7 @@ def test_a_thread_that_would_wait_for_itself_is_told() -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "module"), [("torch", torch), ("openvino", openvino)])
 def test_a_short_call_waits_for_a_batch_of_a_long_one(
     engine: str, module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -33,9 +33,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     seen: list[Row] = []
     original = LateInteractionEngine._read
 
-    def noting(self: Any, keys: Sequence[bytes], *rest: Any) -> None:
+    def noting(self: Any, keys: Sequence[bytes], *rest: Any, **named: Any) -> None:
         seen.extend(Row(np.frombuffer(key, np.int64).tolist(), (0, 0)) for key in keys)
-        original(self, keys, *rest)
+        original(self, keys, *rest, **named)
 
     monkeypatch.setattr(LateInteractionEngine, "_read", noting)
     return seen
@@ -51,11 +51,24 @@ def text_of(num_bytes: int) -> ReadText:
     return ReadText(ids=np.zeros(0, np.int64), units=np.zeros(num_bytes, np.uint8), told=none, pooled=none)
 
 
+@pytest.mark.slow
 def test_a_query_is_read_once_and_kept_passages_are_not_read_again(reranker: Reranker, read: list[Row]) -> None:
     first = reranker.score(QUERY, PASSAGES)
     assert len(read) == 1 + len(PASSAGES)
     assert reranker.score(QUERY, PASSAGES[::-1]) == first[::-1]
     assert len(read) == 1 + len(PASSAGES) + 1
+
+
+@pytest.mark.slow
+def test_many_queries_and_passages_some_of_them_kept_score_as_each_pair_alone() -> None:
+    """So many queries that they take two batches; passages are read beside them."""
+    queries = [f"question {'word ' * (index % 7)}{index}" for index in range(20)]
+    pairs = [(query, passage) for query in queries for passage in PASSAGES[:2]] + [(PASSAGES[3], PASSAGES[3])]
+    with Reranker("default", dtype="float32") as reranker:
+        alone = [reranker.score(*pair)[0] for pair in ((query, [passage]) for query, passage in pairs)]
+    with Reranker("default", dtype="float32") as other:
+        other.score(QUERY, PASSAGES[1:2])
+        assert other.score_pairs(pairs) == pytest.approx(alone, abs=1e-5)
 
 
 def test_scores_are_those_of_a_reranker_that_keeps_nothing(reranker: Reranker) -> None:
@@ -74,6 +87,7 @@ def test_stored_passages_are_there_for_the_first_query(read: list[Row]) -> None:
         assert len(read) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["auto", pytest.param("float32", marks=pytest.mark.slow)])
 def test_states_that_were_kept_elsewhere_give_the_same_scores_and_are_not_read_again(
     read: list[Row], dtype: str
@@ -92,6 +106,7 @@ def test_states_that_were_kept_elsewhere_give_the_same_scores_and_are_not_read_a
         assert len(engine_of(other).cache) == len(PASSAGES) + 1
 
 
+@pytest.mark.slow
 def test_states_of_another_precision_have_another_mark(reranker: Reranker) -> None:
     assert Reranker("default", dtype="float32").states_mark not in (None, reranker.states_mark)
     assert Reranker("default", passage_cache_bytes=0).states_mark is None

@@ -81,7 +81,7 @@ def test_a_large_table_of_words_is_not_beside_its_cast(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", MEASURED, str(small), str(large), "bfloat16"]
     peak = json.loads(subprocess.check_output(command, text=True))
     weights = tensors[name].numel() * 2
-    assert 0.9 * weights < peak < 1.2 * weights + 50e6  # 3 times where it is cast at once
+    assert 0.9 * weights < peak < 1.2 * weights + 100e6  # 3 times where it is cast at once
 
 
 @pytest.mark.slow

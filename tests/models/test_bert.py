@@ -55,6 +55,12 @@ def test_a_config_that_lacks_a_key_is_named() -> None:
         build_backbone({"model_type": "bert", "vocab_size": 9, "max_position_embeddings": 8})
 
 
+@pytest.mark.parametrize(("key", "value"), [("position_embedding_type", "relative_key"), ("is_decoder", True)])
+def test_what_is_not_computed_is_refused_by_name(key: str, value: object) -> None:
+    with pytest.raises(UnknownModel, match=f"{key} is {value!r}; for BERT only"):
+        build_backbone(CONFIG | {"model_type": "bert", key: value})
+
+
 def test_an_unknown_model_type_lists_those_there_are() -> None:
     with pytest.raises(UnknownModel, match="no backbone for model_type 'mamba'; there are bert"):
         build_backbone({"model_type": "mamba"})

@@ -121,7 +121,7 @@ def test_without_buckets_every_distance_is_its_own() -> None:
         ("attention_head_size", 2),
         ("relative_attention", False),
         ("pos_att_type", ["p2p"]),
-        ("hidden_act", "gelu_fast"),
+        ("hidden_act", "quick_gelu"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(key: str, value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import models, pre_tokenizers
 
-from secondpass import Reranker
+from secondpass import Embedder, Reranker
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.engine.torch import TorchEngine
 from secondpass.errors import UnknownModel
@@ -46,21 +47,39 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 # class of transformers, what config.json has beyond BASE
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-tied": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
     "llama-3.1": ("Llama", {"rope_scaling": LLAMA3, "rope_theta": 500000.0, "num_key_value_heads": 1}),
     "llama-linear": ("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
-    "llama-biased": ("Llama", {"attention_bias": True, "head_dim": 12}),
+    "llama-dynamic": ("Llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+    "llama-yarn": ("Llama", {"rope_scaling": YARN}),
+    "llama-yarn-weighed": ("Llama", {"rope_scaling": YARN | {"mscale": 0.8, "mscale_all_dim": 0.5}}),
+    "llama-yarn-whole": ("Llama", {"rope_scaling": YARN | {"attention_factor": 1.3, "truncate": False}}),
+    "llama-biased": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12}),
     "mistral": ("Mistral", {"sliding_window": None}),
+    "mistral-window": ("Mistral", {"sliding_window": 6, "attention_bias": True}),
     "gemma": ("Gemma", {"head_dim": 16, "num_key_value_heads": 1, **TANH}),
     "gemma2": (
         "Gemma2",
         {"head_dim": 12, "sliding_window": 8, "query_pre_attn_scalar": 20, "attn_implementation": "eager"}
         | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, **TANH},
     ),
+    "gemma-relu": ("Gemma", {"head_dim": 16, "hidden_act": "relu", "hidden_activation": None}),
+    "gemma2-layers": (
+        "Gemma2",
+        {"head_dim": 16, "sliding_window": 6, "attn_logit_softcapping": None, **TANH}
+        | {"layer_types": ["full_attention", "full_attention", "sliding_attention"]},
+    ),
     "qwen2": ("Qwen2", {}),
+    "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen3-window": (
+        "Qwen3",
+        {"head_dim": 10, "use_sliding_window": True, "sliding_window": 5}
+        | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
     "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True, "num_hidden_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 10}),
     "qwen3-tied": ("Qwen3", {"tie_word_embeddings": True, "head_dim": 8, "num_key_value_heads": 1}),
@@ -158,6 +177,36 @@ def test_a_decoder_may_have_a_label_in_the_place_of_a_word(kind: str, tmp_path: 
     assert yes_scores(save(model, tmp_path), rows) == pytest.approx(expected, abs=1e-4)
 
 
+def test_what_the_config_of_gemma2_leaves_out_is_as_in_transformers(tmp_path: Path) -> None:
+    model = random_model("gemma2", head_dim=8, attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
+    folder = save(model, tmp_path)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    missing = ("attn_logit_softcapping", "final_logit_softcapping", "layer_types")
+    (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if key not in missing}))
+    settings = settings_of(open_checkpoint(folder).config)
+    assert (settings.attention_softcap, settings.final_softcap) == (50.0, 30.0)  # type: ignore[attr-defined]
+    assert settings.windows == (8, None, 8)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "Gemma2"])
+def test_a_bare_decoder_embeds(kind: str, tmp_path: Path) -> None:
+    """Names of its tensors have no prefix, as in Qwen3-Embedding."""
+    import transformers
+
+    torch.manual_seed(3)
+    config = getattr(transformers, f"{kind}Config")(**BASE, head_dim=8, attn_implementation="eager")
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    folder = save(model, tmp_path)
+    assert "norm.weight" in load_file(folder / "model.safetensors")
+    embedder = Embedder(folder, device="cpu", dtype="float32", pooling="last")
+    ids = embedder.rows(["the old river"])[0].ids
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).last_hidden_state[0, -1]
+    np.testing.assert_allclose(embedder.encode(["the old river"])[0], expected, atol=2e-5)
+    with pytest.raises(ValueError, match="a text is empty"):
+        embedder.encode([""])
+
+
 def test_a_llama_ranks_by_its_yes_logit(tmp_path: Path) -> None:
     """The last family added: a function in models/families.py, a row in two tables, and the rows above."""
     model = random_model("llama")
@@ -168,6 +217,7 @@ def test_a_llama_ranks_by_its_yes_logit(tmp_path: Path) -> None:
     assert score == pytest.approx(yes_logits(model, [Row(ids, (5, 10))])[0], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 @pytest.mark.parametrize("token_budget", [10, 64, 4096])
 def test_shared_beginnings_give_the_same_scores(name: str, token_budget: int, tmp_path: Path) -> None:
@@ -269,10 +319,11 @@ def test_minicpm_does_not_compress() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "no rotary scaling 'yarn'"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "no rotary scaling 'longrope'"),
         ({"hidden_act": "mish"}, "no activation 'mish'"),
-        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types names 1 layers"),
         ({"start_layer": 1, "head_type": "raw"}, "head_type is 'raw'"),
+        ({"start_layer": 1, "head_multi": False}, "head_multi is false"),
     ],
 )
 def test_what_is_not_known_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -280,6 +331,7 @@ def test_what_is_not_known_is_refused(changes: dict[str, Any], message: str) -> 
         settings_of(BASE | {"model_type": "llama"} | changes)
 
 
+@pytest.mark.slow
 @needs_golden
 @pytest.mark.parametrize("name", ["gemma-llm-reranker", "qwen2-llm-reranker", "qwen3-llm-reranker"])
 def test_long_documents_are_read_in_windows(name: str) -> None:

@@ -99,6 +99,7 @@ def test_a_score_does_not_depend_on_the_batch(folder: Path) -> None:
     assert reranker.score_pairs(PAIRS) == pytest.approx([reranker.score(q, [p])[0] for q, p in PAIRS], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "dtype"), [("openvino", "float32"), ("openvino", "int8"), ("onnx", "float32")])
 def test_graphs_say_the_same(folder: Path, tmp_path: Path, format: str, dtype: str) -> None:
     if format == "onnx":
@@ -120,6 +121,7 @@ def test_half_precision_keeps_the_scores_and_halves_the_file(folder: Path, tmp_p
     assert sizes["float16"] < 0.6 * sizes["float32"]
 
 
+@pytest.mark.slow
 def test_the_graph_is_an_embedder_too(folder: Path, tmp_path: Path) -> None:
     out = export(open_checkpoint(folder), tmp_path / "out")
     texts = [passage for _, passage in PAIRS]

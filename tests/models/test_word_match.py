@@ -128,6 +128,7 @@ def test_bfloat16_does_not_touch_the_matching(source: Path, tmp_path: Path) -> N
     assert half == pytest.approx(full, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "dtype"), [("openvino", "float32"), ("openvino", "int8"), ("onnx", "float32")])
 def test_graphs_match_words_too(source: Path, tmp_path: Path, format: str, dtype: str) -> None:
     if format == "onnx":

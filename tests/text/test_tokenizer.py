@@ -113,6 +113,39 @@ def test_vocab_txt_reads_as_in_transformers(tmp_path: Path, settings: dict[str, 
     assert pair == reference(["river"], ["sea"])["input_ids"][0]
 
 
+def test_added_tokens_json_is_read_beside_vocab_txt(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, vocabulary=True)
+    (folder / "added_tokens.json").write_text(json.dumps({"[Q]": len(VOCABULARY)}), "utf-8")
+    assert Tokenizer.from_folder(folder).encode("the [Q]")[-1] == len(VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"truncation_side": "middle"},
+        {"added_tokens_decoder": {"x": {}}},
+        {"added_tokens_decoder": {"1": {"special": True}}},
+        {"added_tokens_decoder": [1]},
+        {"additional_special_tokens": [3]},
+        {"tokenizer_class": "BertTokenizer", "do_lower_case": "yes"},
+    ],
+)
+def test_a_damaged_tokenizer_config_is_named(tmp_path: Path, settings: dict[str, object]) -> None:
+    folder = folder_of(tmp_path, tokenizer=word_piece(VOCABULARY).to_str(), settings=settings)
+    with pytest.raises(CheckpointError, match=r"tokenizer"):
+        Tokenizer.from_folder(folder)
+
+
+def test_types_of_another_form_are_refused() -> None:
+    inner = word_piece(VOCABULARY)
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS]:1 $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    with pytest.raises(CheckpointError, match="token types"):
+        _ = Tokenizer(inner).pair_template
+    assert not Tokenizer(inner, has_types=False).pair_template.is_typed
+
+
 def test_tokenizer_json_goes_before_vocab_txt(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, tokenizer=word_piece([*SPECIAL, "river"]).to_str(), vocabulary=True)
     assert Tokenizer.from_folder(folder).token_id("water") is None

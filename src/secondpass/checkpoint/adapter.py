@@ -28,7 +28,19 @@ _PREFIX = "base_model.model."
 # lora_A and lora_B of a linear layer or an embedding; PEFT may put the adapter's name before "weight".
 _LOW_RANK = re.compile(r"(.*)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?")
 # Options of adapter_config.json that change the arithmetic in a way that is not known here.
-UNKNOWN = ("use_dora", "fan_in_fan_out", "lora_bias", "trainable_token_indices", "layer_replication")
+UNKNOWN = (
+    "use_dora",
+    "use_qalora",
+    "fan_in_fan_out",
+    "lora_bias",
+    "trainable_token_indices",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+)
+# Values of init_lora_weights with which PEFT changes the base's own weights, too
+CHANGING = ("pissa", "olora", "corda", "loftq")
+_WORDS = "embed_tokens.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +88,25 @@ class Adapter:
         return alpha / (rank**0.5 if self.settings.get("use_rslora") else rank)
 
 
+def check_words(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError where an adapter changes the words of a base that reads them as its lm_head as well.
+
+    PEFT changes the one and leaves the other, so that the merged model would have to hold both.
+    """
+    if checkpoint.adapter is None or checkpoint.recipe.head != "token":
+        return
+    adapter = open_adapter(checkpoint.adapter)
+    changed = [name for name in (*adapter.low_rank, *adapter.whole) if name.endswith(_WORDS)]
+    if not changed or "lm_head.weight" in adapter.whole or adapter.settings.get("ensure_weight_tying"):
+        return
+    names = {name for name, _ in read_tensors(checkpoint.weight_files())}
+    if checkpoint.config.get("tie_word_embeddings") or "lm_head.weight" not in names:
+        raise CheckpointError(
+            f"{checkpoint.adapter}: changes {changed[0]}, which the base reads as its lm_head too and PEFT does not "
+            "change there; merge with PEFT, untie the two, and save the model"
+        )
+
+
 def change_of(checkpoint: Checkpoint) -> Change | None:
     """What `load_weights` does to the tensors of this checkpoint; None where it has no adapter."""
     return None if checkpoint.adapter is None else open_adapter(checkpoint.adapter).applied
@@ -88,6 +119,12 @@ def open_adapter(folder: Path) -> Adapter:
         raise CheckpointError(f"{folder}: peft_type is {settings.get('peft_type')!r}; only 'LORA' can be merged")
     if strange := [name for name in UNKNOWN if settings.get(name)]:
         raise CheckpointError(f"{folder}: {', '.join(strange)} cannot be merged; merge with PEFT and save the model")
+    start = str(settings.get("init_lora_weights")).lower()
+    if start.startswith(CHANGING):
+        raise CheckpointError(
+            f"{folder}: init_lora_weights is {start!r}, which changes the base's own weights too; convert the "
+            "adapter with PEFT (path_initial_model_for_weight_conversion), or merge with PEFT and save the model"
+        )
     files = [folder / name for name in WEIGHTS if (folder / name).is_file()][:1]
     if not files:
         raise CheckpointError(f"{folder}: no adapter_model.safetensors")
@@ -119,6 +156,7 @@ def write_merged(checkpoint: Checkpoint, folder: Path) -> None:
     """As `save_merged`, into a folder that is there."""
     if checkpoint.adapter is None:
         raise ValueError(f"{checkpoint.name} has no adapter to merge")
+    check_words(checkpoint)
     own = checkpoint.adapter / LENGTH  # what an adapter says of its length holds for the whole
     settings = {file for file in checkpoint.folder.glob("*.json") if not file.name.endswith(INDEX)}
     for file in (*settings.union(tokenizer_files(checkpoint.folder)), *([own] if own.is_file() else [])):

@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from secondpass.checkpoint import hub
+from secondpass.atomic import at_home
 from secondpass.checkpoint.config import read_config
 from secondpass.checkpoint.layout import ADAPTER, GRAPHS, INDEX, WEIGHED, WEIGHTS, shard_names
 from secondpass.checkpoint.sentence_transformers import named_length
@@ -130,8 +130,10 @@ def open_checkpoint(
 def _find(model: str | Path, revision: str | None, *, local_files_only: bool, graph: bool) -> Checkpoint:
     """The folder of a model or an adapter, not read yet."""
     packaged = _packaged(str(model))
-    folder = packaged or Path(model).expanduser()
+    folder = packaged or at_home(model)
     if packaged is None and not (str(model) and folder.is_dir()):  # Path("") would be the current folder
+        from secondpass.checkpoint import hub
+
         name, wanted = _hub_name(model, revision)
         folder, commit = hub.fetch(name, wanted, local_files_only=local_files_only, graph=graph)
         return Checkpoint(name=name, folder=folder, revision=commit)
@@ -200,7 +202,7 @@ def _hub_name(model: str | Path, revision: str | None) -> tuple[str, str]:
     """("owner/name", revision). Raises CheckpointError for what can only be a path."""
     name, at, pinned = str(model).partition("@")
     if isinstance(model, Path) or not _HUB_NAME.fullmatch(name):
-        what = "is a file, a folder is needed" if Path(model).expanduser().is_file() else "no such folder"
+        what = "is a file, a folder is needed" if at_home(model).is_file() else "no such folder"
         raise CheckpointError(f"{str(model)!r}: {what}; a model of the hub is written owner/name{_suggestion(name)}")
     if at and revision not in (None, pinned):
         raise ValueError(f"{model}: revision={revision!r} contradicts the name; give one of them")

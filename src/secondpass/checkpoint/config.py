@@ -100,6 +100,7 @@ _OTHERS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "id2label": ("an object", lambda value: value is None or isinstance(value, dict)),
     "architectures": ("a list of texts", lambda value: value is None or _are_texts(value)),
     "scripts": ("a list of texts", _are_texts),
+    "languages": ("a list of texts", _are_texts),
 }
 
 

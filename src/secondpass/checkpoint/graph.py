@@ -11,7 +11,9 @@ import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -34,25 +36,47 @@ _COMPRESSED = "_compressed"  # how OpenVINO names what it has stored in half pre
 
 MAX_XML = 256 << 20  # bytes; a graph of 24 blocks has one or two megabytes
 _ONNX = b"\x08"  # the first field of its protocol buffer, the version of the format
-_TELEMETRY = "openvino_telemetry"
+_CONVERTER = "openvino.tools.ovc"
+TELEMETRY = "openvino_telemetry"  # what reports to the maker of OpenVINO and NNCF over the network
+_IMPORTING = Lock()  # a search opens its two models in two threads
 
 
 def import_openvino() -> Any:
     """The module openvino, imported so that nothing leaves the machine.
 
-    Importing it reports that to its maker over the network, unless its telemetry package cannot be imported; so it
-    cannot while openvino is, and openvino falls back to its own stub. Where a program has imported openvino before,
-    that program has decided.
+    Its converter of models reports to its maker over the network that it was imported, unless the package for that
+    cannot be imported; so it cannot while the converter is. The converter takes more than half of openvino's import,
+    so it is left until somebody asks for `openvino.convert_model`. Where a program has imported openvino before, that
+    program has decided.
     """
-    is_blocked = _TELEMETRY not in sys.modules
+    with _IMPORTING:
+        if "openvino" not in sys.modules:
+            with absent(_CONVERTER):
+                import openvino
+            vars(openvino)["__getattr__"] = _late_attribute
+        import openvino  # waits where a thread of the program is importing it: until then half of it is there
+    return openvino
+
+
+def _late_attribute(name: str) -> Any:
+    if name != "convert_model":
+        raise AttributeError(f"module 'openvino' has no attribute {name!r}")
+    with absent(TELEMETRY):
+        from openvino.tools.ovc import convert_model
+    return convert_model
+
+
+@contextmanager
+def absent(name: str) -> Iterator[None]:
+    """A module that has not been imported cannot be here."""
+    is_blocked = name not in sys.modules
     if is_blocked:
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+        sys.modules[name] = None  # type: ignore[assignment]
     try:
-        import openvino
+        yield
     finally:
         if is_blocked:
-            del sys.modules[_TELEMETRY]
-    return openvino
+            del sys.modules[name]
 
 
 def check_graph(file: Path) -> None:

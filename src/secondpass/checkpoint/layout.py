@@ -37,6 +37,7 @@ SETTINGS = (
     LENGTH,
     "[0-9]*_*/config.json",
     "[0-9]*_*/model.safetensors",
+    "[0-9]*_*/pytorch_model.bin",
     "artifact.metadata",
     "calibration.json",
     "colbert_linear.pt",

@@ -12,26 +12,43 @@ from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.json_file import read_json, read_json_list
 from secondpass.text.documents import clean
 
-# Their key -> ours. A newer form of the file has "pooling_mode" with one of the values.
-_POOLINGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last",
+# Their name of a pooling -> ours, in the order in which several are joined. A newer form of the file has them in
+# "pooling_mode"; the older has a key for each.
+_POOLING_MODES = {
+    "cls": "cls",
+    "max": "max",
+    "mean": "mean",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "weightedmean": "weightedmean",
+    "lasttoken": "last",
 }
-_POOLING_MODES = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
-_MODULES = ("Transformer", "Pooling", "Normalize")
+_POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+# What is computed here, in the only order; Dropout does nothing but in training
+_MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
 # Names that checkpoints use for the prompt of a kind, first come, first taken.
 _KINDS = {"query": ("query", "search_query"), "document": ("document", "passage", "corpus", "search_document")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceSettings:
-    """prompts are by kind ("query", "document") and never empty; max_length is None where none is given."""
+    """prompts are by kind ("query", "document") and never empty; max_length is None where none is given.
+
+    pooling is one, or several joined by "+"; dense are the folders of the layers that its vector goes through.
+    """
 
     pooling: str = "mean"
+    dense: tuple[Path, ...] = ()
     is_normalized: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     max_length: int | None = None
+    has_lowered_case: bool = False
 
 
 def read_settings(folder: Path) -> SentenceSettings:
@@ -39,18 +56,47 @@ def read_settings(folder: Path) -> SentenceSettings:
 
     Raises UnknownModel for a module or a pooling that is not computed here, CheckpointError for unreadable files.
     """
-    modules = _read_modules(folder)
+    modules = [module for module in _read_modules(folder) if module[0] != "Dropout"]
     unknown = [kind for kind, _ in modules if kind not in _MODULES]
     if unknown:
         raise UnknownModel(f"{folder}: modules.json asks for {unknown[0]}; there are {', '.join(_MODULES)}")
+    kinds = [kind for kind, _ in modules]
+    if kinds != sorted(kinds, key=_MODULES.index) or ("Dense" in kinds and "Pooling" not in kinds):
+        raise UnknownModel(
+            f"{folder}: modules.json has {', '.join(kinds)}; only {', '.join(_MODULES)}, in this order"
+        )
     pooling = [path for kind, path in modules if kind == "Pooling"]
     apart = [path for kind, path in modules if kind == "Transformer" and path]  # where it has a length of its own
+    own = inside(folder, apart[0]) if apart else folder
     return SentenceSettings(
         pooling=_pooling(inside(folder, pooling[0]) / "config.json") if pooling else "mean",
+        dense=tuple(inside(folder, path) for kind, path in modules if kind == "Dense"),
         is_normalized=any(kind == "Normalize" for kind, _ in modules),
         prompts=_prompts(folder / "config_sentence_transformers.json"),
-        max_length=named_length(inside(folder, apart[0]) if apart else folder),
+        max_length=named_length(own),
+        has_lowered_case=_read(own / LENGTH).get("do_lower_case") is True,
     )
+
+
+def dense_layers(folder: Path) -> list[Path]:
+    """Folders of the linear layers over each token, in order, where a folder has nothing else (PyLate); else none.
+
+    Raises UnknownModel for a layer that is more than linear.
+    """
+    modules = _read_modules(folder)
+    if not modules or modules[0][0] != "Transformer" or {kind for kind, _ in modules[1:]} != {"Dense"}:
+        return []
+    layers = [inside(folder, path) for _, path in modules[1:]]
+    for layer in layers:
+        activation = str(dense_settings(layer).get("activation_function", "Tanh"))
+        if activation.rsplit(".", 1)[-1] != "Identity":
+            raise UnknownModel(f"{layer}: has the activation {activation}; a layer over tokens is linear")
+    return layers
+
+
+def dense_settings(layer: Path) -> dict[str, Any]:
+    """What a layer's config.json says: in_features, out_features, activation_function, use_residual."""
+    return read_json(layer / "config.json")
 
 
 def named_length(folder: Path) -> int | None:
@@ -79,13 +125,19 @@ def _read_modules(folder: Path) -> list[tuple[str, str]]:
 
 def _pooling(file: Path) -> str:
     config = read_json(file)
-    asked = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    names = [_POOLINGS.get(key, key) for key in asked]
-    if isinstance(config.get("pooling_mode"), str):
-        names = [_POOLING_MODES.get(config["pooling_mode"], config["pooling_mode"])]
-    if len(names) != 1 or names[0] not in _POOLING_MODES.values() or config.get("include_prompt") is False:
-        raise UnknownModel(f"{file}: asks for pooling {names}; one of cls, mean, last over the whole row is needed")
-    return names[0]
+    names = [
+        _POOLING_KEYS.get(key, key) for key, value in config.items() if key.startswith("pooling_mode_") and value
+    ]
+    named = config.get("pooling_mode")
+    if named is not None:
+        names = [named] if isinstance(named, str) else list(named)
+    if not names or not all(name in _POOLING_MODES for name in names):
+        raise UnknownModel(f"{file}: asks for pooling {names}; there are {', '.join(_POOLING_MODES)}")
+    if config.get("include_prompt") is False:
+        raise UnknownModel(
+            f"{file}: include_prompt is false; a pooling over the whole row, prompt included, is needed"
+        )
+    return "+".join(ours for theirs, ours in _POOLING_MODES.items() if theirs in names)
 
 
 def _prompts(file: Path) -> dict[str, str]:

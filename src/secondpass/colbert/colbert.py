@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.sentence_transformers import dense_layers, dense_settings
 from secondpass.cognitive import Cognitive
 from secondpass.colbert.maxsim import maxsim, unit
 from secondpass.colbert.store import Origin, TokenVectors
@@ -24,7 +24,7 @@ from secondpass.engine.engine import Heads, Vectors
 from secondpass.engine.open import open_encoder
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.json_file import read_json
-from secondpass.public import for_each_query, hinted, in_thread, opened_again
+from secondpass.public import Opened, for_each_query, hinted, in_thread
 from secondpass.scoring.ranking import RankOptions, log_odds, one_score, ranked, unscored_hit
 from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
 from secondpass.text.prompts import single_rows
@@ -39,7 +39,11 @@ MIN_LENGTH = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ColbertSettings:
-    """What artifact.metadata says; the defaults are those of the colbert-ai library."""
+    """What artifact.metadata, or PyLate's config, says; the defaults are those of the libraries.
+
+    An empty marker is none. skipped: words that documents have no vectors of, as tokens of the vocabulary; None is
+    all punctuation, as colbert-ai finds it. expands: queries are filled up with [MASK], whose vectors count.
+    """
 
     token_width: int
     max_query_length: int
@@ -47,10 +51,39 @@ class ColbertSettings:
     query_marker: str
     document_marker: str
     attends_to_masks: bool
-    skips_punctuation: bool
+    skips_punctuation: bool = True
+    skipped: Sequence[str] | None = None
+    expands: bool = True
+    layers: Sequence[Path] = ()
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any]) -> ColbertSettings:
+    def read(cls, folder: Path) -> ColbertSettings:
+        """Raises UnknownModel for a folder of neither library."""
+        if (folder / "artifact.metadata").is_file():
+            return cls._of_colbert_ai(read_json(folder / "artifact.metadata"))
+        file = folder / "config_sentence_transformers.json"
+        config = read_json(file) if file.is_file() else {}
+        layers = dense_layers(folder) if "query_length" in config else []
+        if not layers:
+            raise UnknownModel(
+                f"{folder}: neither an artifact.metadata of the colbert-ai library, nor PyLate's modules.json and "
+                "config_sentence_transformers.json; one of these makes a checkpoint ColBERT's"
+            )
+        expands = bool(config.get("do_query_expansion", True))
+        return cls(
+            token_width=_whole(file, dense_settings(layers[-1]), "out_features", None),
+            max_query_length=_whole(file, config, "query_length", 32),
+            max_length=_whole(file, config, "document_length", 180),
+            query_marker=str(config.get("query_prefix", "[Q] ")),
+            document_marker=str(config.get("document_prefix", "[D] ")),
+            attends_to_masks=expands and bool(config.get("attend_to_expansion_tokens", False)),
+            skipped=[str(word) for word in config.get("skiplist_words", string.punctuation)],
+            expands=expands,
+            layers=layers,
+        )
+
+    @classmethod
+    def _of_colbert_ai(cls, metadata: Mapping[str, Any]) -> ColbertSettings:
         if metadata.get("similarity", "cosine") != "cosine":
             raise UnknownModel(f"artifact.metadata has similarity {metadata['similarity']!r}; 'cosine' is needed")
         return cls(
@@ -64,10 +97,18 @@ class ColbertSettings:
         )
 
 
-class ColBERT:
+def _whole(file: Path, config: Mapping[str, Any], name: str, default: int | None) -> int:
+    value = config.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{file}: {name} is {value!r}; a whole number from 1 is needed")
+    return value
+
+
+class ColBERT(Opened):
     """Late interaction: ranks documents by their token vectors, which can be computed beforehand and stored.
 
-    model: a folder in Hugging Face layout with artifact.metadata, or a hub name such as "colbert-ir/colbertv2.0".
+    model: a folder in the layout of colbert-ai (artifact.metadata) or of PyLate (modules.json with its layers), or a
+    hub name such as "colbert-ir/colbertv2.0" or "lightonai/GTE-ModernColBERT-v1".
     max_length and max_query_length count tokens with markers; a query always has max_query_length vectors. Every
     option that is None is as the checkpoint says. special_tokens: "text", so that "[SEP]" in a text is just letters,
     or "parse", as the references do. Safe to use from several threads. Raises CheckpointError,
@@ -92,20 +133,22 @@ class ColBERT:
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
         self._checkpoint = open_checkpoint(model, revision=revision, local_files_only=local_files_only)
-        settings = ColbertSettings.from_metadata(_read_metadata(self._checkpoint.folder))
+        settings = ColbertSettings.read(self._checkpoint.folder)
         self._tokenizer = self._checkpoint.tokenizer.reading(special_tokens)
-        heads = Heads(token_width=settings.token_width)
+        heads = Heads(token_width=None if settings.layers else settings.token_width, layers=settings.layers)
         self._encoder = open_encoder(self._checkpoint, heads, device=device, dtype=dtype, token_budget=token_budget)
         self._max_length = self._limit("max_length", max_length, settings.max_length)
         self._max_query_length = self._limit("max_query_length", max_query_length, settings.max_query_length)
         self._attends_to_masks = _or(attends_to_masks, settings.attends_to_masks)
         skips = _or(skips_punctuation, settings.skips_punctuation)
         self._token_width = settings.token_width
-        self._query_marker = _token_id(self._tokenizer, settings.query_marker)
-        self._document_marker = _token_id(self._tokenizer, settings.document_marker)
+        self._expands = settings.expands
+        self._query_marker = _marker(self._tokenizer, settings.query_marker)
+        self._document_marker = _marker(self._tokenizer, settings.document_marker)
         self._mask_id = _token_id(self._tokenizer, "[MASK]", "<mask>")
         self._pad_id = _token_id(self._tokenizer, "[PAD]", "<pad>")
-        self._skipped = np.array([self._pad_id, *(_punctuation(self._tokenizer) if skips else ())])
+        words = _punctuation(self._tokenizer) if settings.skipped is None else _ids(self._tokenizer, settings.skipped)
+        self._skipped = np.array([self._pad_id, *(words if skips else ())])
         self._origin = Origin(
             model=self._checkpoint.name,
             revision=self._checkpoint.revision,
@@ -118,13 +161,19 @@ class ColBERT:
         return self._read(documents)[0]
 
     def encode_queries(self, queries: Iterable[str]) -> Vectors:
-        """Unit vectors (N, max_query_length, D) of queries, those of the [MASK] tokens included."""
+        """Unit vectors (N, max_query_length, D) of queries, those of the [MASK] tokens included.
+
+        Of a checkpoint whose queries are not filled up those are 0, which adds nothing to a score.
+        """
         if isinstance(queries, str):
             raise TypeError("queries is a str; give a list of queries, [query] for one")
         rows, visible = self._query_rows([clean_query(query) for query in queries])
         seen = None if self._attends_to_masks else visible
         shape = (len(rows), self._max_query_length, self._token_width)
-        return self._token_vectors(rows, seen).reshape(shape)
+        vectors = self._token_vectors(rows, seen).reshape(shape)
+        if not self._expands:
+            vectors[np.arange(shape[1]) >= np.array(visible)[:, None]] = 0.0
+        return vectors
 
     def score(self, query: str, documents: Iterable[DocumentLike] | TokenVectors) -> list[float]:
         """Sums of cosines in input order, each from -max_query_length to max_query_length."""
@@ -193,6 +242,11 @@ class ColBERT:
             max_length=self._max_length,
             truncation="end",
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what the vectors of documents depend on: weights and settings."""
+        return f"{self._origin.fingerprint} {dict(self._origin.settings)} {self._arguments['special_tokens']}"
 
     def probability(self, score: float) -> float:
         """A score as the mean cosine of the query's tokens, moved to 0..1; not calibrated."""
@@ -292,27 +346,9 @@ class ColBERT:
         """Give the memory of the model back; calls after that raise EngineError."""
         self._encoder.close()
 
-    def __enter__(self) -> ColBERT:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return opened_again, (type(self), self._arguments)
-
 
 def _or(asked: bool | None, default: bool) -> bool:
     return default if asked is None else asked
-
-
-def _read_metadata(folder: Path) -> dict[str, Any]:
-    file = folder / "artifact.metadata"
-    if not file.is_file():
-        raise UnknownModel(f"{folder}: no artifact.metadata; ColBERT reads checkpoints of the colbert-ai library")
-    return read_json(file)
 
 
 def _token_id(tokenizer: Tokenizer, *names: str) -> int:
@@ -331,3 +367,14 @@ def _punctuation(tokenizer: Tokenizer) -> set[int]:
 
 def _pin(origin: Origin) -> str:
     return origin.model if origin.revision is None else f"{origin.model}@{origin.revision}"
+
+
+def _marker(tokenizer: Tokenizer, name: str) -> int | None:
+    return _token_id(tokenizer, name) if name else None
+
+
+def _ids(tokenizer: Tokenizer, words: Sequence[str]) -> set[int]:
+    """The ids of words that are tokens; PyLate takes the unknown token for the others."""
+    unknown = [token for name in ("[UNK]", "<unk>") if (token := tokenizer.token_id(name)) is not None]
+    known = [tokenizer.token_id(word) for word in words]
+    return {token for token in known if token is not None} | set(unknown[:1] if None in known else [])

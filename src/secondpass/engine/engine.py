@@ -95,12 +95,16 @@ class PassageEngine(Protocol):
 class Heads:
     """What a checkpoint of an encoder has above its backbone.
 
-    token_width: the width D of a projection without bias among the backbone's weights (ColBERT). files: linear
-    layers that lie beside them, by the output that they make ("tokens", "weights"), as BGE-M3 has.
+    token_width: the width D of a projection without bias among the backbone's weights (ColBERT). layers: folders of
+    linear layers that make token vectors one after the other (PyLate). dense: folders of layers, each with its
+    activation, that a pooled vector goes through. files: linear layers that lie beside the
+    weights, by the output that they make ("tokens", "weights"), as BGE-M3 has.
     """
 
     pooling: str = "cls"
     token_width: int | None = None
+    layers: Sequence[Path] = ()
+    dense: Sequence[Path] = ()
     files: Mapping[str, Path] | None = None
 
 

@@ -210,12 +210,13 @@ class LateInteractionEngine(OpenVinoEngine):
         """What is read of each row's passage, to be kept elsewhere and given back to `keep`."""
         keys = [self._halves(row)[1] for row in rows]
         found: dict[bytes, bytes] = {}
+        different = sorted(set(keys))
 
-        def note(key: bytes, text: ReadText) -> int:
-            found[key] = text.to_bytes()
+        def note(index: int, text: ReadText) -> int:
+            found[different[index]] = text.to_bytes()
             return 0
 
-        self._read(sorted(set(keys)), note)
+        self._read(different, note)
         return [found[key] for key in keys]
 
     def keep(self, states: Iterable[bytes]) -> None:
@@ -226,16 +227,11 @@ class LateInteractionEngine(OpenVinoEngine):
                 self.cache.put(text.ids.tobytes(), text)
 
     def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
-        """A row whose passage is kept counts as done without computing."""
+        """Passages that are not kept are read beside the queries; a row of the others is done without computing."""
         self.check(run)
         halves = [self._halves(row) for row in rows]
+        asked = sorted({query for query, _ in halves})
         queries: dict[bytes, ReadText] = {}
-
-        def ask(key: bytes, text: ReadText) -> int:
-            queries[key] = text
-            return 0
-
-        self._read(sorted({query for query, _ in halves}), ask, progress)
         scores = np.empty((len(rows), 1), np.float32)
         asking: dict[bytes, list[int]] = {}
         for index, (_, passage) in enumerate(halves):
@@ -246,21 +242,21 @@ class LateInteractionEngine(OpenVinoEngine):
                 scores[index] = self._joining.score(queries[halves[index][0]], text)
             return len(asking[key])
 
-        missing, num_kept = [], 0
-        for key in asking:
-            text = self.cache.get(key)
-            if text is None:
-                missing.append(key)
-            else:
-                num_kept += join(key, text)
-        if progress is not None and num_kept:
-            progress(num_kept, 0.0)
+        kept = {key: text for key in asking if (text := self.cache.get(key)) is not None}
+        missing = [key for key in asking if key not in kept]
 
-        def keep(key: bytes, text: ReadText) -> int:
-            self.cache.put(key, text)
-            return join(key, text)
+        def use(index: int, text: ReadText) -> int:
+            if index >= len(asked):
+                self.cache.put(missing[index - len(asked)], text)
+                return join(missing[index - len(asked)], text)
+            queries[asked[index]] = text
+            if kept and len(queries) == len(asked):
+                num_kept = sum(join(key, each) for key, each in kept.items())
+                if progress is not None:
+                    progress(num_kept, 0.0)
+            return 0
 
-        self._read(missing, keep, progress)
+        self._read([*asked, *missing], use, progress, num_first=len(asked))
         if not np.isfinite(scores).all():
             raise EngineError(f"{int((~np.isfinite(scores)).sum())} of {len(rows)} scores are not finite")
         return scores
@@ -271,9 +267,17 @@ class LateInteractionEngine(OpenVinoEngine):
         return tuple(np.array(ids, np.int64).tobytes() for ids in (row.ids[:split], row.ids[split:]))  # type: ignore[return-value]
 
     def _read(
-        self, keys: Sequence[bytes], use: Callable[[bytes, ReadText], int], progress: Advance | None = None
+        self,
+        keys: Sequence[bytes],
+        use: Callable[[int, ReadText], int],
+        progress: Advance | None = None,
+        *,
+        num_first: int = 0,
     ) -> None:
-        """Texts by their ids, each given to `use`, which says how many rows are done with it."""
+        """Texts by their ids, each given to `use` by its index, which says how many rows are done with it.
+
+        The first `num_first` come before the others.
+        """
         ids = [np.frombuffer(key, np.int64).tolist() for key in keys]
         done = 0
 
@@ -284,7 +288,7 @@ class LateInteractionEngine(OpenVinoEngine):
             done = 0
 
         rows = [Row(each, (len(each), len(each))) for each in ids]
-        for batch, states in self._requests.run(rows, self.facts.token_budget, advance):
+        for batch, states in self._requests.run(rows, self.facts.token_budget, advance, num_first=num_first):
             for index, text in zip(batch, states, strict=True):
                 read = self._joining.text(ids[index], text[: len(ids[index])], self._dtype)
-                done += use(keys[index], read)
+                done += use(index, read)

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from secondpass.checkpoint.checkpoint import Checkpoint
-from secondpass.engine.cache import ScoreCache
 from secondpass.engine.engine import Encoder, Engine, Heads, Reopening, ReopeningEngine
 from secondpass.errors import EngineError, MissingExtra
 
@@ -47,7 +46,11 @@ def open_engine(
 
     def opened() -> Engine:
         plain = opens(checkpoint, device, dtype, token_budget)
-        return plain if score_cache is None else ScoreCache(plain, Path(score_cache), checkpoint.identity())
+        if score_cache is None:
+            return plain
+        from secondpass.engine.cache import ScoreCache
+
+        return ScoreCache(plain, Path(score_cache), checkpoint.identity())
 
     return ReopeningEngine(opened)
 

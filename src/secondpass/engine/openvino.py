@@ -73,7 +73,7 @@ def padded(rows: Sequence[Row], names: Collection[str], pad_id: int, longest: in
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row.ids
         mask[index, : len(row)] = 1
-        types[index, row.passage[0] : len(row)] = 1
+        types[index, row.passage[0] : len(row)] = row.is_typed
     every = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     return {name: values for name, values in every.items() if name in names}
 
@@ -255,11 +255,16 @@ class Requests:
         _OPEN.add(self)
 
     def run(
-        self, rows: Sequence[Row], token_budget: int, progress: Advance | None = None
+        self, rows: Sequence[Row], token_budget: int, progress: Advance | None = None, *, num_first: int = 0
     ) -> Iterator[tuple[Sequence[int], NDArray[np.float32]]]:
-        """Indices of rows with their outputs (N, ...), padded to one of few lengths, in any order."""
-        lengths = [len(row) for row in rows]
-        batches = deque(plan_padded(lengths, token_budget=token_budget, num_parts=len(self._requests)))
+        """Indices of rows with their outputs (N, ...), padded to one of few lengths, in any order but that the first
+        `num_first` rows come before the others.
+        """
+        batches = deque[list[int]]()
+        for some in (range(num_first), range(num_first, len(rows))):
+            lengths = [len(rows[index]) for index in some]
+            planned = plan_padded(lengths, token_budget=token_budget, num_parts=len(self._requests))
+            batches += [[some[index] for index in batch] for batch in planned]
         while batches:
             with self._turns as turn, closing(self._computed(rows, batches)) as computed:
                 for batch, values in computed:

@@ -35,7 +35,8 @@ class OpenVinoEncoder:
         token_budget: int | None = None,
     ) -> None:
         graph = checkpoint.graph()
-        if graph is None or heads.pooling != "mean" or heads.token_width is not None or heads.files:
+        has_more = heads.token_width is not None or heads.layers or heads.files or heads.dense
+        if graph is None or heads.pooling != "mean" or has_more:
             raise CheckpointError(f"{checkpoint.folder}: the openvino engine says means of token states alone")
         compiled = compile_graph(graph, DTYPE if dtype == "auto" else dtype, STATES)
         max_length = int(checkpoint.config["max_position_embeddings"])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from secondpass.checkpoint.adapter import change_of
+from secondpass.checkpoint.adapter import change_of, check_words
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.weights import load_weights
 from secondpass.engine.batches import Budget, budget_of, filled, in_batches, memory_checked
@@ -153,6 +153,7 @@ class TorchEngine:
 def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> CrossEncoderModel:
     """The model; its tokenizer is only read where the score is a word's logit."""
     recipe = checkpoint.recipe
+    check_words(checkpoint)
     answer_ids = recipe.answer_ids(checkpoint.tokenizer) if recipe.answers else []
     with torch.device("meta"):
         model = CrossEncoderModel(checkpoint.config, recipe, answer_ids=answer_ids)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.checkpoint import Checkpoint
-from secondpass.checkpoint.weights import FULL_PRECISION, load_weights
+from secondpass.checkpoint.config import MAX_WIDTH
+from secondpass.checkpoint.sentence_transformers import dense_settings
+from secondpass.checkpoint.weights import FULL_PRECISION, load_weights, read_tensors
 from secondpass.engine.batches import Budget, budget_of, filled, in_batches
 from secondpass.engine.cpu.linear_int8 import put_kernels
 from secondpass.engine.cpu.parallel import Streams, threads_in_words
@@ -23,14 +26,16 @@ from secondpass.engine.cpu.threads import this_processor
 from secondpass.engine.cuda.copies import Arrival
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.engine.engine import TURN_TOKENS, EngineFacts, Heads, Turns, Vectors
-from secondpass.errors import CheckpointError, EngineError
+from secondpass.errors import CheckpointError, EngineError, UnknownModel
 from secondpass.models.attention import pick_kernel, use_kernel
 from secondpass.models.layers import Linear
-from secondpass.models.text_encoder import TextEncoder
+from secondpass.models.text_encoder import Dense, TextEncoder
 from secondpass.packed import pack, plan
 from secondpass.text.families import is_classifier
 from secondpass.types import Row
 
+# torch's name of an activation, in lower case -> ours
+DENSE_ACTIVATIONS = {"identity": None, "tanh": "tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
 # Outputs of one vector per token; the others have one per row.
 _BY_TOKEN = ("tokens", "weights")
 
@@ -51,7 +56,7 @@ class TorchEncoder:
         self._dtype, reason = pick_dtype(dtype, self._device)
         self.model = _load(checkpoint, heads, self._dtype).to(self._device).eval()
         config = self.model.backbone.config
-        self.width: int = config.width
+        self.width = _width(self.model, config.width)
         self._budget = Budget(token_budget) if token_budget else budget_of(self._device, config, self._dtype)
         self._in_batches = Streams(config.width).in_batches if self._device.type == "cpu" else in_batches
         self.fingerprint = _fingerprint(self.model)
@@ -151,14 +156,82 @@ def _load(checkpoint: Checkpoint, heads: Heads, dtype: torch.dtype) -> TextEncod
         raise CheckpointError(message) from error
     width = model.backbone.config.width
     for name, file in (heads.files or {}).items():
-        model.head[name] = _load_linear(file, width, width if name == "tokens" else 1)
+        model.head[name] = load_linear(file, width, None if name == "tokens" else 1)
+    if heads.layers:
+        model.head["tokens"] = _joined(heads.layers, width)
+    if heads.dense:
+        model.head["pooled"] = _dense(heads.dense, _width(model, width))
     return model
 
 
-def _load_linear(file: Path, num_in: int, num_out: int) -> Linear:
+def _width(model: TextEncoder, width: int) -> int:
+    """Of a pooled vector."""
+    if "pooled" in model.head:
+        last = cast("Dense", list(model.head["pooled"].children())[-1])
+        return last.linear.weight.shape[0]
+    return width * len(model.pooling.split("+"))
+
+
+def _dense(folders: Sequence[Path], width: int) -> nn.Sequential:
+    """Raises CheckpointError for layers that are not whole or do not fit, UnknownModel for another activation."""
+    layers = nn.Sequential()
+    for folder in folders:
+        layers.append(layer := _dense_layer(folder, width))
+        width = layer.linear.weight.shape[0]
+    return layers
+
+
+def _dense_layer(folder: Path, width: int) -> Dense:
+    settings = dense_settings(folder)
+    name = str(settings.get("activation_function", "Tanh")).rsplit(".", 1)[-1].lower()
+    sizes = settings.get("in_features"), settings.get("out_features")
+    if name not in DENSE_ACTIVATIONS:
+        known = ", ".join(DENSE_ACTIVATIONS)
+        raise UnknownModel(f"{folder}: activation_function is {name!r}; there are {known}")
+    if sizes[0] != width or not isinstance(sizes[1], int) or not 0 < sizes[1] <= MAX_WIDTH:
+        raise CheckpointError(f"{folder}: is a layer from {sizes[0]} to {sizes[1]}; one from {width} is needed")
+    with torch.device("meta"):
+        layer = Dense(width, sizes[1], has_bias=bool(settings.get("bias", True)), activation=DENSE_ACTIVATIONS[name])
+    load_weights(layer, [_layer_file(folder)], renames=(), dtype=torch.float32)
+    return layer
+
+
+def _layer_file(folder: Path) -> Path:
+    file = next((f for f in (folder / "model.safetensors", folder / "pytorch_model.bin") if f.is_file()), None)
+    if file is None:
+        raise CheckpointError(f"{folder}: no model.safetensors or pytorch_model.bin")
+    return file
+
+
+def load_linear(file: Path, num_in: int, num_out: int | None = None) -> Linear:
+    """The float32 layer of a file of its own, with `num_out` outputs; None: with as many as the file has."""
+    if num_out is None:  # FlagEmbedding's colbert_dim, which no config.json says
+        weight = dict(read_tensors([file])).get("weight")
+        num_out = num_in if weight is None or weight.ndim != 2 else len(weight)
     with torch.device("meta"):
         linear = Linear(num_in, num_out)
     load_weights(linear, [file], renames=(), dtype=torch.float32)
+    return linear
+
+
+def _joined(folders: Sequence[Path], width: int) -> Linear:
+    """Linear layers one after the other, as one. Raises CheckpointError for what is not whole or does not fit."""
+    weight, bias = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+    for folder in folders:
+        file = _layer_file(folder)
+        found = {name: tensor.double() for name, tensor in read_tensors([file])}
+        matrix = found.get("linear.weight")
+        if matrix is None or matrix.ndim != 2 or matrix.shape[1] != len(weight):
+            shape = None if matrix is None else tuple(matrix.shape)
+            raise CheckpointError(f"{file}: linear.weight is {shape}; (D, {len(weight)}) is needed")
+        if dense_settings(folder).get("use_residual"):
+            matrix = matrix + found.get("residual.weight", torch.eye(*matrix.shape, dtype=torch.float64))
+        weight, bias = matrix @ weight, matrix @ bias
+        bias = bias + found.get("linear.bias", torch.zeros_like(bias))
+    linear = Linear(width, len(weight))
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)  # type: ignore[union-attr]
     return linear
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secondpass.errors import UnknownModel
 from secondpass.models.attention import Attention
 from secondpass.models.attention.reference import Rule
 from secondpass.models.heads import ClassifierConfig
@@ -22,6 +23,8 @@ _LAYER = r"encoder\.layer\.(\d+)\."
 # Hugging Face name (after the model's own prefix) -> ours; "@i" is the i-th block of rows of a joined matrix.
 RENAMES = (
     (r"(?:bert|roberta)\.(.*)", r"\1"),
+    (r"(.*LayerNorm)\.gamma", r"\1.weight"),  # as TensorFlow's weights were named
+    (r"(.*LayerNorm)\.beta", r"\1.bias"),
     (r"embeddings\.(word|position|token_type)_embeddings\.(.*)", r"backbone.\1.\2"),
     (r"embeddings\.LayerNorm\.(.*)", r"backbone.norm.\1"),
     (_LAYER + r"attention\.self\.query\.(.*)", r"backbone.layers.\1.qkv.\2@0"),
@@ -39,6 +42,8 @@ RENAMES = (
 )
 # Buffers that old versions of transformers saved.
 IGNORED = (r".*position_ids", r"cls\..*", r"lm_head\..*")
+# Settings that no published reranker uses -> the value that is supported
+SUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,9 @@ class BertConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> BertConfig:
+        for key, value in SUPPORTED.items():
+            if config.get(key, value) != value:
+                raise UnknownModel(f"config.json: {key} is {config[key]!r}; for BERT only {value!r} is supported")
         is_roberta = config["model_type"] in ("xlm-roberta", "roberta")
         return cls(
             num_words=config["vocab_size"],

@@ -154,7 +154,7 @@ class DebertaLayer(nn.Module):
 
     def forward(self, x: Tensor, batch: Packed, distances: Distances, keep: Tensor | None) -> Tensor:
         q, k, v = self._heads(self.qkv(x), 3)
-        mixed = self.attention(q, k, v, batch, keep=keep, bias=self._bias(distances))
+        mixed = self.attention(q, k, v, batch, keep=keep, bias=self._bias(distances) if self.terms else None)
         x = self.attention_norm(self.out(mixed.flatten(1), residual=x if keep is None else x[keep]))
         x = self.mlp_norm(self.down(self.up(x, activation=self.activation), residual=x))
         return x

@@ -85,11 +85,11 @@ def last_attention(q: Tensor, k: Tensor, batch: Packed, scale: float) -> Tensor:
 
 __all__ = ["IGNORED", "RENAMES", "Decoder"]
 
-_LAYER = r"model\.layers\.(\d+)\."
-# Hugging Face name -> ours; "@i" is the i-th block of rows of a joined matrix.
+_LAYER = r"(?:model\.)?layers\.(\d+)\."
+# Hugging Face name, whose prefix a bare backbone has not -> ours; "@i" is the i-th block of rows of a joined matrix.
 RENAMES = (
-    (r"model\.embed_tokens\.(.*)", r"backbone.word.\1"),
-    (r"model\.norm\.(.*)", r"backbone.norm.\1"),
+    (r"(?:model\.)?embed_tokens\.(.*)", r"backbone.word.\1"),
+    (r"(?:model\.)?norm\.(.*)", r"backbone.norm.\1"),
     (_LAYER + r"self_attn\.q_proj\.(.*)", r"backbone.layers.\1.qkv.\2@0"),
     (_LAYER + r"self_attn\.k_proj\.(.*)", r"backbone.layers.\1.qkv.\2@1"),
     (_LAYER + r"self_attn\.v_proj\.(.*)", r"backbone.layers.\1.qkv.\2@2"),
@@ -130,8 +130,8 @@ class DecoderLayer(nn.Module):
         self.widths = [n * config.head_width for n in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
         self.qkv = Linear(config.width, sum(self.widths), has_bias=config.has_qkv_bias)
         self.out = Linear(self.widths[0], config.width, has_bias=config.has_out_bias)
-        self.up = Linear(config.width, 2 * config.mlp_width, has_bias=False)
-        self.down = Linear(config.mlp_width, config.width, has_bias=False)
+        self.up = Linear(config.width, 2 * config.mlp_width, has_bias=config.has_mlp_bias)
+        self.down = Linear(config.mlp_width, config.width, has_bias=config.has_mlp_bias)
         self.activation = ACTIVATIONS[config.activation]
         self.q_norm = _norm(config, config.head_width) if config.has_head_norms else None
         self.k_norm = _norm(config, config.head_width) if config.has_head_norms else None
@@ -174,8 +174,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.word = EmbeddingTable(config.num_words, config.width)
-        # Every second block of Gemma 2 sees a window only, the first among them.
-        windows = [config.window if index % 2 == 0 else None for index in range(config.num_layers)]
+        windows = config.windows or (None,) * config.num_layers
         self.layers = nn.ModuleList(DecoderLayer(config, window=window) for window in windows)
         self.norm = _norm(config, config.width)
 
@@ -246,5 +245,8 @@ class Decoder(nn.Module):
 
     def _table(self, batch: Packed) -> Table:
         frequencies = inverse_frequencies(self.config.head_width, self.config.theta, device=batch.ids.device)
-        frequencies = frequencies if self.config.rotary is None else self.config.rotary(frequencies)
-        return rotary_table(batch.positions, frequencies)
+        rotary = self.config.rotary
+        if rotary is None:
+            return rotary_table(batch.positions, frequencies)
+        cos, sin = rotary_table(batch.positions, rotary(frequencies))
+        return cos * rotary.magnitude, sin * rotary.magnitude

@@ -36,7 +36,7 @@ KNOWN = (
         parameters="60M",
         max_length=512,
         licence="MIT",
-        use="offline, of the package secondpass-multilingual; cosine, MaxSim and word matching",
+        use="offline, of the package secondpass-multilingual; cosine, MaxSim and word matching; an embedder too",
     ),
     Known(
         name="BAAI/bge-reranker-base",

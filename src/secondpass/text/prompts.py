@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from secondpass.text.recipe import part
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Row
 
@@ -33,15 +34,17 @@ def known_prompts(name: str, model_type: str) -> dict[str, str]:
 def single_rows(
     tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, marker: int | None = None
 ) -> list[Row]:
-    """`[CLS] text [SEP]` of each text, cut at its end to max_length tokens, specials included.
+    """`[CLS] text [SEP]` of each text, cut to max_length tokens, specials included, on the tokenizer's side.
 
     marker: an id put after the first special token; ColBERT tells queries from documents by it.
     """
-    template = tokenizer.pair_template
+    template = tokenizer.single_template
     before = template.before if marker is None else (*template.before, marker)
     room = max(max_length - len(before) - len(template.after), 0)
     rows = []
     for ids in tokenizer.encode_batch(texts):
-        kept = [*before, *ids[:room], *template.after]
+        kept = [*before, *part(ids, room, tokenizer.keeps_end), *template.after]
+        if not kept:
+            raise ValueError("a text is empty, and the model has no special token to read in its place; leave it out")
         rows.append(Row(ids=kept, passage=(len(kept), len(kept)), cut=(0, max(len(ids) - room, 0))))
     return rows

@@ -8,7 +8,6 @@ from itertools import chain
 
 from secondpass.text.recipe import TRUNCATIONS, Frame, Limits, Recipe
 from secondpass.text.tokenizer import Tokenizer
-from secondpass.text.windows import windows
 from secondpass.types import Row
 
 # Windows over a long document share this part of their length with the next one.
@@ -109,6 +108,8 @@ class Reader:
         return readings
 
     def _in_windows(self, frame: Frame, pair: Pair, part: Part, room: int) -> list[Reading]:
+        from secondpass.text.windows import windows  # whose regular expressions take 6 ms
+
         spans = windows(part.text, self.tokenizer, max_tokens=room, overlap=int(room * OVERLAP))
         kept = spans[: self.max_windows]
         lost = part.num_lost + len(spans) - len(kept)
@@ -125,7 +126,7 @@ class Reader:
             return part_of(text, self.tokenizer, most, keeps_end=self.keeps_end)
         if not self.has_windows:
             usable = max(frame.limits.max_length, frame.kept(10**9)[1]) + SLACK
-            return Part(beginning(text, self.tokenizer, usable))
+            return Part((end if frame.keeps_end else beginning)(text, self.tokenizer, usable))
         if self.max_windows is None:
             return Part(text)
         used = beginning(text, self.tokenizer, (self.max_windows + 1) * max(room, 1))

@@ -88,7 +88,8 @@ class Frame:
     """The ids around the passages of one query.
 
     lead is text that is tokenised together with each passage; lead_ids are its tokens where they do not count as
-    the passage's. limits.max_length bounds the query, the passage and num_special more tokens.
+    the passage's. limits.max_length bounds the query, the passage and num_special more tokens. keeps_end: what is too
+    long loses its beginning.
     """
 
     limits: Limits
@@ -100,6 +101,8 @@ class Frame:
     lead: str = ""
     lead_ids: Sequence[int] = field(default=())
     max_passage: int | None = None
+    keeps_end: bool = False
+    is_typed: bool = True
 
     def kept(self, length: int) -> tuple[int, int]:
         """Tokens kept of the query and of `length` tokens of a passage."""
@@ -120,13 +123,19 @@ class Frame:
     def _row(self, ids: list[int]) -> Row:
         kept = self.kept(len(ids))
         lead = _num_shared(self.lead_ids, ids)
-        head = [*self.before, *self.query[: kept[0]], *self.between]
-        lead_kept = min(lead, kept[1])
+        head = [*self.before, *part(self.query, kept[0], self.keeps_end), *self.between]
+        lead_kept = max(lead - len(ids) + kept[1], 0) if self.keeps_end else min(lead, kept[1])
         return Row(
-            ids=[*head, *ids[: kept[1]], *self.after],
+            ids=[*head, *part(ids, kept[1], self.keeps_end), *self.after],
             passage=(len(head) + lead_kept, len(head) + kept[1]),
             cut=(len(self.query) - kept[0] + lead - lead_kept, len(ids) - kept[1] - lead + lead_kept),
+            is_typed=self.is_typed,
         )
+
+
+def part(ids: Sequence[int], count: int, is_end: bool) -> Sequence[int]:
+    """The first `count` ids, or the last."""
+    return ids[len(ids) - count :] if is_end and count < len(ids) else ids[:count]
 
 
 def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:
@@ -145,6 +154,8 @@ def pair(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -> Fr
         between=special.between,
         after=special.after,
         num_special=special.num_special,
+        keeps_end=tokenizer.keeps_end,
+        is_typed=special.is_typed,
     )
 
 
@@ -166,6 +177,7 @@ def lettered(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -
         num_special=len(before) + len(between),
         lead=prompt.passage,
         max_passage=limits.max_length,
+        keeps_end=tokenizer.keeps_end,
     )
 
 
@@ -190,6 +202,7 @@ def chat(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -> Fr
         num_special=len(between),
         lead=prompt.passage,
         max_passage=longest,
+        keeps_end=tokenizer.keeps_end,
     )
 
 
@@ -212,6 +225,7 @@ def one_text(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -
         num_special=len(before) + len(after),
         lead=head,
         lead_ids=tokenizer.encode(head.rstrip(" ")),  # the space belongs to the document's first word
+        keeps_end=tokenizer.keeps_end,
     )
 
 

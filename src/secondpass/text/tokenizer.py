@@ -13,11 +13,12 @@ import sys
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
 import tokenizers
@@ -94,32 +95,62 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 # What letters become that a vocabulary has not: no frame is made of it.
 _UNKNOWN = ("[UNK]", "<unk>")
 MAX_FILE = 512 << 20  # bytes of a tokenizer; Gemma's, of 256,000 words, has 34 MB
+# In tokenizer_config.json -> of BERT's normalizer in tokenizer.json; transformers' classes that put it there
+_NORMALIZER = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+_BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer")
+_ROBERTA_CLASSES = ("RobertaTokenizer", "GPT2Tokenizer")
+_SPECIAL_KEYS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_SPECIAL = {"special": True, "normalized": False}
+_TOKEN_OPTIONS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # transformers writes this where no limit is known
 _NO_LIMIT = int(1e30)
 
 
 @dataclass(frozen=True, slots=True)
 class PairTemplate:
-    """The special tokens around a query and a passage, and nothing else."""
+    """The special tokens around a query and a passage, and nothing else.
+
+    is_typed: the passage and what follows it have type 1; otherwise all types are 0.
+    """
 
     before: tuple[int, ...]
     between: tuple[int, ...]
     after: tuple[int, ...]
+    is_typed: bool = True
 
     @property
     def num_special(self) -> int:
         return len(self.before) + len(self.between) + len(self.after)
 
 
+@dataclass(frozen=True, slots=True)
+class SingleTemplate:
+    """The special tokens around one text."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
 class Tokenizer:
     """Ids of texts, without special tokens around them.
 
     A text is data: a special token that it spells is read as the characters of its name, or it could forge the
-    frame that a model trusts. parses_special: as the token that it names, as the references do.
+    frame that a model trusts. parses_special: as the token that it names, as the references do. keeps_end: texts that
+    are too long lose their beginning. has_types: the model is given the token types that the template names.
     """
 
     def __init__(
-        self, inner: tokenizers.Tokenizer, *, max_length: int | None = None, parses_special: bool = False
+        self,
+        inner: tokenizers.Tokenizer,
+        *,
+        max_length: int | None = None,
+        parses_special: bool = False,
+        keeps_end: bool = False,
+        has_types: bool = True,
     ) -> None:
         inner.no_truncation()
         inner.no_padding()
@@ -127,6 +158,8 @@ class Tokenizer:
         self._inner = inner
         self._cache = TokenCache()
         self.max_length = max_length
+        self.keeps_end = keeps_end
+        self.has_types = has_types
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -134,22 +167,14 @@ class Tokenizer:
         settings_file = folder / "tokenizer_config.json"
         settings = read_json(settings_file) if settings_file.exists() else {}
         max_length = _named_length(settings.get("model_max_length"), settings_file)
-        file = folder / "tokenizer.json"
-        if file.exists():
-            check_plain(file, MAX_FILE)
-            try:
-                with _library_errors(str(file)):
-                    return cls(tokenizers.Tokenizer.from_file(str(file)), max_length=max_length)
-            except Exception as error:  # the library raises plain Exception for a damaged file
-                raise CheckpointError(f"{file}: cannot be read as a tokenizer: {error}") from error
-        vocabulary = folder / "vocab.txt"
-        if not vocabulary.exists():
-            raise CheckpointError(f"{folder}: no tokenizer.json; save one with a fast tokenizer of transformers")
-        check_plain(vocabulary, MAX_FILE)
-        try:
-            return cls(_word_piece(vocabulary, settings), max_length=max_length)
-        except Exception as error:  # as above, and a TypeError where a special token is not in the list
-            raise CheckpointError(f"{vocabulary}: cannot be read as a vocabulary: {error}") from error
+        inner = _read_inner(folder, settings)
+        _add_tokens(inner, folder, settings)
+        side = settings.get("truncation_side") or (inner.truncation or {}).get("direction", "right")
+        if str(side).lower() not in ("left", "right"):
+            raise CheckpointError(f"{settings_file}: truncation_side is {side!r}; 'left' or 'right' is needed")
+        names = settings.get("model_input_names")
+        has_types = not isinstance(names, list) or "token_type_ids" in names
+        return cls(inner, max_length=max_length, keeps_end=str(side).lower() == "left", has_types=has_types)
 
     def reading(self, special_tokens: str) -> Tokenizer:
         """This tokenizer for "text"; for "parse" one that reads special tokens that a text spells as such."""
@@ -157,8 +182,26 @@ class Tokenizer:
             return self
         if special_tokens != "parse":
             raise ValueError(f"special_tokens is {special_tokens!r}; give 'text' or 'parse'")
-        inner = tokenizers.Tokenizer.from_str(self._inner.to_str())
-        return Tokenizer(inner, max_length=self.max_length, parses_special=True)
+        return self._copied(self._copy_of_inner(), parses_special=True)
+
+    def lowered(self) -> Tokenizer:
+        """This tokenizer, with texts in lower case but for special tokens that are parsed."""
+        inner = self._copy_of_inner()
+        before = [] if inner.normalizer is None else [inner.normalizer]
+        inner.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Lowercase(), *before])
+        return self._copied(inner, parses_special=not self._inner.encode_special_tokens)
+
+    def _copy_of_inner(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(self._inner.to_str())
+
+    def _copied(self, inner: tokenizers.Tokenizer, *, parses_special: bool) -> Tokenizer:
+        return Tokenizer(
+            inner,
+            max_length=self.max_length,
+            parses_special=parses_special,
+            keeps_end=self.keeps_end,
+            has_types=self.has_types,
+        )
 
     def encode_prompt(self, words: str) -> list[int]:
         """Ids of words of our own, in which special tokens are what they name."""
@@ -251,11 +294,30 @@ class Tokenizer:
             raise CheckpointError("tokenizer.json has no template for pairs; it cannot be used as a reranker")
         end_of_first = len(sides) - sides[::-1].index(0)
         end_of_second = len(sides) - sides[::-1].index(1)
+        start = sides.index(1)
+        typed = [0] * start + [1] * (len(sides) - start)
+        if self.has_types and any(pair.type_ids) and pair.type_ids != typed:
+            raise CheckpointError(
+                f"tokenizer.json gives a pair the token types {pair.type_ids}; "
+                "0 everywhere, or 1 from the passage on, is needed"
+            )
         return PairTemplate(
             before=tuple(pair.ids[: sides.index(0)]),
-            between=tuple(pair.ids[end_of_first : sides.index(1)]),
+            between=tuple(pair.ids[end_of_first:start]),
             after=tuple(pair.ids[end_of_second:]),
+            is_typed=self.has_types and any(pair.type_ids),
         )
+
+    @cached_property
+    def single_template(self) -> SingleTemplate:
+        """What the tokenizer's own post-processor puts around one text."""
+        with _library_errors():
+            one = self._inner.encode("a")
+        sides: list[int | None] = one.sequence_ids
+        if 0 not in sides:
+            raise CheckpointError("tokenizer.json makes nothing of a letter; it cannot be used as an embedder")
+        end = len(sides) - sides[::-1].index(0)
+        return SingleTemplate(before=tuple(one.ids[: sides.index(0)]), after=tuple(one.ids[end:]))
 
 
 @contextmanager
@@ -281,7 +343,65 @@ def _named_length(limit: object, file: Path) -> int | None:
     return int(limit) if limit < _NO_LIMIT else None
 
 
-def _word_piece(vocabulary: Path, settings: dict[str, object]) -> tokenizers.Tokenizer:
+def _read_inner(folder: Path, settings: Mapping[str, object]) -> tokenizers.Tokenizer:
+    file = folder / "tokenizer.json"
+    if file.exists():
+        check_plain(file, MAX_FILE)
+        try:
+            with _library_errors(str(file)):
+                return _suited(tokenizers.Tokenizer.from_file(str(file)), settings)
+        except Exception as error:  # the library raises plain Exception for a damaged file
+            raise CheckpointError(f"{file}: cannot be read as a tokenizer: {error}") from error
+    vocabulary = folder / "vocab.txt"
+    if not vocabulary.exists():
+        raise CheckpointError(f"{folder}: no tokenizer.json; save one with a fast tokenizer of transformers")
+    check_plain(vocabulary, MAX_FILE)
+    try:
+        return _word_piece(vocabulary, settings)
+    except Exception as error:  # as above, and a TypeError where a special token is not in the list
+        raise CheckpointError(f"{vocabulary}: cannot be read as a vocabulary: {error}") from error
+
+
+def _suited(inner: tokenizers.Tokenizer, settings: Mapping[str, object]) -> tokenizers.Tokenizer:
+    """As tokenizer_config.json has it where transformers' class of the tokenizer lets that come first."""
+    name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
+    if name in ("", *_BERT_CLASSES) and isinstance(inner.normalizer, tokenizers.normalizers.BertNormalizer):
+        for key, ours in _NORMALIZER.items():
+            if key in settings:
+                setattr(inner.normalizer, ours, settings[key])
+    if name in _ROBERTA_CLASSES and isinstance(inner.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel):
+        inner.pre_tokenizer.add_prefix_space = settings.get("add_prefix_space", inner.pre_tokenizer.add_prefix_space)
+    return inner
+
+
+def _add_tokens(inner: tokenizers.Tokenizer, folder: Path, settings: Mapping[str, Any]) -> None:
+    """Tokens that only the files beside tokenizer.json name, as transformers adds them.
+
+    Raises CheckpointError for files in another form.
+    """
+    present = {token.content for token in inner.get_added_tokens_decoder().values()}
+    file = folder / "added_tokens.json"
+    try:
+        named = settings.get("added_tokens_decoder") or {}
+        tokens = [named[key] for key in sorted(named, key=int)]
+        if not named and file.is_file():
+            ids = read_json(file)
+            tokens = [
+                {"content": content, "normalized": False} for content in sorted(ids, key=lambda name: ids[name])
+            ]
+        special = [settings.get(key) for key in _SPECIAL_KEYS] + list(settings.get("additional_special_tokens") or ())
+        tokens += [x if isinstance(x, dict) else {"content": x} | _SPECIAL for x in special if x]
+        missing = [token for token in tokens if token["content"] not in present]
+        for token in missing:
+            options = {key: bool(token[key]) for key in _TOKEN_OPTIONS if key in token}
+            inner.add_tokens([tokenizers.AddedToken(token["content"], **options)])
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: tokenizer_config.json or added_tokens.json: its tokens: {error!r}"
+        ) from error
+
+
+def _word_piece(vocabulary: Path, settings: Mapping[str, object]) -> tokenizers.Tokenizer:
     """The tokenizer of BERT (Devlin et al. 2019) from its list of words."""
     from tokenizers.implementations import BertWordPieceTokenizer
 

@@ -38,6 +38,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bert(tmp_path_factory.mktemp("source"), width=32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["openvino", "onnx"])
 @pytest.mark.parametrize(
     "dtype", [dtype if dtype == "int8" else pytest.param(dtype, marks=pytest.mark.slow) for dtype in TOLERANCES]
@@ -90,6 +91,7 @@ def test_torch_reads_the_weights_of_a_graph(source: Path, tmp_path: Path, dtype:
     assert scores(folder, "torch") == pytest.approx(scores(folder, "openvino"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_graph_says_what_the_checkpoint_called_its_weights(source: Path, tmp_path: Path) -> None:
     folder = export(open_checkpoint(source), tmp_path / "out")
     stored = dict(read_constants(folder / "openvino" / "openvino_model.xml"))
@@ -98,6 +100,7 @@ def test_a_graph_says_what_the_checkpoint_called_its_weights(source: Path, tmp_p
     assert all(np.allclose(stored[name], tensor, atol=1e-6) for name, tensor in weights.items())
 
 
+@pytest.mark.slow
 def test_int8_rows_are_within_half_a_step(source: Path, tmp_path: Path) -> None:
     folder = export(open_checkpoint(source), tmp_path / "out", dtype="int8")
     exact = dict(read_constants(export(open_checkpoint(source), tmp_path / "exact") / "openvino/openvino_model.xml"))
@@ -117,6 +120,26 @@ def test_calibration_makes_activations_int8(source: Path, tmp_path: Path) -> Non
     ours = Reranker(folder, engine="openvino", device="cpu")
     assert ours.info().dtype == "int8"
     assert np.abs(np.array(ours.score(QUERY, TEXTS)) - scores(source, "torch")).max() < 1
+
+
+@pytest.mark.slow
+def test_nncf_does_not_report_that_it_is_used(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    code = (
+        "import sys, numpy as np\n"
+        "from secondpass.checkpoint.checkpoint import open_checkpoint\n"
+        "from secondpass.checkpoint.export.export import export\n"
+        "x = np.full((1, 20), 7)\n"
+        "inputs = [{'input_ids': x, 'attention_mask': x * 0 + 1, 'token_type_ids': x * 0}] * 2\n"
+        "from pathlib import Path\n"
+        f"source, out = Path({str(source)!r}), Path({str(tmp_path / 'out')!r})\n"
+        "export(open_checkpoint(source), out, dtype='int8', calibration=inputs)\n"
+        "from nncf.telemetry import wrapper\n"
+        "said = [name for name in sys.modules if name.startswith('openvino_telemetry')]\n"
+        "print(said, isinstance(wrapper.telemetry, wrapper.NNCFTelemetry))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "[] False"
 
 
 def test_decoders_are_refused(tmp_path: Path) -> None:
@@ -147,6 +170,7 @@ def test_what_cannot_be_exported_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_is_replaced_only_when_asked(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
@@ -183,6 +207,7 @@ def test_the_model_itself_is_never_replaced(source: Path, tmp_path: Path) -> Non
     assert (copy / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_was_there(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = export(open_checkpoint(source), tmp_path / "out")
     before = (folder / "openvino" / "openvino_model.bin").read_bytes()
@@ -203,6 +228,7 @@ def test_onnx_says_what_is_missing(source: Path, tmp_path: Path, monkeypatch: py
         export(open_checkpoint(source), tmp_path / "out", format="onnx")
 
 
+@pytest.mark.slow
 def test_a_cut_graph_is_named(source: Path, tmp_path: Path) -> None:
     folder = export(open_checkpoint(source), tmp_path / "out")
     weights = folder / "openvino" / "openvino_model.bin"
@@ -211,6 +237,7 @@ def test_a_cut_graph_is_named(source: Path, tmp_path: Path) -> None:
         Reranker(folder, engine="torch", device="cpu")
 
 
+@pytest.mark.slow
 def test_the_embedded_model_runs_on_torch() -> None:
     texts = ["Whales are mammals.", "Ships are made of steel.", "A whale breathes air, as all mammals do. " * 9]
     by_graph = Reranker("default", engine="openvino", dtype="float32").score("do whales breathe", texts)

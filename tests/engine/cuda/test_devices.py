@@ -54,6 +54,7 @@ def model_of(name: str, dtype: torch.dtype, kernel: Kernel) -> CrossEncoderModel
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RERANKERS)
 @pytest.mark.parametrize(
     ("dtype", "kernel"),
@@ -74,6 +75,7 @@ def test_a_forward_stays_on_the_device(name: str, dtype: torch.dtype, kernel: Ke
     assert scores.shape[0] == len(LENGTHS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [attend_sdpa, attend_varlen])
 @pytest.mark.parametrize("name", ["qwen3-llm-reranker", "gemma2-lightweight", "minicpm-layerwise"])
 def test_what_rows_share_stays_on_the_device(name: str, kernel: Kernel) -> None:
@@ -87,6 +89,7 @@ def test_what_rows_share_stays_on_the_device(name: str, kernel: Kernel) -> None:
     assert (scores.device, scores.dtype, len(scores)) == (META, torch.float32, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [attend_sdpa, attend_varlen])
 @pytest.mark.parametrize(
     ("name", "pooling", "visible"),
@@ -117,6 +120,7 @@ def test_vectors_stay_on_the_device(name: str, pooling: str, visible: tuple[int,
     assert [len(found[each]) for each in ("pooled", "tokens", "weights")] == [4, sum(LENGTHS), sum(LENGTHS)]
 
 
+@pytest.mark.slow
 def test_a_tensor_of_the_host_is_found() -> None:
     """What the tests above rely on."""
     with pytest.raises(RuntimeError, match="not on the expected device"):

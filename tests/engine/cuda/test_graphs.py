@@ -171,6 +171,7 @@ def test_rows_that_fill_up_change_no_score(golden: Golden) -> None:
     torch.testing.assert_close(filled[: len(rows)], plain, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("varlen_kernel")
 @pytest.mark.parametrize("golden", encoders())
 def test_replayed_passes_give_the_plain_scores(golden: Golden) -> None:

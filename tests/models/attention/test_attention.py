@@ -161,18 +161,20 @@ def test_many_rows_are_attended_to_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(found, defined(q, k, v, batch, {}), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("window", [None, 4, 6])
 @pytest.mark.parametrize("kernel", [attend_reference, attend_sdpa, attend_cpu_bf16])
-def test_only_the_first_tokens_of_a_row_are_seen_where_it_says_so(kernel: Kernel) -> None:
+def test_only_the_first_tokens_of_a_row_are_seen_where_it_says_so(kernel: Kernel, window: int | None) -> None:
     visible = (3, 3, 1, 4, 2, 2)
     batch = replace(rows_of(LENGTHS), visible=visible)
     dtype = torch.bfloat16 if kernel is attend_cpu_bf16 else torch.float32
     q, k, v = random_heads(sum(LENGTHS), 2, dtype)
     with torch.inference_mode():
-        found = kernel(q, k, v, batch, rule=Rule(scale=SCALE))
+        found = kernel(q, k, v, batch, rule=Rule(scale=SCALE, window=window))
     for start, length, seen_keys in zip(batch.starts.tolist(), batch.lengths, visible, strict=False):
         row, keys = slice(start, start + length), slice(start, start + seen_keys)
         heads = (x.float().transpose(0, 1)[None] for x in (q[row], k[keys], v[keys]))
-        wanted = masked_attention(*heads, None, scale=SCALE, softcap=None)[0].transpose(0, 1)
+        hidden = seen(length, {} if window is None else {"window": window})[:, :seen_keys]
+        wanted = masked_attention(*heads, hidden, scale=SCALE, softcap=None)[0].transpose(0, 1)
         tolerance = 0.04 if kernel is attend_cpu_bf16 else 1e-6
         torch.testing.assert_close(found[row].float(), wanted, atol=tolerance, rtol=0.02)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from secondpass.checkpoint.export.trace import INPUTS, Inputs, Padded, example
-from secondpass.checkpoint.graph import NAMES, PREFIX, import_openvino
+from secondpass.checkpoint.graph import NAMES, PREFIX, TELEMETRY, absent, import_openvino
 from secondpass.errors import MissingExtra
 
 # The operation in which a vector is a constant -> its name in the module. The tracer keeps only the matrices' names.
@@ -136,7 +136,8 @@ def _replace(openvino: Any, matrix: Any, stored: Any, floats: Any) -> None:
 def _quantised(openvino: Any, graph: Any, calibration: Sequence[Inputs]) -> Any:
     """Activations in int8 by their ranges on `calibration`, but for the sensitive layers. Raises MissingExtra."""
     try:
-        import nncf
+        with absent(TELEMETRY):  # nncf falls back to a stub of its own
+            import nncf
     except ImportError as error:
         raise MissingExtra("nncf", "export") from error
     names = {port.any_name for port in graph.inputs}

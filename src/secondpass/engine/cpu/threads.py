@@ -158,7 +158,8 @@ def _text(file: Path) -> str:
 KEPT_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "16"}
 # OpenMP's threads look so often whether the others are ready, some 30 us, before they sleep. By default they look
 # 300,000 times, and where another program has the core of one, the others burn theirs meanwhile.
-WAITING = {"GOMP_SPINCOUNT": "2000"}
+# NumPy's OpenBLAS's look for 2 ** 26 ticks, some 30 ms: when numpy is imported, and after each product.
+WAITING = {"GOMP_SPINCOUNT": "2000", "OPENBLAS_THREAD_TIMEOUT": "4"}
 # What says the same in other words.
 SAME = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": ("DNNL_PRIMITIVE_CACHE_CAPACITY",),

@@ -65,7 +65,7 @@ def _attend_seen(q: Tensor, k: Tensor, v: Tensor, rule: Rule, seen: Tensor | Non
     n, heads, length, width = q.shape
     k, v = (side_by_side(repeated(x, heads)) for x in (k, v))
     num_keys = k.shape[2]
-    sees_all = rule.window is None or rule.window >= num_keys - 1
+    sees_all = rule.window is None or rule.window >= max(length, num_keys) - 1
     most_queries = None if sees_all and not rule.is_causal else BLOCK
     mixed = q.new_empty(n, length, heads, width).transpose(1, 2)
     for row, head, queries in blocks(n, heads, length, num_keys, most_queries):

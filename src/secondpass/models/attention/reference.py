@@ -66,7 +66,8 @@ class Kernel(Protocol):
 
 
 # Attention (n, H, L, D) of q (n, H, L, D) over k and v (n, K, S, D) under a rule; the tensor is added to the logits.
-# Where there are more keys than queries, the queries are the last of the row.
+# Where there are more keys than queries, the queries are the last of the row; where there are fewer (`visible`), the
+# keys are the first of it.
 RowKernel = Callable[[Tensor, Tensor, Tensor, Rule, Tensor | None], Tensor]
 
 
@@ -173,15 +174,15 @@ def band_bias(shape: tuple[int, int], ahead: int, rule: Rule, *, like: Tensor) -
     return right + hidden.tril_(ahead - rule.window - 1)
 
 
-def is_banded(rule: Rule, num_keys: int) -> bool:
-    """Whether some query of a row of so many keys does not see all of them."""
-    return rule.is_causal or (rule.window is not None and rule.window < num_keys - 1)
+def is_banded(rule: Rule, length: int, num_keys: int) -> bool:
+    """Whether some of `length` queries of a row of so many keys does not see all of them."""
+    return rule.is_causal or (rule.window is not None and rule.window < max(length, num_keys) - 1)
 
 
 def _defined(q: Tensor, k: Tensor, v: Tensor, rule: Rule, added: Tensor | None) -> Tensor:
     length, num_keys = q.shape[2], k.shape[2]
-    if is_banded(rule, num_keys):
-        band = band_bias((length, num_keys), num_keys - length, rule, like=q)
+    if is_banded(rule, length, num_keys):
+        band = band_bias((length, num_keys), max(num_keys - length, 0), rule, like=q)
         added = band if added is None else added + band
     return masked_attention(q, k, v, added, scale=rule.scale, softcap=rule.softcap)
 

@@ -47,7 +47,7 @@ def _attend_rows(q: Tensor, k: Tensor, v: Tensor, rule: Rule, added: Tensor | No
     length, num_keys = q.shape[2], k.shape[2]
     if added is not None:
         return _attend(q, k, v, added, rule)
-    sees_all = rule.window is None or rule.window >= num_keys - 1
+    sees_all = rule.window is None or rule.window >= max(length, num_keys) - 1
     is_square = length == num_keys or not rule.is_causal
     if sees_all and is_square and rule.softcap is None and not _matmul_is_faster(q):
         grouped = bool(q.shape[1] != k.shape[1])  # a traced size is no int
@@ -66,11 +66,11 @@ def visible_keys(
 ) -> tuple[slice, Tensor | None]:
     """The keys that at least one query of `block` sees, and what hides others of them from some; None if nothing.
 
-    The `length` queries are the last of the row.
+    The `length` queries are the last of the row, or the keys the first of it.
     """
-    ahead = num_keys - length
+    ahead = max(num_keys - length, 0)
     first, stop = block.start + ahead, block.stop + ahead
-    if not is_banded(rule, num_keys):
+    if not is_banded(rule, length, num_keys):
         return slice(0, num_keys), None
     window = num_keys if rule.window is None else rule.window
     keys = slice(max(first - window, 0), stop if rule.is_causal else min(stop + window, num_keys))

@@ -24,7 +24,7 @@ WINDOW = 32
 def is_plain(batch: Packed, rule: Rule, bias: Bias | None) -> bool:
     """Whether every token sees all of its row, and nothing else."""
     is_whole = batch.mask is None and batch.visible is None and batch.shared is None and batch.limit is None
-    return is_whole and bias is None and not is_banded(rule, batch.longest)
+    return is_whole and bias is None and not is_banded(rule, batch.longest, batch.longest)
 
 
 @dataclass(frozen=True, kw_only=True)
