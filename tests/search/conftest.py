@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from secondpass.retrieval.words import words
+from secondpass.search.retrievers import SparseRetriever
 from secondpass.types import Document, Hit, Ranking, Usage
 
 WIDTH = 64
@@ -72,3 +73,21 @@ def database() -> Iterator[str]:
             server = servers.get_server(folder)
             yield server.get_uri()
             server.cleanup()
+
+
+class WordRetriever(SparseRetriever):
+    """Sparse weights without a model: each word weighs 1, under a number of its own."""
+
+    def __init__(self) -> None:
+        self.source, self.name, self.mark = "words", "words", "words"  # type: ignore[assignment]
+
+    def read(self, passages: Sequence[str]) -> list[bytes]:
+        found = [np.array(sorted({number(word) for word in words(text)}), np.int32) for text in passages]
+        return [tokens.tobytes() + np.ones(len(tokens), np.float16).tobytes() for tokens in found]
+
+    def ask(self, query: str) -> dict[int, float]:
+        return {number(word): 1.0 for word in words(query)}
+
+
+def number(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=3).digest(), "big")

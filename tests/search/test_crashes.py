@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from secondpass.search.index import Index
+from secondpass.search.indexing import Indexing
 from secondpass.search.memory import Memory
-from tests.search.conftest import WordEncoder, WordReranker
+from secondpass.search.stores.sqlite import SqliteStore
+from secondpass.search.stores.store import Filter
+from tests.search.conftest import WordEncoder, WordReranker, WordRetriever
 
 ROUNDS = 4
 Work = Callable[[Path, int], None]
@@ -106,3 +109,49 @@ def test_an_index_keeps_each_judgement_with_its_use(tmp_path: Path) -> None:
         assert file.execute("pragma integrity_check").fetchone() == ("ok",)
         file.close()
         index.close()
+
+
+def updated(store: SqliteStore, retriever: WordRetriever, notes: Path) -> None:
+    indexing = Indexing(store=store, encoder=WordEncoder(), retrievers=[retriever])
+    indexing.begin()
+    indexing.update([notes])
+
+
+def rewrite(place: Path, round: int) -> None:
+    """Files that change, come and go, with what a retriever reads of them."""
+    store, notes = SqliteStore(place / "notes.sqlite"), place / "notes"
+    chance = random.Random(round)
+    for number in range(100_000):
+        for name in chance.sample(range(40), 5):
+            file = notes / f"{name}.txt"
+            if file.exists() and chance.random() < 0.3:
+                file.unlink()
+            else:
+                file.write_text(f"word{name} r{round}n{number} and so on")
+        updated(store, WordRetriever(), notes)
+        say(place, number)
+
+
+@pytest.mark.slow
+@pytest.mark.promise("docs/search.md", "changes and goes with the text")
+def test_what_retrievers_read_fits_the_texts_whenever_the_process_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    chance = random.Random(9)
+    for round in range(2 * ROUNDS):
+        killed(rewrite, tmp_path, round, chance)
+        file = sqlite3.connect(tmp_path / "notes.sqlite")
+        assert file.execute("pragma integrity_check").fetchone() == ("ok",)
+        left = file.execute("select count(*) from readings where digest not in (select digest from chunks)")
+        assert left.fetchone() == (0,)  # nothing of a text that is gone
+        file.close()
+        store = SqliteStore(tmp_path / "notes.sqlite")
+        retriever, readings = WordRetriever(), store.readings("sparse")
+        for path in store.files():  # what was read is found, and only where it is said
+            word = Path(path).stem
+            found = readings.search(retriever, f"word{word}", 50, Filter())
+            assert {each.chunk.text.split()[0] for each in store.fetch([id for id, _ in found])} <= {f"word{word}"}
+        updated(store, retriever, tmp_path / "notes")
+        for path in store.files():  # a file that was being written has no chunk
+            found = readings.search(retriever, f"word{Path(path).stem}", 50, Filter())
+            assert len(found) == bool(Path(path).read_text())
+        store.close()

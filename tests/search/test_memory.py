@@ -82,6 +82,67 @@ def test_a_superseded_statement_is_no_longer_recalled_but_was_true_then(memory: 
     assert memory.get(new).chunk.fields["subject"] == "ssh"
 
 
+def test_what_was_replaced_is_not_replaced_again(memory: Memory) -> None:
+    old = memory.remember("The ssh port is 2222", now="2025-01-01")
+    new = memory.supersede(old, "The ssh port is 2244", subject="ssh", now="2026-01-01")
+    with pytest.raises(StoreError, match=f"statement {old} was replaced before; replace {new}, which took its place"):
+        memory.supersede(old, "The ssh port is 3333", now="2026-06-01")
+    with pytest.raises(ValueError, match="the statement has 0 characters"):
+        memory.supersede(new, "")
+    assert texts(memory, "the ssh port") == ["The ssh port is 2244"]
+    assert texts(memory, "the ssh port", as_of="2026-07-01") == ["The ssh port is 2244"]
+    assert memory.get(new).chunk.fields["subject"] == "ssh"
+
+
+@pytest.mark.parametrize("forgotten", [0, 1, 2])
+def test_forgetting_a_statement_does_not_bring_back_what_it_replaced(memory: Memory, forgotten: int) -> None:
+    ids = [memory.remember("The ssh port is 1000", now="2025-01-01")]
+    for number in (1, 2):
+        ids.append(memory.supersede(ids[-1], f"The ssh port is 100{number}", now=f"2025-0{number + 1}-01"))
+    memory.forget(ids[forgotten])
+    now = [] if forgotten == 2 else ["The ssh port is 1002"]
+    assert texts(memory, "the ssh port") == texts(memory, "the ssh port", as_of=NOW) == now
+    then = [] if forgotten == 1 else ["The ssh port is 1001"]
+    assert texts(memory, "the ssh port", as_of="2025-02-10") == then
+    if forgotten == 2:
+        with pytest.raises(StoreError, match="what replaced it is forgotten"):
+            memory.supersede(ids[1], "The ssh port is 4000")
+        memory.forget(ids[1])
+        assert texts(memory, "the ssh port", as_of=NOW) == []
+
+
+def test_what_held_is_found_among_very_many_that_no_longer_did(memory: Memory) -> None:
+    id = memory.remember("The ssh port is the ssh port 1000", now="2024-01-01")
+    for day in range(1, 60):
+        id = memory.supersede(
+            id, f"The ssh port is the {'ssh port ' * (day % 2)}{1000 + day}", now=day * 86400.0 + 1.7e9
+        )
+    for day in (10, 58):
+        assert texts(memory, "the ssh port", as_of=day * 86400.0 + 1.7e9)[0].endswith(str(1000 + day))
+
+
+def test_long_statements_that_differ_in_a_number_are_not_copies(memory: Memory) -> None:
+    rest = " ".join(f"and {word} {number}" for number, word in enumerate(("north", "south", "east", "west") * 60))
+    for port in range(20):
+        memory.remember(f"The port of box {port} is {port} {rest}", now="2026-01-01")
+    assert len(texts(memory, "the port of the box", top_n=50)) == 20
+    assert len({hit.rank for hit in memory.recall("the port", 50, as_of=NOW)} - {0}) == 20
+
+
+@pytest.mark.parametrize("namespace", ["a\0b", "\ud800"])
+def test_a_namespace_that_would_be_another_one_is_refused(tmp_path: Path, namespace: str) -> None:
+    with pytest.raises(ValueError, match="give one without NUL, in UTF-8"):
+        opened(tmp_path, namespace)
+
+
+def test_what_is_told_of_a_statement_is_checked_and_any_text_is_kept(memory: Memory) -> None:
+    for options, said in (({"importance": 5}, "importance is 5"), ({"entities": "Ada"}, "entities is 'Ada'")):
+        with pytest.raises(ValueError, match=said):
+            memory.remember("The port is 1", **options)  # type: ignore[arg-type]
+    id = memory.remember("half a \ud83d pair", source="\ud800", now=NOW)
+    assert memory.get(id).chunk.text == "half a \ufffd pair"
+
+
 def test_of_one_subject_the_newest_stands_first(memory: Memory) -> None:
     memory.remember("Tea preference of the house is black", subject="tea", now="2026-01-01")
     memory.remember("Tea now green", subject="tea", now="2026-05-01")

@@ -58,6 +58,27 @@ def test_a_date_in_the_name_is_when_a_note_was_made(tmp_path: Path) -> None:
     assert read(written(tmp_path, "part 1234-99-99.txt", "none"))[0].created is None
 
 
+@pytest.mark.parametrize(
+    ("said", "day"),
+    [
+        ("2024-01-15", 19737),
+        ("2024-01-15 10:00:00 +0800", 19737),
+        ("2024/1/15", 19737),
+        ("20240115", 19737),
+        ("1705276800", 19737),
+        ("1705276800000", 19737),
+        ("2024", 19723),
+        ("2024-13-45", None),
+        ("99999999999999999999", None),
+        ("1e999", None),
+        ("soon", None),
+    ],
+)
+def test_dates_as_people_and_programs_write_them(tmp_path: Path, said: str, day: int | None) -> None:
+    (page,) = read(written(tmp_path, "n.md", f"---\ndate: {said}\n---\ntext\n"))
+    assert (None if page.created is None else page.created // DAY_S) == day
+
+
 def test_records_are_pages_with_their_lines(tmp_path: Path) -> None:
     records = [
         {"_id": "1", "title": "T", "text": "one", "timestamp": "1970-01-02"},
@@ -128,6 +149,14 @@ def test_a_folder_without_what_is_ignored_hidden_or_foreign(tmp_path: Path) -> N
     assert names(place) == ["a.md", "inside.md", "log/keep.md", "odd\nname.md", "sub/b.txt"]
 
 
+def test_what_git_could_not_read_in_an_ignore_file_is_passed_over(tmp_path: Path) -> None:
+    written(tmp_path, ".gitignore", "!\n[z-a]\na\\\nb.txt\n")
+    os.mkfifo(tmp_path / ".secondpassignore")
+    for name in ("a.txt", "b.txt"):
+        written(tmp_path, name, "text")
+    assert names(tmp_path) == ["a.txt"]
+
+
 def test_of_a_beir_folder_only_the_corpus_is_read(tmp_path: Path) -> None:
     written(tmp_path, "corpus.jsonl", "{}")
     written(tmp_path, "queries.jsonl", "{}")
@@ -181,6 +210,7 @@ def test_a_docx_is_read_and_a_zip_bomb_is_not(tmp_path: Path) -> None:
         read(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b"", b"%PDF-1.7\nbroken", b"PK\x03\x04 broken", os.urandom(3000)])
 @pytest.mark.parametrize("suffix", [".pdf", ".docx"])
 def test_damaged_documents_are_refused_by_name(tmp_path: Path, data: bytes, suffix: str) -> None:

@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,12 +27,12 @@ from secondpass.search.stores import vectors as codes
 from secondpass.search.stores.open import index_names, open_store
 from secondpass.search.stores.sqlite import SqliteStore
 from secondpass.search.stores.store import Change, Chunk, Event, File, Filter, Store
-from tests.search.conftest import WordEncoder
+from tests.search.conftest import WordEncoder, WordRetriever
 
 ANY = Filter()
 
 
-def chunk(text: str, *, heading: str = "", created: float | None = None, **fields: str) -> Chunk:
+def chunk(text: str, *, heading: str = "", created: float | None = None, **fields: Any) -> Chunk:
     return Chunk(
         text=text,
         heading=heading,
@@ -141,8 +142,8 @@ def test_a_file_written_again_replaces_what_it_had(store: Store) -> None:
 def test_filters(store: Store) -> None:
     store.write(
         [
-            change("/notes/2024/a.md", chunk("apple one", created=100.0, lang="en")),
-            change("/notes/2025/b.md", chunk("apple two", created=200.0, lang="zh")),
+            change("/notes/2024/a.md", chunk("apple one", created=100.0, lang="en", tags="work")),
+            change("/notes/2025/b.md", chunk("apple two", created=200.0, lang="zh", tags=["work", 7], draft=True)),
             change("/notes/2025/c.txt", chunk("apple three")),
         ]
     )
@@ -152,6 +153,9 @@ def test_filters(store: Store) -> None:
         (Filter(since=150.0), {"apple two"}),
         (Filter(until=150.0), {"apple one"}),
         (Filter(fields={"lang": "zh"}), {"apple two"}),
+        (Filter(fields={"tags": "work"}), {"apple one", "apple two"}),
+        (Filter(fields={"tags": "wor"}), set()),
+        (Filter(fields={"draft": True, "tags": 7}), {"apple two"}),
         (Filter(path="*.md", since=150.0), {"apple two"}),
     ]:
         assert set(texts(store, "apple", only)) == expected
@@ -457,6 +461,7 @@ def _write_many(folder: str, name: str, count: int, acknowledged: str | None) ->
                 log.write(f"{number}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.promise("docs/search.md", "Several processes may read and write one index at once")
 def test_writers_that_start_together_all_succeed(folder: str) -> None:
     context = multiprocessing.get_context("spawn")
@@ -609,3 +614,111 @@ def test_vectors_in_lancedb_are_indexed_and_rows_that_nobody_names_go(
     assert stat.S_IMODE((tmp_path / "notes.lancedb").stat().st_mode) == 0o700
     store.drop()
     assert list(tmp_path.iterdir()) == []
+
+
+def read_by(retriever: WordRetriever, store: Store) -> int:
+    """Read what is missing. Returns of how many texts."""
+    readings = store.readings(retriever.stage)
+    missing = [each.chunk for each in store.fetch(readings.missing(retriever.mark))]
+    values = retriever.read([chunk.passage for chunk in missing])
+    readings.add(retriever.mark, dict(zip((chunk.digest for chunk in missing), values, strict=True)))
+    return len(missing)
+
+
+def read_texts(store: Store, retriever: WordRetriever, query: str, only: Filter = ANY) -> list[tuple[str, float]]:
+    found = store.readings(retriever.stage).search(retriever, query, 9, only)
+    return [
+        (each.chunk.text, score) for each, (_, score) in zip(store.fetch([id for id, _ in found]), found, strict=True)
+    ]
+
+
+def test_what_a_retriever_read_is_found_filtered_changed_and_forgotten(store: Store, folder: str) -> None:
+    retriever = WordRetriever()
+    store.write([change("/notes/a", chunk("red apple pie"), chunk("red car")), change("/other/b", chunk("red car"))])
+    store.readings("sparse").begin(retriever.mark)
+    assert read_by(retriever, store) == 2  # texts, not chunks
+    assert read_texts(store, retriever, "red apple") == [("red apple pie", 2), ("red car", 1), ("red car", 1)]
+    assert read_texts(store, retriever, "apple", Filter(path="/other")) == []
+    assert read_texts(store, retriever, "apple car", Filter(path="/other")) == [("red car", 1)]
+    with closing(open_store("notes", folder, create=False)) as of_another_process:
+        assert len(read_texts(of_another_process, retriever, "red")) == 3
+        store.write([change("/notes/a", chunk("green apple pie"), chunk("red car"))])
+        assert read_by(retriever, store) == 1
+        for each in (store, of_another_process):
+            found = sorted(read_texts(each, retriever, "red apple"))
+            assert found == [("green apple pie", 1), ("red car", 1), ("red car", 1)]
+        old, new = store.ids("/notes/a")
+        store.supersede(old, new)
+        assert read_texts(of_another_process, retriever, "apple") == []
+        assert read_texts(of_another_process, retriever, "apple", Filter(has_superseded=True)) == [
+            ("green apple pie", 1)
+        ]
+        store.remove(["/notes/a"])
+        assert read_texts(of_another_process, retriever, "red green") == [("red car", 1)]
+    assert read_by(retriever, store) == 0
+
+
+def test_readings_of_another_model_are_told_apart_and_dropped(store: Store) -> None:
+    retriever, other = WordRetriever(), WordRetriever()
+    other.mark = "other words"
+    readings = store.readings("sparse")
+    with pytest.raises(StoreError, match=r"it keeps no readings for 'sparse'; make them with Index\.update"):
+        readings.search(retriever, "red", 5, ANY)
+    store.write([change("/notes/a", chunk("red apple"))])
+    readings.begin(retriever.mark)
+    read_by(retriever, store)
+    readings.begin(retriever.mark)
+    assert read_by(retriever, store) == 0
+    readings.begin(other.mark)
+    with pytest.raises(StoreError, match="readings of another model for 'sparse'"):
+        readings.search(retriever, "red", 5, ANY)
+    with pytest.raises(StoreError, match="another process has taken another model for 'sparse' meanwhile"):
+        readings.missing(retriever.mark)
+    readings.add(retriever.mark, {chunk("red apple").digest: b"of the one before"})
+    assert read_by(other, store) == 1
+    assert read_texts(store, other, "red") == [("red apple", 1)]
+    readings.drop()
+    with pytest.raises(StoreError, match="it keeps no readings"):
+        readings.search(other, "red", 5, ANY)
+
+
+def test_many_readings_that_come_and_go_are_found_as_by_hand(store: Store) -> None:
+    """Beyond what is read at a time, in blocks that the store has in another order."""
+    retriever, draw = WordRetriever(), random.Random(3)
+    store.readings("sparse").begin(retriever.mark)
+    known = dict[str, str]()
+    for _ in range(12):
+        changes = []
+        for path in {f"/notes/{draw.randrange(900)}" for _ in range(150)}:
+            known[path] = " ".join(f"word{draw.randrange(60)}" for _ in range(5))
+            changes.append(change(path, chunk(known[path])))
+        store.write(changes)
+        gone = draw.sample(sorted(known), 20)
+        store.remove(gone)
+        for path in gone:
+            del known[path]
+        read_by(retriever, store)
+        word = f"word{draw.randrange(60)}"
+        found = store.readings("sparse").search(retriever, word, 2000, ANY)
+        assert sorted(each.chunk.text for each in store.fetch([id for id, _ in found])) == sorted(
+            text for text in known.values() if word in text.split()
+        )
+
+
+def test_more_threads_than_a_database_has_connections_write_and_search_at_once(store: Store) -> None:
+    retriever, num_threads = WordRetriever(), 24
+    store.write([change("/notes/first", chunk("red apple"))])
+    store.readings("sparse").begin(retriever.mark)
+    store.set_meta({"embedder": "words"})
+
+    def work(number: int) -> None:
+        store.write([change(f"/notes/{number}", chunk(f"red car {number}"))], embedder="words")
+        read_by(retriever, store)
+        for _ in range(3):
+            assert store.search_vectors(vector("red apple"), 3, ANY)
+            assert read_texts(store, retriever, "apple") == [("red apple", 1)]
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        list(pool.map(work, range(num_threads)))
+    assert store.counts().files == num_threads + 1
+    assert read_by(retriever, store) == 0

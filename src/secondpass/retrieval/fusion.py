@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from secondpass.retrieval.bm25 import Found
 
 RANK_CONSTANT = 60  # Cormack, Clarke and Buettcher 2009
-WEIGHTS: Mapping[str, float] = {"dense": 0.7, "bm25": 0.3}  # measured; RRF gives all the same
+# Measured for the first two; the others weigh as what they are like. RRF gives all the same.
+WEIGHTS: Mapping[str, float] = {"dense": 0.7, "bm25": 0.3, "sparse": 0.3, "colbert": 0.7}
 
 
 @dataclass(frozen=True, slots=True)

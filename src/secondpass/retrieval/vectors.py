@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,15 @@ class TextEmbedder(Protocol):
 
     def encode(self, texts: Iterable[str], *, kind: str = "document") -> NDArray[np.float32]:
         """Vectors (N, C) of texts that are a "query" or a "document"."""
+        ...
+
+
+@runtime_checkable
+class ScriptReader(Protocol):
+    """A TextEmbedder that knows which scripts it cannot read, as `secondpass.Embedder` does."""
+
+    def unread(self, query: str) -> str | None:
+        """The warning for a query that it cannot read; None otherwise."""
         ...
 
 

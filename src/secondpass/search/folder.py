@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
+from secondpass.atomic import at_home
 from secondpass.data.files import suffix as suffix_of
 from secondpass.search.readers import READERS
 
@@ -18,11 +20,26 @@ SECRETS = ("id_rsa", "id_ed25519", "id_ecdsa", "credentials", "secrets")
 BEIR_CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
 
 
-def files_in(path: Path) -> Iterator[Path]:
+def placed(path: str | Path) -> Path:
+    """The path under which a file or folder is kept: absolute, through no links but that of a file itself."""
+    asked = Path(os.path.abspath(at_home(path)))
+    if asked.is_dir():
+        return Path(os.path.realpath(asked))
+    return Path(os.path.realpath(asked.parent)) / asked.name
+
+
+def is_below(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path is a folder or anything in it."""
+    return Path(path) == Path(folder) or Path(folder) in Path(path).parents
+
+
+def files_in(path: Path, unread: list[tuple[Path, str]] | None = None) -> Iterator[Path]:
     """The files that are read at a path: itself when it is a file, the corpus of a BEIR folder, else all below.
 
-    Symbolic links that leave the folder, or lead to a folder, are not followed, so that loops cannot be.
+    Symbolic links that leave the folder, or lead to a folder, are not followed, so that loops cannot be. unread gets
+    the folders that could not be looked into, and why: what is below them may still be there.
     """
+    unread = [] if unread is None else unread
     if path.is_file():
         yield path
         return
@@ -30,15 +47,20 @@ def files_in(path: Path) -> Iterator[Path]:
     if corpora:
         yield corpora[0]
         return
-    yield from _below(path.resolve(), path.resolve(), [])
+    root = placed(path)
+    yield from _below(root, root, [], unread)
 
 
-def _below(folder: Path, root: Path, specs: list[tuple[Path, GitIgnoreSpec]]) -> Iterator[Path]:
+def _below(
+    folder: Path, root: Path, specs: list[tuple[Path, GitIgnoreSpec]], unread: list[tuple[Path, str]]
+) -> Iterator[Path]:
     specs = [*specs, *_specs_in(folder)]
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        return  # it went, or is not for us to read
+    except OSError as error:
+        if folder == root or not isinstance(error, FileNotFoundError):  # else it went just now
+            unread.append((folder, error.strerror or str(error)))
+        return
     for entry in entries:
         path = folder / entry.name
         is_folder = entry.is_dir(follow_symlinks=False)
@@ -46,18 +68,28 @@ def _below(folder: Path, root: Path, specs: list[tuple[Path, GitIgnoreSpec]]) ->
             continue
         if is_folder:
             if entry.name not in SKIPPED:
-                yield from _below(path, root, specs)
+                yield from _below(path, root, specs, unread)
         elif _is_readable(entry, path, root):
             yield path
 
 
 def _specs_in(folder: Path) -> Iterator[tuple[Path, GitIgnoreSpec]]:
     for name in IGNORE_FILES:
+        file = folder / name
         try:
-            lines = (folder / name).read_text("utf-8", "replace").splitlines()
+            lines = file.read_text("utf-8", "replace").splitlines() if file.is_file() else []  # no pipe, which waits
         except OSError:
             continue
-        yield folder, GitIgnoreSpec.from_lines(lines)
+        yield folder, GitIgnoreSpec.from_lines(line for line in lines if _is_pattern(line))
+
+
+def _is_pattern(line: str) -> bool:
+    """Whether git could mean anything by it; what it could not, it passes over too."""
+    try:
+        GitIgnoreSpec.from_lines([line])
+    except (ValueError, re.error):
+        return False
+    return True
 
 
 def _is_ignored(path: Path, specs: list[tuple[Path, GitIgnoreSpec]], *, is_folder: bool) -> bool:

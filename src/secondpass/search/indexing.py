@@ -9,34 +9,53 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from secondpass.colbert.maxsim import unit
+from secondpass.embedder import Embedder
 from secondpass.errors import DataError, MissingExtra
 from secondpass.retrieval.vectors import TextEmbedder
 from secondpass.search.chunking import chunks, lines_of
-from secondpass.search.features import digest_of, entities_of, language_of, near_duplicates, similarity_of
-from secondpass.search.folder import files_in
+from secondpass.search.features import digest_of, entities_of, near_duplicates, similarity_of
+from secondpass.search.folder import files_in, is_below
 from secondpass.search.pages import Page
 from secondpass.search.pipeline import StateReader
 from secondpass.search.readers import read
-from secondpass.search.stores.store import Change, Chunk, File, Store, Vectors
+from secondpass.search.stores.store import (
+    STAGES,
+    Change,
+    Chunk,
+    File,
+    PassageStates,
+    Readings,
+    Retriever,
+    Store,
+    Vectors,
+    plain,
+    storable,
+)
+from secondpass.text.languages import language_code, language_of
 from secondpass.types import Progress
 
 COMMITTED = 512  # chunks in a transaction, at least, unless there are no more
 EMBEDDED = 64  # chunks that an embedder gets at a time
+SAMPLED_FILES, SAMPLED_PAGES = 16, 16  # to see what script they are in; a record of JSON Lines is a page
+
+Read = dict[str, dict[bytes, bytes]]  # readings by stage and the texts' digests
 
 
 @dataclass(kw_only=True)
 class IndexReport:
     """What indexing did, in files; failed says why. chunks are those that are new, embedded those that needed it.
 
-    states: texts whose states were made.
+    states: texts whose states were made; readings: of retrievers, of each text one for each.
     """
 
     added: int = 0
@@ -46,6 +65,7 @@ class IndexReport:
     chunks: int = 0
     embedded: int = 0
     states: int = 0
+    readings: int = 0
     near_duplicates: int = 0
     seconds: float = 0.0
     failed: list[tuple[str, str]] = field(default_factory=list)
@@ -53,19 +73,53 @@ class IndexReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Indexing:
-    """A store, the embedder that makes its vectors, and what makes its states; without, there are words alone."""
+    """A store, the embedder that makes its vectors, and what makes its states and readings.
+
+    Without them there are words alone. embedder: its name in the store; where another process changes that meanwhile
+    StoreError is raised, so that all vectors are of one model.
+    """
 
     store: Store
     encoder: TextEmbedder | None = None
+    embedder: str | None = None
     reader: StateReader | None = None
+    retrievers: Sequence[Retriever] = ()
 
-    def update(self, roots: Sequence[Path], *, progress: Progress | None = None) -> IndexReport:
-        """Bring the store up to what lies at the roots: files and folders. Those that went are forgotten."""
+    def begin(self) -> None:
+        """Keep what these retrievers read, from now on, and nothing of others."""
+        stages = {retriever.stage: retriever.mark for retriever in self.retrievers}
+        for stage in STAGES:
+            if stage in stages:
+                self.store.readings(stage).begin(stages[stage])
+            else:
+                self.store.readings(stage).drop()
+
+    def update(
+        self, roots: Sequence[Path], *, left_out: Sequence[str] = (), progress: Progress | None = None
+    ) -> IndexReport:
+        """Bring the store up to what lies at the roots: files and folders. Those that went are forgotten.
+
+        What is below a folder that cannot be looked into stays, and what was below a root that is empty now: a disk
+        may be unplugged. left_out: paths below a root that are not read.
+        """
         started = time.perf_counter()
         report, known = IndexReport(), self.store.files()
-        there = {str(file): root for root in roots for file in files_in(root)}
+        unread = list[tuple[Path, str]]()
+        there = {
+            str(file): root
+            for root in roots
+            for file in files_in(root, unread)
+            if not any(is_below(file, path) and root in Path(path).parents for path in left_out)
+        }
+        unread = [each for each in unread if str(each[0]) not in known or not each[0].parent.is_dir()]  # a file went
+        filled = {file.root for file in known.values()}
+        unread += [(root, "it is empty") for root in roots if str(root) in filled and _is_empty(root)]
+        for folder, why in unread:
+            is_known = any(is_below(path, folder) for path in known)
+            kept = f"; what was read there is kept until: secondpass remove {folder}" if is_known else ""
+            report.failed.append((str(folder), f"cannot be looked into: {why}{kept}"))
         ours = {path for path, file in known.items() if file.root in set(map(str, roots))}
-        gone = sorted(ours - there.keys())
+        gone = [path for path in sorted(ours - there.keys()) if not any(is_below(path, each) for each, _ in unread)]
         report.removed = len(gone)
         if gone:
             self.store.remove(gone)
@@ -73,17 +127,30 @@ class Indexing:
         for batch in _batches(self._changes(asked, report, progress)):
             self._commit(batch, report)
             del batch  # of a large file it takes hundreds of megabytes
-        self.fill(report, progress)
-        self._fill_states(report, progress)
-        if report.chunks or report.removed or report.embedded:
-            self.store.finish()
-            report.near_duplicates = int(near_duplicates(self.store.similarities()).sum())
+        self.complete(report, progress)
         report.seconds = time.perf_counter() - started
         return report
+
+    def complete(self, report: IndexReport, progress: Progress | None = None) -> None:
+        """Make what is missing of vectors, states and readings, and tidy up."""
+        self.fill(report, progress)
+        if self.reader is not None and self.store.states is not None and self.reader.states_mark is not None:
+            report.states += self._fill_read(self.store.states, self.reader.states_mark, self.reader.states, progress)
+        for retriever, readings in self._readings():
+            report.readings += self._fill_read(readings, retriever.mark, retriever.read, progress)
+        if report.chunks or report.changed or report.removed or report.embedded or report.readings:
+            self.store.finish()
+            for retriever, readings in self._readings():
+                readings.tidy(retriever)
+            report.near_duplicates = int(near_duplicates(self.store.similarities()).sum())
 
     def add(self, file: File, made: Sequence[Chunk]) -> None:
         """Put chunks that are of no file into the store, under the file's path."""
         self._commit([Change(file=file, chunks=made)], IndexReport())
+        for retriever, readings in self._readings():
+            if retriever.source is not self.encoder:
+                values = retriever.read([chunk.passage for chunk in made])
+                readings.add(retriever.mark, dict(zip((chunk.digest for chunk in made), values, strict=True)))
 
     def _changed(
         self, there: dict[str, Path], known: dict[str, File], report: IndexReport
@@ -109,13 +176,15 @@ class Indexing:
             if progress is not None:
                 progress(done, len(asked))
             try:
+                if storable(str(path)) != str(path):
+                    raise DataError(f"{ascii(str(path))[1:-1]}: its name is not in UTF-8; give it another one")
                 file = _file(path, root)
                 if before and before.digest == file.digest:
                     report.unchanged += 1
                     continue
                 yield Change(file=file, chunks=_chunks(str(path), read(path)))
             except (DataError, MissingExtra) as error:
-                report.failed.append((str(path), str(error)))
+                report.failed.append((storable(str(path)), str(error)))
                 continue
             except OSError as error:
                 report.failed.append((str(path), f"cannot be read: {error.strerror or error}"))
@@ -127,27 +196,51 @@ class Indexing:
 
     def _commit(self, changes: Sequence[Change], report: IndexReport) -> None:
         made = [chunk for change in changes for chunk in change.chunks]
-        vectors = self._vectors(made, report)
-        self.store.write([Change(file=each.file, chunks=each.chunks, vectors=vectors) for each in changes])
+        vectors, read = self._vectors(made, report)
+        written = [Change(file=each.file, chunks=each.chunks, vectors=vectors) for each in changes]
+        self.store.write(written, embedder=self._named)
+        self._keep(read, report)
         report.chunks += len(made)
 
-    def _vectors(self, made: Sequence[Chunk], report: IndexReport) -> dict[bytes, Vectors]:
+    def _vectors(self, made: Sequence[Chunk], report: IndexReport) -> tuple[dict[bytes, Vectors], Read]:
         """Unit vectors of the chunks by their digests; those of chunks that are in the store are not made again.
 
         Of a file with very many chunks only those: the others follow in `fill`, with a commit every so often.
         """
         if self.encoder is None or not made:
-            return {}
+            return {}, {}
         known = self.store.known_vectors([chunk.digest for chunk in made])
         missing = list({chunk.digest: chunk for chunk in made if chunk.digest not in known}.values())
         if len(missing) > 4 * COMMITTED:
-            return known
-        for start in range(0, len(missing), EMBEDDED):
-            part = missing[start : start + EMBEDDED]
-            rows = unit(self.encoder.encode([chunk.passage for chunk in part], kind="document"))
-            known |= dict(zip((chunk.digest for chunk in part), rows, strict=True))
+            return known, {}
+        rows, read = self._encoded(self.encoder, missing)
         report.embedded += len(missing)
-        return known
+        return known | dict(zip((chunk.digest for chunk in missing), rows, strict=True)), read
+
+    def _encoded(self, encoder: TextEmbedder, made: Sequence[Chunk]) -> tuple[list[Vectors], Read]:
+        """Unit vectors of chunks, and what retrievers whose model the embedder is read in the same pass."""
+        sharing = [each for each in self._readings() if each[0].source is encoder]
+        rows: list[Vectors] = []
+        read: Read = {retriever.stage: {} for retriever, _ in sharing}
+        for start in range(0, len(made), EMBEDDED):
+            part = made[start : start + EMBEDDED]
+            passages = [chunk.passage for chunk in part]
+            if not sharing:
+                rows += list(unit(encoder.encode(passages, kind="document")))
+                continue
+            assert isinstance(encoder, Embedder)
+            embedded = encoder.embed(passages, "document", ("dense", *read))
+            rows += list(unit(embedded.dense))
+            for retriever, _ in sharing:
+                values = retriever.values(embedded)
+                read[retriever.stage] |= dict(zip((chunk.digest for chunk in part), values, strict=True))
+        return rows, read
+
+    def _keep(self, read: Read, report: IndexReport) -> None:
+        for retriever, readings in self._readings():
+            if values := read.get(retriever.stage):
+                readings.add(retriever.mark, values)
+                report.readings += len(values)
 
     def fill(self, report: IndexReport, progress: Progress | None = None) -> None:
         """Vectors for chunks that have none, as after the embedder was changed."""
@@ -158,26 +251,52 @@ class Indexing:
             if progress is not None:
                 progress(done, max(done + len(missing), counts.chunks - counts.vectors))
             done += len(missing)
-            rows = [
-                unit(self.encoder.encode([each.chunk.passage for each in part], kind="document"))
-                for part in (missing[at : at + EMBEDDED] for at in range(0, len(missing), EMBEDDED))
-            ]
-            self.store.add_vectors([each.id for each in missing], np.concatenate(rows))
+            rows, read = self._encoded(self.encoder, [each.chunk for each in missing])
+            self.store.add_vectors([each.id for each in missing], np.asarray(rows), embedder=self._named)
+            self._keep(read, report)
             report.embedded += len(missing)
 
-    def _fill_states(self, report: IndexReport, progress: Progress | None) -> None:
-        """States for the chunks that have none."""
-        mark = None if self.reader is None else self.reader.states_mark
-        if self.reader is None or self.store.states is None or mark is None:
-            return
-        missing = self.store.states.missing(mark)
+    @property
+    def _named(self) -> str | None:
+        """The embedder whose vectors are written; None where there are none."""
+        return None if self.encoder is None else self.embedder
+
+    def _readings(self) -> list[tuple[Retriever, Readings]]:
+        """The retrievers with what is kept of them."""
+        return [(retriever, self.store.readings(retriever.stage)) for retriever in self.retrievers]
+
+    def _fill_read(
+        self,
+        kept: PassageStates | Readings,
+        mark: str,
+        read: Callable[[Sequence[str]], list[bytes]],
+        progress: Progress | None,
+    ) -> int:
+        """What is read of the chunks' texts, for those of which it is not kept. Returns of how many."""
+        missing = kept.missing(mark)
         for start in range(0, len(missing), EMBEDDED):
             if progress is not None:
                 progress(start, len(missing))
             found = [each.chunk for each in self.store.fetch(missing[start : start + EMBEDDED])]
-            states = self.reader.states([chunk.passage for chunk in found])
-            self.store.states.add(mark, dict(zip((chunk.digest for chunk in found), states, strict=True)))
-            report.states += len(found)
+            made = read([chunk.passage for chunk in found])
+            kept.add(mark, dict(zip((chunk.digest for chunk in found), made, strict=True)))
+        return len(missing)
+
+
+def sampled(roots: Iterable[Path]) -> Iterator[str]:
+    """Some of the text of some files at the roots."""
+    files = [file for root in roots for file in files_in(root)]
+    for file in files[:: len(files) // SAMPLED_FILES + 1]:
+        with suppress(DataError, MissingExtra, OSError):
+            for page in islice(read(file), SAMPLED_PAGES):
+                yield page.text
+
+
+def _is_empty(root: Path) -> bool:
+    try:
+        return not any(root.iterdir())
+    except OSError:
+        return False
 
 
 def _file(path: Path, root: Path) -> File:
@@ -198,11 +317,11 @@ def _file(path: Path, root: Path) -> File:
 def _chunks(path: str, pages: Iterable[Page]) -> list[Chunk]:
     found: list[Chunk] = []
     for page in pages:
-        whole = _storable(page.text)
+        whole, known = storable(page.text), plain(page.fields)
         line_numbers = lines_of(whole)
         fields: dict[str, Mapping[str, Any]] = {}  # by language, so that chunks share them
         for piece in chunks(whole, page.kind):
-            heading = _storable(piece.heading(page.title or Path(path).name))
+            heading = storable(piece.heading(page.title or Path(path).name))
             text = whole[piece.start : piece.stop]
             first, last = line_numbers(piece.start, piece.stop)
             language = "" if page.kind == "code" else language_of(text)
@@ -215,8 +334,8 @@ def _chunks(path: str, pages: Iterable[Page]) -> list[Chunk]:
                     digest=digest_of(heading, text),
                     similarity=similarity_of(text),
                     created=page.created,
-                    entities=entities_of(text, page.fields),
-                    fields=fields.setdefault(language, _with_language(page.fields, language)),
+                    entities=entities_of(text, known),
+                    fields=fields.setdefault(language, _with_language(known, language)),
                 )
             )
     return found
@@ -225,12 +344,7 @@ def _chunks(path: str, pages: Iterable[Page]) -> list[Chunk]:
 def _with_language(fields: Mapping[str, Any], language: str) -> Mapping[str, Any]:
     """The fields with the language, which "language" or "lang" of a file or a record says better than its words."""
     known = fields.get("language") or fields.get("lang") or language
-    return {**fields, "language": known} if known else fields
-
-
-def _storable(text: str) -> str:
-    """The text with lone surrogates, which no file can hold, as U+FFFD; its length stays."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return {**fields, "language": language_code(known) if isinstance(known, str) else known} if known else fields
 
 
 def _batches(changes: Iterable[Change]) -> Iterator[list[Change]]:

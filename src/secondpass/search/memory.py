@@ -10,22 +10,22 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from secondpass.cognitive import Cognitive, seconds_of
+from secondpass.cognitive import Cognitive, seconds_of, signals_of
 from secondpass.errors import StoreError
+from secondpass.public import Closing
 from secondpass.retrieval.vectors import TextEmbedder
 from secondpass.retrieval.words import terms
-from secondpass.search.features import digest_of, entities_of, similarity_of
+from secondpass.search.features import digest_of, entities_of
 from secondpass.search.index import Index
-from secondpass.search.indexing import Indexing
 from secondpass.search.pipeline import PairReader, Question
-from secondpass.search.stores.store import Chunk, Event, File, Filter, Stored
+from secondpass.search.stores.store import Chunk, Event, File, Filter, Stored, storable
 from secondpass.types import Ranking
 
 MAX_CHARACTERS = 8000  # of one statement; longer texts are documents, for an Index
 Moment = float | datetime | str
 
 
-class Memory:
+class Memory(Closing):
     """Statements in a namespace of their own: remember, recall, confirm, contradict, supersede, forget.
 
     name: of the index that keeps them; it is made where there is none. namespace: whose memory it is; others are not
@@ -42,6 +42,8 @@ class Memory:
         embedder: str | TextEmbedder | None = None,
         reranker: str | PairReader | None = "auto",
     ) -> None:
+        if "\0" in namespace or storable(namespace) != namespace:
+            raise ValueError(f"the namespace is {namespace!r}; give one without NUL, in UTF-8")
         self.namespace = namespace
         self.index = Index(name, folder=folder, embedder=embedder, reranker=reranker, create=True)
 
@@ -61,9 +63,9 @@ class Memory:
         valid_from is since when it holds, where that is not now. Of statements about one subject the newest comes
         first. Raises ValueError for a text that is empty or too long.
         """
-        if not text.strip() or len(text) > MAX_CHARACTERS:
-            raise ValueError(f"the statement has {len(text)} characters; give 1 to {MAX_CHARACTERS}")
-        written = _seconds(now)
+        text, written = _checked(text), _seconds(now)
+        signals_of({"importance": importance, "entities": entities})
+        self.index.choose_embedder([text])
         known = self._same(text)
         if known is not None:
             self.confirm(known, source=source)
@@ -95,21 +97,18 @@ class Memory:
         only = Filter(fields={"namespace": self.namespace})
         if as_of is not None:
             moment, settings = seconds_of(as_of, "as_of"), None
-            only = replace(only, until=moment, has_superseded=True)
+            only = replace(only, until=moment, held_at=moment, has_superseded=True)
         asked = Question(
             text=query,
-            top_n=top_n if as_of is None else 1000,
+            top_n=top_n,
+            candidates=max(Question.candidates, top_n),
             only=only,
             cognitive=settings,
             is_reranked=self.index.is_reranked,
             budget_ms=budget_ms,
             explain=explain,
         )
-        ranking = self.index.pipeline.search(asked)
-        if as_of is None:
-            return ranking
-        held = [hit for hit in ranking if not hit.document.fields.get("superseded_at", moment + 1) <= moment]
-        return replace(ranking, hits=tuple(replace(hit, rank=rank) for rank, hit in enumerate(held[:top_n])))
+        return self.index.pipeline.search(asked)
 
     def use(self, id: int, *, now: Moment | None = None) -> None:
         """Record that a statement was of use; uses count as ACT-R's accesses."""
@@ -123,21 +122,36 @@ class Memory:
         """Count a contradiction. One source counts once."""
         self._count(id, "contradictions", source)
 
-    def supersede(self, id: int, text: str, *, source: str | None = None, now: Moment | None = None) -> int:
-        """Put a statement in place of another one, which is no longer recalled. Returns the new one's id."""
-        old = self.get(id)
-        moment = _seconds(now)
-        kept = {name: old.chunk.fields[name] for name in ("subject", "importance") if name in old.chunk.fields}
-        fields = {"namespace": self.namespace, "written": moment, "sources": [source or "unknown"], **kept}
-        _ = self.index.encoder  # opened before anybody waits for the transaction
+    def supersede(
+        self,
+        id: int,
+        text: str,
+        *,
+        subject: str | None = None,
+        source: str | None = None,
+        now: Moment | None = None,
+    ) -> int:
+        """Put a statement in place of another one, which is no longer recalled. Returns the new one's id.
+
+        subject is that of the old one, unless it is given. Raises StoreError for what was replaced before.
+        """
+        text, moment = _checked(text), _seconds(now)
+        _ = self.index.writing()  # models are opened before anybody waits for the transaction
         with self.index.store.together():
+            old = self.get(id)
+            if (by := old.superseded_by) is not None:
+                rest = "what replaced it is forgotten" if by == id else f"replace {by}, which took its place"
+                raise StoreError(f"the statement {id} was replaced before; {rest}")
+            kept = {name: old.chunk.fields[name] for name in ("subject", "importance") if name in old.chunk.fields}
+            kept |= {} if subject is None else {"subject": subject}
+            fields = {"namespace": self.namespace, "written": moment, "sources": [source or "unknown"], **kept}
             new = self._add(text, fields, moment, ())
             self.index.store.change_fields(id, lambda fields: {**fields, "superseded_at": moment})
             self.index.store.supersede(id, new)
         return new
 
     def forget(self, id: int) -> None:
-        """Delete a statement with its vectors and uses, for good."""
+        """Delete a statement with its vectors and uses, for good. What it had replaced is not recalled again."""
         self.index.store.remove([self.get(id).path])
 
     def get(self, id: int) -> Stored:
@@ -159,13 +173,14 @@ class Memory:
             lines=(1, text.count("\n") + 1),
             span=(0, len(text)),
             digest=digest_of(path, text),
-            similarity=similarity_of(text),
+            similarity=0,  # what differs in one number is another statement, not a copy
             created=held,
             entities=named,
             fields=fields,
         )
         file = File(path=path, root=f"memory:{self.namespace}", digest="", size=len(text), modified_ns=0)
-        Indexing(store=self.index.store, encoder=self.index.encoder).add(file, [chunk])
+        index = self.index
+        index.writing().add(file, [chunk])
         return self.index.store.ids(path)[0]
 
     def _same(self, text: str) -> int | None:
@@ -190,6 +205,12 @@ class Memory:
             return {**fields, name: fields.get(name, 0) + 1, key: [*by, *([source] if source else [])]}
 
         self.index.store.change_fields(id, counted)
+
+
+def _checked(text: str) -> str:
+    if not text.strip() or len(text) > MAX_CHARACTERS:
+        raise ValueError(f"the statement has {len(text)} characters; give 1 to {MAX_CHARACTERS}")
+    return storable(text)
 
 
 def _seconds(now: Moment | None) -> float:

@@ -1,4 +1,4 @@
-"""A question to a ranking: two first stages, fused, reranked, weighed, and made diverse where that is asked for."""
+"""A question to a ranking: first stages, fused, reranked, weighed, and made diverse where that is asked for."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from secondpass.calibration import sigmoid
 from secondpass.cognitive import Cognitive, Signals, Weighed, order, seconds_of, signals_of, weigh
 from secondpass.colbert.maxsim import unit
 from secondpass.retrieval.fusion import FUSIONS, Fused
-from secondpass.retrieval.vectors import TextEmbedder
+from secondpass.retrieval.vectors import ScriptReader, TextEmbedder
 from secondpass.retrieval.words import terms
 from secondpass.search.features import NEAR_BITS, distance
-from secondpass.search.stores.store import Filter, Store, Stored
+from secondpass.search.stores.store import Filter, Retriever, Store, Stored
 from secondpass.types import Document, Hit, Ranking, Scorer, Usage
 
 MMR_BALANCE = 0.7  # of relevance against likeness to what stands above; Carbonell and Goldstein 1998
@@ -100,7 +100,8 @@ class PooledChunk:
 class Pipeline:
     """The stages over one store.
 
-    rescorer, where there is one, scores the first `depth` of the fused anew, before the best are reranked.
+    retrievers are first stages beside words and the encoder's vectors. rescorer, where there is one, scores the
+    first `depth` of the fused anew, before the best are reranked.
     open_reranker is called with a question that is to be reranked. It gives what reads it, or None and a warning.
     """
 
@@ -108,6 +109,7 @@ class Pipeline:
     encoder: TextEmbedder | None
     open_reranker: Callable[[str], tuple[PairReader | None, tuple[str, ...]]]
     rescorer: Scorer | None = None
+    retrievers: Sequence[Retriever] = ()
 
     def search(self, question: Question) -> Ranking:
         """The best chunks. No words and no embedder, or nothing alike, give an empty ranking."""
@@ -116,9 +118,11 @@ class Pipeline:
         fused = FUSIONS[question.fusion](runs)
         if self.rescorer is not None:
             fused = self._rescored(self.rescorer, question, fused)
-        pool = self.candidates(fused, question.candidates)
+        pool = self.candidates(fused, question.candidates, prefers_newest=question.cognitive is not None)
         read = Ranking(question.text, (), Usage(rows=0, tokens=0, truncated=0, seconds=0.0))
         reranker, warnings = self.open_reranker(question.text) if question.is_reranked and pool else (None, ())
+        if "dense" not in runs and (warning := self.unread(question.text)) is not None:
+            warnings = (f"{warning}; words alone found the candidates", *warnings)
         if reranker is not None:
             self._give_states(reranker, pool)
             left = None
@@ -132,22 +136,39 @@ class Pipeline:
         return Ranking(question.text, hits, usage, warnings=warnings + read.warnings, info=read.info)
 
     def first_stages(self, question: Question) -> dict[str, list[tuple[int, float]]]:
-        """What each first stage finds, best first. They run side by side."""
+        """What each first stage finds, best first. They run side by side.
+
+        Vectors of what the embedder cannot read would bury what the words found: such a question has words alone.
+        """
         with ThreadPoolExecutor(1, "secondpass-words") as threads:
             words = threads.submit(self.store.search_text, terms(question.text), question.depth, question.only)
             dense = None
-            if self.encoder is not None and question.text.strip():
+            if self.encoder is not None and question.text.strip() and self.unread(question.text) is None:
                 vector = unit(self.encoder.encode([question.text], kind="query"))[0]
                 dense = self.store.search_vectors(vector, question.depth, question.only)
-            return {"bm25": words.result()} | ({} if dense is None else {"dense": dense})
+            more = {
+                each.stage: self.store.readings(each.stage).search(each, question.text, question.depth, question.only)
+                for each in (self.retrievers if question.text.strip() else ())
+            }
+            return {"bm25": words.result()} | ({} if dense is None else {"dense": dense}) | more
 
-    def candidates(self, fused: Sequence[Fused], count: int) -> list[PooledChunk]:
-        """The first of the fused with their texts; near-duplicates of a better one are kept with it as copies."""
+    def unread(self, query: str) -> str | None:
+        """The warning for a question that the embedder cannot read; None where it can, or nobody knows."""
+        return self.encoder.unread(query) if isinstance(self.encoder, ScriptReader) else None
+
+    def candidates(self, fused: Sequence[Fused], count: int, *, prefers_newest: bool = False) -> list[PooledChunk]:
+        """The first of the fused with their texts; near-duplicates of a better one are kept with it as copies.
+
+        prefers_newest: of near-duplicates the newest stands for all.
+        """
         by_id = {each.index: each for each in fused}
         found: list[PooledChunk] = []
         for stored in self.store.fetch([each.index for each in fused[: 2 * count]]):
             at = _same(stored, found)
-            if at is not None:
+            if at is not None and prefers_newest and _is_newer(stored, found[at].stored):
+                copies = (*found[at].copies, found[at].stored)
+                found[at] = PooledChunk(stored=stored, fused=by_id[stored.id], copies=copies)
+            elif at is not None:
                 found[at] = replace(found[at], copies=(*found[at].copies, stored))
             elif len(found) < count:
                 found.append(PooledChunk(stored=stored, fused=by_id[stored.id]))
@@ -175,15 +196,18 @@ class Pipeline:
         ]
 
 
-def winning_sentence(reranker: PairReader, query: str, text: str) -> tuple[int, int]:
-    """The range of characters of the sentence that the reranker likes best; all of a text with one sentence."""
+def winning_sentences(reranker: PairReader, query: str, texts: Sequence[str]) -> list[tuple[int, int]]:
+    """Of each text the range of characters of the sentence that the reranker likes best; all of a text of one.
+
+    The sentences of all are scored together: a first search makes kernels for few lengths then.
+    """
     from secondpass.search.chunking import sentences
 
-    spans = sentences(text)
-    if len(spans) < 2:
-        return 0, len(text)
-    scores = reranker.score_pairs([(query, text[start:stop]) for start, stop in spans])
-    return spans[max(range(len(spans)), key=scores.__getitem__)]
+    spans = [found if len(found := sentences(text)) > 1 else [(0, len(text))] for text in texts]
+    asked = [(at, span) for at, found in enumerate(spans) if len(found) > 1 for span in found]
+    scores = reranker.score_pairs([(query, texts[at][start:stop]) for at, (start, stop) in asked])
+    best = dict(zip(asked, scores, strict=True))
+    return [max(found, key=lambda span: best.get((at, span), 0.0)) for at, found in enumerate(spans)]
 
 
 def document_of(stored: Stored, copies: Sequence[Stored] = ()) -> Document:
@@ -231,6 +255,10 @@ def figures_of(store: Store, ranking: Ranking, now: float) -> list[dict[str, flo
 
 
 _SIGNALS = ("confidence", "supports", "contradictions", "importance", "subject")
+
+
+def _is_newer(stored: Stored, other: Stored) -> bool:
+    return (stored.chunk.created or -math.inf) > (other.chunk.created or -math.inf)
 
 
 def _same(stored: Stored, found: Sequence[PooledChunk]) -> int | None:

@@ -7,10 +7,12 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from secondpass.cognitive import MAX_SECONDS, seconds_of
 from secondpass.data.files import records
 from secondpass.data.files import suffix as suffix_of
 from secondpass.errors import DataError
@@ -19,6 +21,8 @@ from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page
 
 MAX_BYTES = 50_000_000  # of a file that is read whole
 _DATE_IN_NAME = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_.]?([01]\d)[-_.]?([0-3]\d)(?!\d)")
+_DAY = re.compile(r"(\d{4})[-/.]?(\d\d?)[-/.]?(\d\d?)(?!\d)")  # where the time after it is no ISO 8601
+_YEAR = re.compile(r"(?:19|20)\d\d")
 _TIMES = ("created", "timestamp", "date", "time")  # fields of records and front matter, the first that is there
 _TEXTS = ("text", "contents", "body")
 CODE = (
@@ -141,25 +145,37 @@ def _plain_value(value: str) -> Any:
 
 def _created(record: Mapping[str, Any]) -> float | None:
     """The first time among the fields that can be read."""
-    for name in _TIMES:
-        value = record.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, str):
-            try:
-                moment = datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
-            except ValueError:
-                continue
-            return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-    return None
+    times = (_moment(record.get(name)) for name in _TIMES)
+    return next((time for time in times if time is not None), None)
+
+
+def _moment(value: object) -> float | None:
+    """Seconds since 1970 of ISO 8601, a day such as 20240115 or 2024/1/15, a year, seconds or milliseconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, int) and _YEAR.fullmatch(str(value)):
+        return _day(value, 1, 1)
+    if isinstance(value, str) or _DATE_IN_NAME.fullmatch(str(value)):
+        return _written_moment(str(value).strip())
+    seconds = value if abs(value) <= MAX_SECONDS else value / 1000  # as JavaScript has them
+    return float(seconds) if abs(seconds) <= MAX_SECONDS else None
+
+
+def _written_moment(text: str) -> float | None:
+    with suppress(ValueError):
+        return seconds_of(text, "date")
+    found = _DAY.match(text)
+    return None if found is None else _day(*map(int, found.groups()))
 
 
 def _date_in_name(file: Path) -> float | None:
     found = _DATE_IN_NAME.search(file.name)
-    if found is None:
-        return None
+    return None if found is None else _day(*map(int, found.groups()))
+
+
+def _day(year: int, month: int, day: int) -> float | None:
     try:
-        return datetime(int(found[1]), int(found[2]), int(found[3]), tzinfo=timezone.utc).timestamp()
+        return datetime(year, month, day, tzinfo=timezone.utc).timestamp()
     except ValueError:
         return None
 

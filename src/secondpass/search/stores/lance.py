@@ -21,7 +21,8 @@ import numpy as np
 
 from secondpass.errors import MissingExtra, StoreError
 from secondpass.retrieval.bm25 import Found
-from secondpass.search.stores.sqlite_vectors import Condition, Kept
+from secondpass.search.stores.sqlite_database import Condition
+from secondpass.search.stores.sqlite_vectors import Kept
 from secondpass.search.stores.store import Vectors
 
 if TYPE_CHECKING:

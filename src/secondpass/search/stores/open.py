@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from secondpass.atomic import at_home
 from secondpass.errors import StoreError
 from secondpass.search.stores.sqlite import SqliteStore
 from secondpass.search.stores.store import Store, missing
@@ -49,7 +50,7 @@ def index_names(folder: str | Path | None = None) -> list[str]:
 def _folder(folder: str | Path | None) -> Path:
     """A folder as given, that of lancedb:///folder too, else the user's of this machine."""
     if folder is not None:
-        return Path(str(folder).removeprefix(f"{LANCE}://")).expanduser()
+        return at_home(str(folder).removeprefix(f"{LANCE}://"))
     home = Path.home()
     if sys.platform == "darwin":
         return home / "Library" / "Application Support" / "secondpass"

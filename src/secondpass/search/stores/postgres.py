@@ -8,10 +8,10 @@ and Yashunin 2018), and the nearest are approximate.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from secondpass.errors import StoreError
 from secondpass.retrieval.bm25 import Found
 from secondpass.retrieval.words import terms
-from secondpass.search.stores.postgres_database import PostgresDatabase, index_names
+from secondpass.search.stores.postgres_database import PostgresDatabase, condition, index_names
+from secondpass.search.stores.postgres_readings import TABLE, PostgresReadings
 from secondpass.search.stores.store import (
     CHUNK_COLUMNS,
     MAX_ACCESSES,
+    STAGES,
     STORED_COLUMNS,
     Change,
     Counts,
@@ -33,6 +35,7 @@ from secondpass.search.stores.store import (
     Stored,
     Vectors,
     as_json,
+    check_embedder,
     columns_of,
     missing,
     passage_of,
@@ -93,17 +96,23 @@ class PostgresStore:
 
     def __init__(self, url: str, name: str, *, create: bool = False) -> None:
         self._db = PostgresDatabase(url, name)
+        self._readings = {stage: PostgresReadings(self._db, stage) for stage in STAGES}
         if not create and name not in (names := index_names(url)):
             self.close()
             raise StoreError(f"{self.location}: {missing(name, names)} --folder {self.location}")
         with self._db.transaction() as connection:
             connection.execute("create extension if not exists vector")
             connection.execute(self._db.sql("create schema if not exists {s}"))
-            connection.execute(self._db.sql(_TABLES))
+            connection.execute(self._db.sql(_TABLES + TABLE))
         self._check_words()
 
-    def together(self) -> AbstractContextManager[None]:
-        return self._db.together()
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        with self._db.transaction():
+            yield
+
+    def readings(self, stage: str) -> PostgresReadings:
+        return self._readings[stage]
 
     @property
     def location(self) -> str:
@@ -123,32 +132,47 @@ class PostgresStore:
             row[0]: File(path=row[0], root=row[1], digest=row[2], size=row[3], modified_ns=row[4]) for row in rows
         }
 
-    def write(self, changes: Sequence[Change]) -> None:
+    def write(self, changes: Sequence[Change], *, embedder: str | None = None) -> None:
         words = [[Counter(terms(chunk.passage)) for chunk in change.chunks] for change in changes]
         with self._db.transaction() as connection:
-            connection.execute(
-                self._db.sql("delete from {s}.files where path = any(%s)"),
-                ([each.file.path for each in changes],),
-            )
+            check_embedder(self, embedder)
+            gone = self._forget(connection, [each.file.path for each in changes])
             for change, counts in zip(changes, words, strict=True):
                 self._insert(connection, change, counts)
+            self._forget_read(connection, gone)
 
     def remove(self, paths: Iterable[str]) -> int:
         with self._db.transaction() as connection:
-            gone = connection.execute(
-                self._db.sql(
-                    "select count(*) from {s}.chunks where file in (select id from {s}.files where path = any(%s))"
-                ),
-                (paths := list(paths),),
-            ).fetchone()
-            connection.execute(self._db.sql("delete from {s}.files where path = any(%s)"), (paths,))
+            gone = self._forget(connection, list(paths))
             connection.execute(
                 self._db.sql("delete from {s}.accesses where digest not in (select digest from {s}.chunks)")
             )
-        return 0 if gone is None else int(gone[0])
+            self._forget_read(connection, gone)
+        return len(gone)
+
+    def _forget(self, connection: Connection, paths: Sequence[str]) -> list[bytes]:
+        """Delete files and their chunks. Returns the digests of these."""
+        of_files = "n.file in (select id from {s}.files where path = any(%s))"
+        gone = connection.execute(self._db.sql(f"select n.digest from {{s}}.chunks n where {of_files}"), (paths,))
+        digests = [bytes(row[0]) for row in gone]
+        replaced = "update {s}.chunks o set superseded_by = coalesce(nullif(n.superseded_by, n.id), o.id)"
+        followed = f"{replaced} from {{s}}.chunks n where o.superseded_by = n.id and {of_files}"
+        connection.execute(self._db.sql(followed), (paths,))
+        connection.execute(self._db.sql("delete from {s}.files where path = any(%s)"), (paths,))
+        return digests
+
+    def _forget_read(self, connection: Connection, digests: Sequence[bytes]) -> None:
+        """What retrievers read of texts that no chunk has any more."""
+        connection.execute(
+            self._db.sql(
+                "delete from {s}.readings r where digest = any(%s) "
+                "and not exists (select 1 from {s}.chunks c where c.digest = r.digest)"
+            ),
+            (digests,),
+        )
 
     def search_text(self, words: Sequence[str], limit: int, only: Filter) -> Found:
-        where, values = _condition(only)
+        where, values = condition(only)
         asked = self._known_words(list(dict.fromkeys(map(_storable, words)))[:MAX_WORDS])
         if not asked or limit < 1:
             return []
@@ -156,13 +180,14 @@ class PostgresStore:
         return [(int(id), float(score)) for id, score in self._db.all(_BM25.replace("{where}", where), values)]
 
     def search_vectors(self, vector: Vectors, limit: int, only: Filter) -> Found:
-        where, values = _condition(only)
+        where, values = condition(only)
         kind = f"halfvec({len(vector)})"
         order = f"(c.vector::{kind}) <#> %(vector)s::{kind}"
         values |= {"vector": _halves(vector), "limit": limit}
+        iterates = self._iterates  # asked before a connection is taken: threads that hold one never wait for a second
         with self._db.reading() as connection:
             connection.execute(f"set local hnsw.ef_search = {min(1000, max(100, 2 * limit))}")
-            if self._iterates:
+            if iterates:
                 connection.execute("set local hnsw.iterative_scan = relaxed_order")
             rows = connection.execute(
                 self._db.sql(
@@ -199,9 +224,10 @@ class PostgresStore:
         rows = self._db.all("select id from {s}.chunks where vector is null order by id limit %s", (limit,))
         return self.fetch([row[0] for row in rows])
 
-    def add_vectors(self, ids: Sequence[int], vectors: Vectors) -> None:
+    def add_vectors(self, ids: Sequence[int], vectors: Vectors, *, embedder: str | None = None) -> None:
         rows = [(_halves(vector), id) for id, vector in zip(ids, vectors, strict=True)]
         with self._db.transaction() as connection, connection.cursor() as cursor:
+            check_embedder(self, embedder)
             cursor.executemany(self._db.sql("update {s}.chunks set vector = %s::halfvec where id = %s"), rows)
 
     def drop_vectors(self) -> None:
@@ -345,7 +371,7 @@ class PostgresStore:
                 list(values.items()),
             )
 
-    @property
+    @cached_property
     def _iterates(self) -> bool:
         """Whether this pgvector goes on looking when a filter leaves too few of the nearest."""
         row = self._db.one("select extversion from pg_extension where extname = 'vector'")
@@ -356,37 +382,6 @@ def _copy(connection: Connection[Any], statement: Any, rows: Iterable[Sequence[A
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         for row in rows:
             copy.write_row(row)
-
-
-def _condition(only: Filter) -> tuple[str, dict[str, Any]]:
-    """The filter as SQL over the tables c and f, with its values."""
-    tests = ["true"] if only.has_superseded else ["c.superseded_by is null"]
-    values: dict[str, Any] = {}
-    if only.path is not None:
-        is_glob = any(sign in only.path for sign in "*?[")
-        tests.append("f.path ~ %(path)s" if is_glob else "position(%(path)s in f.path) > 0")
-        values["path"] = _pattern(only.path) if is_glob else only.path
-    if only.since is not None:
-        tests.append("c.created >= %(since)s")
-        values["since"] = only.since
-    if only.until is not None:
-        tests.append("c.created <= %(until)s")
-        values["until"] = only.until
-    if only.fields:
-        tests.append("c.fields @> %(fields)s::jsonb")
-        values["fields"] = _storable(as_json(only.fields))
-    return " and ".join(tests), values
-
-
-def _pattern(glob: str) -> str:
-    """A glob over whole paths, or over the ends of paths, as a regular expression of PostgreSQL."""
-    parts = re.split(r"(\*|\?|\[!?[^]]+\])", glob)
-    signs = {"*": ".*", "?": "."}
-    whole = "".join(
-        signs.get(part) or (part.replace("[!", "[^", 1) if index % 2 else re.escape(part))
-        for index, part in enumerate(parts)
-    )
-    return f"^{'' if glob.startswith(('/', '*')) else '.*'}{whole}$"
 
 
 def _halves(vector: Vectors) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from secondpass.errors import MissingExtra, StoreError
+from secondpass.search.stores.store import Filter, as_json
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -26,7 +28,7 @@ class PostgresDatabase:
     def __init__(self, url: str, name: str) -> None:
         self._url, self._schema = url, schema_of(name)
         self._pool = _open_pool(url)
-        self._held = threading.local()  # the connection of a thread that is in `together`
+        self._held = threading.local()  # the connection of a thread that is in a transaction
 
     @property
     def location(self) -> str:
@@ -35,7 +37,7 @@ class PostgresDatabase:
 
     @contextmanager
     def reading(self) -> Iterator[Connection[Any]]:
-        """A connection in a transaction: that of `together`, or one of its own."""
+        """A connection in a transaction: this thread's own where it is in one, else another."""
         import psycopg
 
         held: Connection[Any] | None = getattr(self._held, "connection", None)
@@ -50,20 +52,15 @@ class PostgresDatabase:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection[Any]]:
-        """A transaction that waits for other writers of the same index."""
+        """A transaction that waits for other writers of the same index, with all that this thread does inside."""
         with self.reading() as connection:
             connection.execute("select pg_advisory_xact_lock(hashtext(%s))", (self._schema,))
-            yield connection
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """What this thread does inside is one transaction."""
-        with self.transaction() as connection:
+            before = getattr(self._held, "connection", None)
             self._held.connection = connection
             try:
-                yield
+                yield connection
             finally:
-                self._held.connection = None
+                self._held.connection = before
 
     def one(self, query: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
         rows = self.all(query, values)
@@ -79,6 +76,40 @@ class PostgresDatabase:
 
     def close(self) -> None:
         self._pool.close()
+
+
+def condition(only: Filter) -> tuple[str, dict[str, Any]]:
+    """The filter as SQL over the tables c and f, with its values."""
+    tests = ["true"] if only.has_superseded else ["c.superseded_by is null"]
+    values: dict[str, Any] = {}
+    if only.path is not None:
+        is_glob = any(sign in only.path for sign in "*?[")
+        tests.append("f.path ~ %(path)s" if is_glob else "position(%(path)s in f.path) > 0")
+        values["path"] = _pattern(only.path) if is_glob else only.path
+    if only.since is not None:
+        tests.append("c.created >= %(since)s")
+        values["since"] = only.since
+    if only.until is not None:
+        tests.append("c.created <= %(until)s")
+        values["until"] = only.until
+    if only.held_at is not None:
+        tests.append("not coalesce((c.fields->>'superseded_at')::double precision <= %(held_at)s, false)")
+        values["held_at"] = only.held_at
+    for number, (name, value) in enumerate(only.fields.items()):
+        tests.append(f"(c.fields @> %(is{number})s::jsonb or c.fields @> %(has{number})s::jsonb)")
+        values |= {f"is{number}": as_json({name: value}), f"has{number}": as_json({name: [value]})}
+    return " and ".join(tests), values
+
+
+def _pattern(glob: str) -> str:
+    """A glob over whole paths, or over the ends of paths, as a regular expression of PostgreSQL."""
+    parts = re.split(r"(\*|\?|\[!?[^]]+\])", glob)
+    signs = {"*": ".*", "?": "."}
+    whole = "".join(
+        signs.get(part) or (part.replace("[!", "[^", 1) if index % 2 else re.escape(part))
+        for index, part in enumerate(parts)
+    )
+    return f"^{'' if glob.startswith(('/', '*')) else '.*'}{whole}$"
 
 
 def index_names(url: str) -> list[str]:

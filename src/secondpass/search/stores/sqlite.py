@@ -23,12 +23,14 @@ from numpy.typing import NDArray
 
 from secondpass.retrieval.bm25 import Found
 from secondpass.retrieval.words import terms
-from secondpass.search.stores.sqlite_database import SqliteDatabase
+from secondpass.search.stores.sqlite_database import SqliteDatabase, condition, has_superseded
+from secondpass.search.stores.sqlite_readings import SqliteReadings
 from secondpass.search.stores.sqlite_states import SqliteStates
 from secondpass.search.stores.sqlite_vectors import Kept, OwnVectors, VectorTable
 from secondpass.search.stores.store import (
     CHUNK_COLUMNS,
     MAX_ACCESSES,
+    STAGES,
     STORED_COLUMNS,
     Change,
     Chunk,
@@ -39,6 +41,7 @@ from secondpass.search.stores.store import (
     Stored,
     Vectors,
     as_json,
+    check_embedder,
     columns_of,
     passage_of,
     stored_of,
@@ -63,6 +66,7 @@ class SqliteStore:
         self._database = SqliteDatabase(file)
         self._vectors = OwnVectors(file) if vectors is None else vectors
         self.states = SqliteStates(self._database, self._beside("-states"))
+        self._readings = {stage: SqliteReadings(self._database, stage, self._beside(f"-{stage}")) for stage in STAGES}
         self._common = _Common()
         self._generation = ""
         self._check_words()
@@ -71,6 +75,9 @@ class SqliteStore:
     def together(self) -> Iterator[None]:
         with self._database.transaction(has_new_content=False):
             yield
+
+    def readings(self, stage: str) -> SqliteReadings:
+        return self._readings[stage]
 
     @property
     def location(self) -> str:
@@ -92,28 +99,28 @@ class SqliteStore:
             row[0]: File(path=row[0], root=row[1], digest=row[2], size=row[3], modified_ns=row[4]) for row in rows
         }
 
-    def write(self, changes: Sequence[Change]) -> None:
+    def write(self, changes: Sequence[Change], *, embedder: str | None = None) -> None:
         # Made before others have to wait for the transaction, but where they are so many that they fill the memory.
         words: Iterable[Iterable[str]] = (map(_words_of, change.chunks) for change in changes)
         if sum(len(change.chunks) for change in changes) <= PREPARED:
             words = [list(each) for each in words]
         rows = {c.digest: each.vectors[c.digest] for each in changes for c in each.chunks if c.digest in each.vectors}
         with self._database.transaction() as connection:
+            check_embedder(self, embedder)
             kept = dict(zip(rows, self._vectors.kept(list(rows.values())), strict=True))
             gone = list[bytes]()
             for change, each in zip(changes, words, strict=True):
                 gone += _forget(connection, change.file.path)
                 _insert(connection, change, each, kept)
-            self.states.forget(connection, gone)
+            self._forget_read(connection, gone)
 
     def remove(self, paths: Iterable[str]) -> int:
         with self._database.transaction() as connection:
             gone = [digest for path in paths for digest in _forget(connection, path)]
             connection.execute("delete from accesses where digest not in (select digest from chunks)")
-            self.states.forget(connection, gone)
-        with self._database.reading() as connection:
-            if gone and not connection.in_transaction:  # of `together`, after which the next call does it
-                self._vectors.forget(connection)
+            self._forget_read(connection, gone)
+        if gone:
+            self._trim()
         return len(gone)
 
     def search_text(self, words: Sequence[str], limit: int, only: Filter) -> Found:
@@ -122,7 +129,7 @@ class SqliteStore:
         if not asked or limit < 1:
             return []
         query = " OR ".join(_quoted(word) for word in asked[:MAX_WORDS])
-        where, values = _condition(only, "postings.rowid")
+        where, values = condition(only, "postings.rowid")
         with self._database.searching() as connection:
             rows = connection.execute(
                 f"select rowid, -rank from postings where postings match ? and {where} order by rank, rowid limit ?",
@@ -131,9 +138,9 @@ class SqliteStore:
         return [(int(row[0]), float(row[1])) for row in rows]
 
     def search_vectors(self, vector: Vectors, limit: int, only: Filter) -> Found:
-        where = _condition(only, "c.id")
+        where = condition(only, "c.id")
         with self._database.reading() as connection:
-            is_open = only.is_open and not _has_superseded(connection)
+            is_open = only.is_open and not has_superseded(connection)
             return self._vectors.nearest(connection, vector, limit, None if is_open else where)
 
     def ids(self, path: str) -> list[int]:
@@ -164,8 +171,9 @@ class SqliteStore:
             ).fetchall()
         return self.fetch([row[0] for row in rows])
 
-    def add_vectors(self, ids: Sequence[int], vectors: Vectors) -> None:
+    def add_vectors(self, ids: Sequence[int], vectors: Vectors, *, embedder: str | None = None) -> None:
         with self._database.transaction() as connection:
+            check_embedder(self, embedder)
             connection.executemany(
                 "insert or replace into vectors select id, ? from chunks where id = ?",
                 list(zip(self._vectors.kept(list(vectors)), ids, strict=True)),
@@ -226,7 +234,7 @@ class SqliteStore:
                 int(connection.execute(f"select count(*) from {table}").fetchone()[0])
                 for table in ("files", "chunks", "vectors")
             )
-        there = [self._database.file, self._beside("-wal"), self.states.folder, *self._vectors.files()]
+        there = [self._database.file, self._beside("-wal"), *self._files_beside()]
         return Counts(files=files, chunks=chunks, vectors=vectors, bytes=_bytes_of(there))
 
     def finish(self) -> None:
@@ -242,8 +250,8 @@ class SqliteStore:
 
     def drop(self) -> None:
         self.close()
-        own = (self._database.file, self._beside("-wal"), self._beside("-shm"), self.states.folder)
-        for file in (*own, *self._vectors.files()):
+        own = (self._database.file, self._beside("-wal"), self._beside("-shm"))
+        for file in (*own, *self._files_beside()):
             if file.is_dir():
                 shutil.rmtree(file, ignore_errors=True)
             else:
@@ -255,6 +263,23 @@ class SqliteStore:
     def _beside(self, ending: str) -> Path:
         return self._database.file.with_name(self._database.file.name + ending)
 
+    def _files_beside(self) -> list[Path]:
+        return [self.states.folder, *(each.copy for each in self._readings.values()), *self._vectors.files()]
+
+    def _forget_read(self, connection: sqlite3.Connection, digests: Sequence[bytes]) -> None:
+        """Within a transaction that deletes chunks: what models have read of their texts."""
+        self.states.forget(connection, digests)
+        for readings in self._readings.values():
+            readings.forget(connection, digests)
+
+    def _trim(self) -> None:
+        """What lies beside holds nothing of chunks that are not in the file."""
+        with self._database.reading() as connection:
+            if not connection.in_transaction:  # of `together`, after which the next call does it
+                self._vectors.forget(connection)
+                for readings in self._readings.values():
+                    readings.trim(connection)
+
     def _refresh(self) -> None:
         """Read which words are common, where other writers have changed the index."""
         with self._database.reading() as connection:
@@ -265,9 +290,11 @@ class SqliteStore:
 
     def _check_words(self) -> None:
         """Write the words anew where another release made them otherwise."""
-        mark = words_mark()
-        if self.meta("words") == mark:
+        mark, before = words_mark(), self.meta("words")
+        if before == mark:
             return
+        if before is None:  # a new file; what lies beside is of one that was moved away, with the same ids
+            self._trim()
         with self._database.transaction() as connection:
             connection.execute("insert into postings(postings) values('delete-all')")
             for id, heading, text in connection.execute("select id, heading, text from chunks"):
@@ -320,7 +347,11 @@ def _forget(connection: sqlite3.Connection, path: str) -> list[bytes]:
         connection.execute("insert into postings(postings, rowid, words) values('delete', ?, ?)", (id, said))
         connection.execute("delete from vectors where chunk = ?", (id,))
         connection.execute("delete from entities where chunk = ?", (id,))
-        connection.execute("update chunks set superseded_by = null where superseded_by = ?", (id,))
+        connection.execute(
+            "update chunks set superseded_by = "
+            "coalesce(nullif((select superseded_by from chunks where id = ?1), ?1), id) where superseded_by = ?1",
+            (id,),
+        )
     connection.execute("delete from chunks where file = ?", row)
     connection.execute("delete from files where id = ?", row)
     return [digest for _, digest in chunks]
@@ -339,33 +370,6 @@ def _accesses(connection: sqlite3.Connection, digest: bytes) -> tuple[float, ...
         "select time from accesses where digest = ? and kind <> 'rejected' order by time", (digest,)
     )
     return tuple(float(row[0]) for row in rows)
-
-
-def _condition(only: Filter, id: str) -> tuple[str, list[object]]:
-    """The filter as SQL over a chunk's id, with its values."""
-    values: list[object] = []
-    tests = [] if only.has_superseded else ["k.superseded_by is not null"]
-    if only.path is not None:
-        is_glob = any(sign in only.path for sign in "*?[")
-        tests.append("not g.path glob ?" if is_glob else "instr(g.path, ?) = 0")
-        values.append(f"*{only.path}" if is_glob and not only.path.startswith(("/", "*")) else only.path)
-    for test, moment in (("coalesce(k.created < ?, 1)", only.since), ("coalesce(k.created > ?, 1)", only.until)):
-        if moment is not None:
-            tests.append(test)
-            values.append(moment)
-    for name, value in only.fields.items():
-        tests.append("json_extract(k.fields, ?) is not ?")
-        values += [f'$."{name}"', value]
-    if not tests:
-        return "1", values
-    if only.is_open:
-        return f"{id} not in (select id from chunks where superseded_by is not null)", values
-    out = " or ".join(tests)
-    return f"{id} not in (select k.id from chunks k join files g on g.id = k.file where {out})", values
-
-
-def _has_superseded(connection: sqlite3.Connection) -> bool:
-    return connection.execute("select 1 from chunks where superseded_by is not null limit 1").fetchone() is not None
 
 
 @dataclass(frozen=True, kw_only=True)

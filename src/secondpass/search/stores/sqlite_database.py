@@ -7,11 +7,14 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from secondpass.errors import StoreError
+from secondpass.search.stores.store import Filter
+
+Condition = tuple[str, Sequence[object]]  # SQL over a chunk's id, and its values
 
 FORMAT = 1
 BUSY_S = 30.0  # how long a writer waits for another one
@@ -177,3 +180,38 @@ class SqliteDatabase:
             raise StoreError(f"{self.file}: {_ADVICE['unable to open']}") from error
         except OSError as error:
             raise StoreError(f"{self.file}: cannot be opened ({error.strerror or error})") from error
+
+
+def condition(only: Filter, id: str) -> Condition:
+    """The filter as SQL over a chunk's id, with its values."""
+    values: list[object] = []
+    tests = [] if only.has_superseded else ["k.superseded_by is not null"]
+    if only.path is not None:
+        is_glob = any(sign in only.path for sign in "*?[")
+        tests.append("not g.path glob ?" if is_glob else "instr(g.path, ?) = 0")
+        values.append(f"*{only.path}" if is_glob and not only.path.startswith(("/", "*")) else only.path)
+    times = (
+        ("coalesce(k.created < ?, 1)", only.since),
+        ("coalesce(k.created > ?, 1)", only.until),
+        ("coalesce(json_extract(k.fields, '$.superseded_at') <= ?, 0)", only.held_at),
+    )
+    for test, moment in times:
+        if moment is not None:
+            tests.append(test)
+            values.append(moment)
+    for name, value in only.fields.items():
+        tests.append(
+            "(json_extract(k.fields, ?) is not ? and (json_type(k.fields, ?) is not 'array' "
+            "or not exists (select 1 from json_each(k.fields, ?) e where e.value is ?)))"
+        )
+        values += [at := f'$."{name}"', value, at, at, value]
+    if not tests:
+        return "1", values
+    if only.is_open:
+        return f"{id} not in (select id from chunks where superseded_by is not null)", values
+    out = " or ".join(tests)
+    return f"{id} not in (select k.id from chunks k join files g on g.id = k.file where {out})", values
+
+
+def has_superseded(connection: sqlite3.Connection) -> bool:
+    return connection.execute("select 1 from chunks where superseded_by is not null limit 1").fetchone() is not None

@@ -13,12 +13,12 @@ import numpy as np
 
 from secondpass.retrieval.bm25 import Found
 from secondpass.search.stores import vectors as codes
+from secondpass.search.stores.sqlite_database import Condition
 from secondpass.search.stores.store import Vectors
 
 RESCORED = 200  # nearest by int8 that are scored again, at least
 READ = 4096  # vectors that are read at a time, so that memory stays small
 Kept = bytes | int  # what the table `vectors` has for a chunk
-Condition = tuple[str, Sequence[object]]  # SQL over the table of chunks c, and its values
 
 
 class VectorTable(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,12 +13,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from secondpass.errors import StoreError
 from secondpass.retrieval.bm25 import Found
 from secondpass.retrieval.words import terms
+from secondpass.search.stores.gathered import Gathered, Parts
 
 Vectors = NDArray[np.float32]
 _PROBE = "getUserName max_length naïve 什么是重排序 東京タワー ไทย किताब كِتَاب 학교"
 MAX_ACCESSES = 16  # kept for each chunk
+STAGES = ("sparse", "colbert")  # of retrievers, whose readings may be kept
 KINDS = ("opened", "kept", "used", "rejected")  # of accesses; what was merely shown is not recorded
 
 
@@ -85,7 +89,9 @@ class Stored:
 class Filter:
     """Which chunks may be found. path is a glob over the file's path or a part of it; the times are of `created`.
 
-    fields have to be equal to those of the chunk. superseded records are found only where they are asked for.
+    fields have to be equal to those of the chunk, or, where it has a list, in that. superseded records are found only
+    where they are asked for; held_at leaves out those that were by that moment. Raises ValueError for what no chunk
+    can have.
     """
 
     path: str | None = None
@@ -93,11 +99,23 @@ class Filter:
     until: float | None = None
     fields: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     has_superseded: bool = False
+    held_at: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.path is not None and storable(self.path) != self.path:
+            raise ValueError(f"path is {self.path!r}, which is not in UTF-8")
+        for name, value in self.fields.items():
+            if '"' in name or "\0" in name or storable(name) != name:
+                raise ValueError(f"no field is called {name!r}")
+            is_known = value == plain(value) if isinstance(value, str | float) else isinstance(value, int)
+            if not is_known or (isinstance(value, int) and value.bit_length() > 63):
+                raise ValueError(f"the field {name!r} cannot be {value!r:.80}; give a text, a number, true or false")
 
     @property
     def is_open(self) -> bool:
         """Whether everything passes that is not superseded."""
-        return self.path is None and self.since is None and self.until is None and not self.fields
+        asked = (self.path, self.since, self.until, self.held_at)
+        return all(each is None for each in asked) and not self.fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,12 +163,93 @@ class PassageStates(Protocol):
     def add(self, mark: str, states: Mapping[bytes, bytes]) -> None: ...
 
 
+class Retriever(Protocol):
+    """A first stage that reads passages apart, and searches in what is kept of that.
+
+    stage names it; source is the model; mark says what readings depend on; least is what a score has to exceed.
+    """
+
+    @property
+    def source(self) -> object: ...
+
+    @property
+    def stage(self) -> str: ...
+
+    @property
+    def mark(self) -> str: ...
+
+    @property
+    def least(self) -> float: ...
+
+    def read(self, passages: Sequence[str]) -> list[bytes]:
+        """A reading of each passage, to be kept."""
+        ...
+
+    def values(self, embedded: Any) -> list[bytes]:
+        """The readings in what `Embedder.embed` gave, where that is the source."""
+        ...
+
+    def ask(self, query: str) -> Any:
+        """What it reads of a question, for `nearest` and `scores`."""
+        ...
+
+    def gathered(self, values: Sequence[bytes], num_readings: int) -> Gathered:
+        """None of the readings, with what is learnt of a sample of them."""
+        ...
+
+    def parts(self, values: Sequence[bytes], learnt: Parts) -> tuple[NDArray[np.int64], Parts]:
+        """Lengths and parts of readings, for `Gathered`."""
+        ...
+
+    def nearest(
+        self, asked: Any, gathered: Gathered, limit: int, allowed: NDArray[np.bool_] | None
+    ) -> NDArray[np.int64]:
+        """Indices of about the best `limit` readings, of those that are allowed (N,)."""
+        ...
+
+    def scores(self, asked: Any, values: Sequence[bytes]) -> list[float]:
+        """Scores of readings."""
+        ...
+
+
+class Readings(Protocol):
+    """What a retriever read of the chunks' texts, by their digests."""
+
+    def begin(self, mark: str) -> None:
+        """Keep readings of this mark from now on; those of another one are forgotten."""
+        ...
+
+    def missing(self, mark: str) -> list[int]:
+        """Ids of chunks, one of each text, that have no reading."""
+        ...
+
+    def add(self, mark: str, values: Mapping[bytes, bytes]) -> None:
+        """Keep readings of texts that are in the index still, unless another mark has begun meanwhile."""
+        ...
+
+    def search(self, retriever: Retriever, query: str, limit: int, only: Filter) -> Found:
+        """Ids and scores of the best chunks, best first. Raises StoreError where readings are another model's."""
+        ...
+
+    def tidy(self, retriever: Retriever) -> None:
+        """After many writes, so that searches are fast."""
+        ...
+
+    def drop(self) -> None:
+        """Forget them all."""
+        ...
+
+
 class Store(Protocol):
     """Keeps the chunks of an index. Every call is one transaction: after a crash it has happened wholly or not."""
 
     @property
     def states(self) -> PassageStates | None:
         """States of passages; None where this store cannot keep them."""
+        ...
+
+    def readings(self, stage: str) -> Readings:
+        """What the retriever of a stage read."""
         ...
 
     def together(self) -> AbstractContextManager[None]:
@@ -172,12 +271,18 @@ class Store(Protocol):
         """The files by path."""
         ...
 
-    def write(self, changes: Sequence[Change]) -> None:
-        """Put each file's chunks in place of those that it had."""
+    def write(self, changes: Sequence[Change], *, embedder: str | None = None) -> None:
+        """Put each file's chunks in place of those that it had.
+
+        embedder: whose vectors they have. Raises StoreError where the store's are another one's by now.
+        """
         ...
 
     def remove(self, paths: Iterable[str]) -> int:
-        """Forget files with all that is known of them, uses too. Returns how many chunks went."""
+        """Forget files with all that is known of them, uses too. Returns how many chunks went.
+
+        A chunk that one of theirs replaced stays replaced: by what replaced that one, else by itself.
+        """
         ...
 
     def search_text(self, words: Sequence[str], limit: int, only: Filter) -> Found:
@@ -204,7 +309,9 @@ class Store(Protocol):
         """Chunks that have no vector yet."""
         ...
 
-    def add_vectors(self, ids: Sequence[int], vectors: Vectors) -> None: ...
+    def add_vectors(self, ids: Sequence[int], vectors: Vectors, *, embedder: str | None = None) -> None:
+        """embedder as of `write`."""
+        ...
 
     def drop_vectors(self) -> None:
         """Forget all vectors, as when another embedder is used."""
@@ -279,6 +386,15 @@ def stored_of(row: Sequence[Any], accessed: tuple[float, ...]) -> Stored:
     return Stored(id=id, path=path, chunk=chunk, superseded_by=superseded_by, accessed=accessed)
 
 
+def check_embedder(store: Store, embedder: str | None) -> None:
+    """Within a transaction. Raises StoreError where another process has changed the embedder."""
+    if embedder is not None and (now := store.meta("embedder")) != embedder:
+        raise StoreError(
+            f"{store.location}: another process has taken another embedder, {now!r}, meanwhile; "
+            "run it again: what was finished is kept"
+        )
+
+
 def words_mark() -> str:
     """Names the rules by which `terms` makes words; an index that was made by others is written anew."""
     return hashlib.blake2b(" ".join(terms(_PROBE)).encode(), digest_size=8).hexdigest()
@@ -292,4 +408,22 @@ def missing(name: str, names: list[str]) -> str:
 
 
 def as_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return json.dumps(plain(value), ensure_ascii=False)
+
+
+def plain(value: Any) -> Any:
+    """What a record or front matter of somebody else says, as JSON and every database can hold it."""
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {storable(str(name)): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value if value is None or isinstance(value, int) else str(value)
+
+
+def storable(text: str) -> str:
+    """The text with lone surrogates, which no file can hold, as U+FFFD; its length stays."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,9 +70,7 @@ class Codes:
         scores = self._scores(vector)
         if allowed is not None:
             scores[~np.isin(self.ids, allowed)] = -np.inf
-        limit = min(limit, len(scores))
-        best = np.argpartition(-scores, limit - 1)[:limit]
-        return self.ids[best[scores[best] > -np.inf]]
+        return self.ids[greatest(scores, limit)]
 
     def _scores(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         found = np.empty(len(self), np.float32)
@@ -92,6 +92,13 @@ class Codes:
             np.matmul(block[: len(rows)], vector, out=found[start : start + len(rows)])
 
 
+def greatest(scores: NDArray[np.float32], limit: int) -> NDArray[np.int64]:
+    """Indices of the greatest `limit` of scores (N,), in no order, without those of -inf."""
+    limit = min(limit, len(scores))
+    best: NDArray[np.int64] = np.argpartition(-scores, limit - 1)[:limit]
+    return best[scores[best] > -np.inf]
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
     """Of which content codes are: generation counts changes of chunks, epoch those of old chunks' vectors."""
@@ -105,17 +112,36 @@ def save(file: Path, codes: Codes, state: Version) -> None:
     facts = {"generation": state.generation, "epoch": state.epoch, "rows": len(codes), "width": codes.codes.shape[1]}
     head = json.dumps(facts).encode()
     head += b" " * (-(len(head) + 1) % _ALIGNED) + b"\n"
-    with NamedTemporaryFile(dir=file.parent, prefix=file.name, suffix=".part", delete=False) as part:
-        try:
-            part.write(head)
-            for array in (codes.ids, codes.scales, codes.codes):
-                part.write(np.ascontiguousarray(array).data)
-            part.close()
-            os.replace(part.name, file)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(part.name)
-            raise
+    with whole_copy(file) as part:
+        part.write(head)
+        for array in (codes.ids, codes.scales, codes.codes):
+            part.write(np.ascontiguousarray(array).data)
+
+
+@contextmanager
+def whole_copy(file: Path) -> Iterator[IO[bytes]]:
+    """A stream into a file that appears whole or not at all, readable by its owner alone; not sure to be on disk.
+
+    Where it cannot be written the one before goes: that may hold what was forgotten meanwhile.
+    """
+    try:
+        with NamedTemporaryFile(dir=file.parent, prefix=file.name, suffix=".part", delete=False) as part:
+            try:
+                yield part
+                part.close()
+                os.replace(part.name, file)
+            except BaseException:
+                discard(Path(part.name))
+                raise
+    except BaseException:
+        discard(file)
+        raise
+
+
+def discard(file: Path) -> None:
+    """Delete a copy, if it is there; a folder of that name is none."""
+    with suppress(OSError):
+        file.unlink()
 
 
 def load(file: Path) -> tuple[Codes, Version] | None:
