@@ -129,27 +129,28 @@ def test_a_page_is_read_in_pieces_as_it_is_at_once(page: str) -> None:
         assert markdown.sections(page) == at_once
 
 
-BOMBS = {
-    "unpacked.txt": gzip.compress(b"river \n" * 20_000_000),
-    "unpacked.jsonl": gzip.compress(b'{"text": "' + b"a" * 100_000_000 + b'"}'),
-    "deep.json": b"[" * 999_999,
-    "digits.jsonl": b"1" * 999_999,
-    "quotes.csv": b'"' * 999_999,
-    "quotes.md": b"> " * 499_999,
-    "headings.md": b"# a\n" * 8_000,
-    "fences.md": b"```\n" * 10_000,
-    "tags.html": b"<!" * 100_000,
-    "comments.html": b"<!--" * 249_999,
-    "lists.html": b"<ul><li>" * 10_000,
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "unpacked.txt": lambda: gzip.compress(b"river \n" * 20_000_000),
+    "unpacked.jsonl": lambda: gzip.compress(b'{"text": "' + b"a" * 100_000_000 + b'"}'),
+    "deep.json": lambda: b"[" * 999_999,
+    "digits.jsonl": lambda: b"1" * 999_999,
+    "quotes.csv": lambda: b'"' * 999_999,
+    "quotes.md": lambda: b"> " * 499_999,
+    "headings.md": lambda: b"# a\n" * 8_000,
+    "fences.md": lambda: b"```\n" * 10_000,
+    "tags.html": lambda: b"<!" * 100_000,
+    "comments.html": lambda: b"<!--" * 249_999,
+    "lists.html": lambda: b"<ul><li>" * 10_000,
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.slow
 def test_a_small_file_does_not_fill_the_memory(name: str) -> None:
+    data = BOMBS[name]()
     tracemalloc.start()
     try:
-        read(lambda file: read_passages([str(file)], (), ReadOptions()), name, BOMBS[name])
+        read(lambda file: read_passages([str(file)], (), ReadOptions()), name, data)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -146,7 +146,7 @@ def test_a_wrong_name_suggests_near_ones(tmp_path: Path) -> None:
         ("a.pdf", b"%PDF-1.7", "is a PDF"),
         ("a.txt", "ab".encode("utf-16"), "is UTF-16"),
         ("a.gz", b"\x1f\x8bxx", "not a whole gzip file"),
-        ("a.txt", b" \n\n", "nothing to rank in"),
+        ("a.txt", b" \n\n", "nothing to read in"),
     ],
 )
 def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, data: bytes, message: str) -> None:
@@ -205,5 +205,5 @@ def test_one_bad_file_among_many_is_named_and_left_out(tmp_path: Path) -> None:
     assert [problem.partition(": ")[2][:7] for problem in inputs.problems] == ["byte 4 ", "is a PD"]
     inputs = read_passages([str(tmp_path)], (), ReadOptions())
     assert len(inputs.problems) == 1 and inputs.left_out == [f"{tmp_path}: left out .pdf (1)"]
-    with pytest.raises(DataError, match=r"nothing to rank in .*b\.txt:1: byte 4 .*c\.pdf: is a PDF"):
+    with pytest.raises(DataError, match=r"nothing to read in .*b\.txt:1: byte 4 .*c\.pdf: is a PDF"):
         read(tmp_path / "b.txt", tmp_path / "c.pdf")

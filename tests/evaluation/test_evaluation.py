@@ -161,6 +161,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
+@pytest.mark.slow
 def test_the_page_is_safe_and_stands_alone() -> None:
     """Names and texts with markup in them stay texts, in the page, in the plots and in Markdown."""
     pytest.importorskip("matplotlib")

@@ -66,6 +66,11 @@ def test_stages_see_what_was_there_in_their_scope(folder: Path) -> None:
     assert "| cognitive | 1.000 |" in table(stages)
 
 
+def test_queries_are_drawn_by_the_seed(folder: Path) -> None:
+    drawn = {next(iter(load_timed(folder, num_queries=1, seed=seed).dataset.queries)) for seed in range(8)}
+    assert drawn == {"q1", "q2"}
+
+
 def test_the_command_prints_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["eval", str(folder), "--pipeline", "--depth", "10", "--measures", "nDCG@10,recall@20"]) == 0
     shown = capsys.readouterr().out

@@ -20,6 +20,7 @@ def test_p_is_that_of_all_sign_changes() -> None:
     assert found.change == pytest.approx(change.mean(), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_scipy() -> None:
     from scipy import stats
 
@@ -54,6 +55,7 @@ def test_verdicts(change: list[float], verdict: str) -> None:
     assert difference([np.zeros(len(change))], [np.array(change)]).verdict == verdict
 
 
+@pytest.mark.slow
 def test_chance_alone_is_rarely_called_a_difference() -> None:
     """Both at the level of the test: about 5% of 100 comparisons of equals."""
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Gradients of a step, summed over the processes that were launched: FOLDER, and KIND=MODEL for each."""
+"""Gradients of a step, summed over the processes that were launched: FOLDER, QUERIES, and KIND=MODEL for each."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from tests.training.toy import toy_examples
 
 PARTS = EmbedderSettings(parts=("dense", "sparse", "colbert"), self_distillation_from=0, temperature=0.5)
 KINDS = {
+    "reranker": TrainingSettings(max_length=32, max_gradient_norm=1e9, token_budget=60),
     "embedder": TrainingSettings(embedder=PARTS, max_length=32, max_gradient_norm=1e9, token_budget=60),
     "pretraining": TrainingSettings(
         pretraining=PretrainingSettings(bag_weight=0.1), max_length=32, max_gradient_norm=1e9, token_budget=60
@@ -64,12 +65,13 @@ def launched(count: int, module: str, *arguments: str) -> None:
             process.wait()
 
 
-def gradients(model: str, kind: str, processes: Processes) -> dict[str, Tensor]:
+def gradients(model: str, kind: str, num_queries: int, processes: Processes) -> dict[str, Tensor]:
     """By name, with the loss."""
     settings = KINDS[kind]
     objective = OPENERS[kind](model, settings, torch.device("cpu"), torch.float32)
     learner = Learner(objective, settings, processes)
-    items: list[Any] = group_sampler(toy_examples(3, has_scores=True), batch=3, num_negatives=3, seed=1).items(0)
+    examples = toy_examples(num_queries, has_scores=True)
+    items: list[Any] = group_sampler(examples, batch=num_queries, num_negatives=3, seed=1).items(0)
     if isinstance(objective, Pretraining):
         items = [objective.drawn(text, index, 0) for index, text in enumerate(item.passages[0] for item in items)]
     moved = learner.step(items, rate=0.0)
@@ -77,10 +79,10 @@ def gradients(model: str, kind: str, processes: Processes) -> dict[str, Tensor]:
     return {**found, "loss": torch.tensor(moved.loss)}
 
 
-def main(folder: Path, asked: list[str]) -> None:
+def main(folder: Path, num_queries: int, asked: list[str]) -> None:
     processes = open_processes("cpu")
     for kind, _, model in (each.partition("=") for each in asked):
-        found = gradients(model, kind, processes)
+        found = gradients(model, kind, num_queries, processes)
         if processes.is_first:
             save_file(found, folder / kind)
     processes.wait()
@@ -88,4 +90,4 @@ def main(folder: Path, asked: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

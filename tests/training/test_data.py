@@ -29,6 +29,7 @@ def test_files_and_folders_plain_and_gzipped(tmp_path: Path) -> None:
         stream.write(json.dumps(GOOD | {"query": "second"}) + "\n")
     data = read_data([tmp_path / "a.jsonl", tmp_path / "folder"])
     assert [example.query for example in data.examples] == ["what is snow", "what is snow", "second"]
+    assert read_data(str(tmp_path / "a.jsonl")).examples == data.examples[:2]  # one path, not a list of letters
     assert data.examples[1].positive_scores == (1.0,)
     assert data.examples[1].negative_scores == (0.5, -1.0)
     assert [example.has_scores for example in data.examples] == [False, True, False]
@@ -55,6 +56,7 @@ def test_files_and_folders_plain_and_gzipped(tmp_path: Path) -> None:
         (GOOD | {"neg_scores": 1}, "'neg_scores' has a int, 2 numbers"),
         (GOOD | {"neg_scores": [1, "2"]}, r"neg_scores\[1\] is '2', a finite number"),
         (json.dumps(GOOD | {"neg_scores": [1, float("nan")]}), r"neg_scores\[1\] is nan"),
+        (GOOD | {"pos_scores": [10**400]}, r"pos_scores\[0\] is 10+, a finite number"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: Any, message: str) -> None:

@@ -103,6 +103,7 @@ def opened(golden: TrainingGolden, run: dict[str, Any], settings: TrainingSettin
     return CrossEncoding(trainable, settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("golden", "run"), golden_runs("decoder-gemma"))
 @pytest.mark.parametrize("is_recomputed", [False, True])
 def test_a_word_s_logit_learns_as_the_reference(
@@ -117,6 +118,7 @@ def test_a_word_s_logit_learns_as_the_reference(
     check(golden, run, objective, has_teacher=has_teacher)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("golden", "run"), golden_runs("layerwise-minicpm"))
 def test_heads_at_layers_learn_as_the_reference(golden: TrainingGolden, run: dict[str, Any]) -> None:
     has_teacher = "teacher" in run["name"]
@@ -144,6 +146,7 @@ def test_compressed_layers_learn_as_the_reference(
     check(golden, run, objective, has_teacher=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("golden", "run"), golden_runs("compress-mistral"))
 def test_means_weighted_by_attention_learn_as_the_reference(
     tmp_path: Path, golden: TrainingGolden, run: dict[str, Any]
@@ -184,6 +187,7 @@ def golden_checkpoint(name: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_trained_decoder_loads_in_peft_and_merged_in_transformers(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", exc_type=ImportError)
@@ -213,6 +217,7 @@ def test_a_trained_decoder_loads_in_peft_and_merged_in_transformers(tmp_path: Pa
         assert logits == pytest.approx(expected, abs=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2-llm-reranker", "qwen3-llm-reranker", "gemma-llm-reranker"])
 def test_a_decoder_trained_whole_is_saved_with_its_head(tmp_path: Path, name: str) -> None:
     options = {"has_gradient_checkpointing": True, "max_length": 160}  # longer than what stands around the texts
@@ -226,6 +231,7 @@ def test_a_decoder_trained_whole_is_saved_with_its_head(tmp_path: Path, name: st
     assert {key: x.shape for key, x in after.items()} == {key: before[key].shape for key in after}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_lora", [False, True])
 def test_trained_layers_score_alike_at_every_cutoff(tmp_path: Path, has_lora: bool) -> None:
     lora = LoraSettings(rank=2, saves_adapter=True) if has_lora else None
@@ -278,6 +284,14 @@ def test_names_of_no_projection_are_refused(tmp_path: Path) -> None:
     trainable = open_trainable(golden_checkpoint("gemma-llm-reranker"), device=CPU, is_low_rank=True)
     with pytest.raises(ValueError, match=r"'query'; there are attention, all, and of .*q_proj"):
         add_lora(trainable, LoraSettings(targets="query"), seed=1)
+    with pytest.raises(ValueError, match="'q_proj,k_prj'; there are"):  # not trained with the one name that is right
+        add_lora(trainable, LoraSettings(targets="q_proj,k_prj"), seed=1)
+
+
+def test_heads_are_not_asked_for_where_they_begin_elsewhere() -> None:
+    base = golden_checkpoint("minicpm-layerwise")
+    with pytest.raises(ValueError, match=r"start_layer is 99; .* has heads from layer 2 on"):
+        open_trainable(base, device=CPU, start_layer=99)
 
 
 def test_a_step_draws_the_same_compression_whoever_asks() -> None:

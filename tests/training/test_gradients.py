@@ -46,6 +46,7 @@ def gradients(learner: Learner, groups: list[Group]) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in learner.parameters.items() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert", "deberta-v2"])
 def test_gradients_equal_those_of_transformers(tmp_path: Path, family: str) -> None:
     pytest.importorskip("transformers")

@@ -1,10 +1,11 @@
-"""What is trained here, loaded by the libraries that others use: the same vectors and scores.
+"""What is trained here, loaded by the libraries that others use, and theirs here: the same vectors and scores.
 
 In an environment of its own: make test-trainers.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +90,47 @@ def test_late_interaction_has_the_same_scores_in_colbert_ai(tmp_path: Path) -> N
     documents = model.docFromText(passages, keep_dims=False)
     found = [float((vectors.float() @ asked.T).amax(0).sum()) for vectors in documents]
     assert found == pytest.approx(ColBERT(folder, dtype="float32").score(query, passages), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["bert-cross-encoder", "modernbert-cross-encoder"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"attend_to_expansion_tokens": True},
+        {"do_query_expansion": False},
+        {"query_prefix": "", "document_prefix": ""},
+        {"skiplist_words": ["the", "."]},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_checkpoints_of_pylate_have_the_same_scores_here(
+    tmp_path: Path, name: str, options: dict[str, object]
+) -> None:
+    transformers, models = pytest.importorskip("transformers"), pytest.importorskip("pylate.models")
+    scores = pytest.importorskip("pylate.scores")
+    settings = transformers.AutoConfig.from_pretrained(golden(name))
+    if hasattr(settings, "local_attention"):
+        settings.local_attention = 64  # each [MASK] sees a word
+    torch.manual_seed(3)
+    transformers.AutoModel.from_config(settings).save_pretrained(tmp_path / "base")
+    transformers.AutoTokenizer.from_pretrained(golden(name)).save_pretrained(tmp_path / "base")
+    eager = {"attn_implementation": "eager"}
+    made = models.ColBERT(
+        str(tmp_path / "base"), embedding_size=16, query_length=24, device="cpu", model_kwargs=eager, **options
+    )
+    if options:
+        made.append(models.Dense(16, 16, bias=True, use_residual=True))
+        made.append(models.Dense(16, 8, bias=False, use_residual=True))
+    made.save_pretrained(str(tmp_path / "out"))
+    model = models.ColBERT(str(tmp_path / "out"), device="cpu", model_kwargs=eager)
+    pairs = json.loads((golden(name) / "pairs.json").read_text("utf-8"))
+    pairs = [(each["query"], each["passage"]) for each in pairs if "[" not in each["query"] + each["passage"]]
+    ours, found, expected = ColBERT(tmp_path / "out", dtype="float32"), [], []
+    for query, passage in pairs:
+        if query.strip() and passage.strip():
+            asked = model.encode([query], is_query=True, convert_to_numpy=True)[0]
+            read = model.encode([passage], is_query=False, convert_to_numpy=True)[0]
+            expected.append(float(scores.colbert_scores([asked], [read])[0, 0]))
+            found += ours.score(query, [passage])
+    assert len(found) > 5 and found == pytest.approx(expected, abs=1e-4)

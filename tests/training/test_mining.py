@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from secondpass.errors import DataError
 from secondpass.evaluation.datasets.dataset import Dataset
 from secondpass.retrieval.bm25 import BM25
-from secondpass.training import Collection, Judged, MiningSettings, collection_of, dev_set, mine
+from secondpass.training import Collection, Example, Judged, MiningSettings, collection_of, dev_set, mine
+from secondpass.training.distilling import judged
 from secondpass.training.mining import taught
 from secondpass.types import DocumentLike
 
@@ -79,7 +82,22 @@ def test_a_teacher_scores_every_passage() -> None:
     assert (example.positive_scores, example.negative_scores) == ((5.0,), (4.0, 4.0))
 
 
-@pytest.mark.parametrize("wrong", [{"num_negatives": 0}, {"first": 5, "depth": 5}, {"ratio": 0.0}])
+@pytest.mark.parametrize("given", [[1.0], [1.0, 2.0, 3.0, 4.0], [1.0, math.nan, 0.0], [math.inf, 0.0, 0.0]])
+def test_scores_that_are_not_one_finite_number_a_text_are_refused(given: list[float]) -> None:
+    class Odd:
+        def score(self, query: str, documents: Sequence[DocumentLike]) -> list[float]:
+            return given
+
+    example = Example(query="q", positives=("a",), negatives=("b", "c"))
+    with pytest.raises(DataError, match=r"the scores of 'q' are .*; 3 finite numbers are needed"):
+        list(taught([example], Odd()))
+    with pytest.raises(DataError, match="finite numbers are needed"):
+        list(judged([example], Odd()))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_negatives": 0}, {"first": 5, "depth": 5}, {"ratio": 0.0}, {"margin": float("nan")}]
+)
 def test_settings_without_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="give"):
         MiningSettings(**wrong)

@@ -86,6 +86,7 @@ def learnt(objective: Pretraining, items: list[HiddenText], budget: int = 10**6)
     return float(objective.learn(items, step)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("golden", "run"), golden_runs("retromae-bert", "retromae-xlmr"))
 def test_it_learns_as_the_reference(tmp_path: Path, golden: TrainingGolden, run: dict[str, Any]) -> None:
     settings = PretrainingSettings(
@@ -145,6 +146,22 @@ def test_the_reference_hides_the_start_of_other_tokenizers(tmp_path: Path) -> No
         shares.append(float(found.visible[1:, 0].mean()))
     assert shares[0] == 1.0
     assert shares[1] < 0.8
+
+
+def test_a_length_without_room_for_a_token_is_refused(tmp_path: Path) -> None:
+    settings = TrainingSettings(pretraining=PretrainingSettings(), max_length=2, device="cpu")
+    with pytest.raises(ValueError, match=r"max_length is 2; .* reads 3 to"):
+        open_pretraining(tiny_bert(tmp_path), settings, CPU, torch.float32)
+
+
+def test_the_reference_hides_no_more_than_512_tokens_at_once(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(tiny_bert(tmp_path))
+    hidden = []
+    for is_reference in (False, True):
+        settings = PretrainingSettings(encoder_share=0.9, num_patterns=2, has_reference_masks=is_reference)
+        made = Masker(tokenizer, settings, max_length=1000)
+        hidden.append(int(made.hidden("river stone " * 600, np.random.default_rng(0)).hidden.sum()))
+    assert hidden == [900, 512]
 
 
 @pytest.mark.parametrize("decoder_weight", [1.0, 0.0])

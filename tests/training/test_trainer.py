@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
@@ -20,11 +21,12 @@ from safetensors.torch import load_file
 
 from secondpass import Reranker
 from secondpass.errors import DataError, TrainingError
-from secondpass.training import Data, DevSet, LoraSettings, Trainer, TrainingSettings, dev_queries
+from secondpass.training import Data, DevSet, EmbedderSettings, LoraSettings, Trainer, TrainingSettings, dev_queries
 from secondpass.training.checkpointing import claimed, steps_in
 from secondpass.training.learner import Learner, Moved
 from secondpass.training.reporting import read_log
 from tests.checkpoints import tiny_bert
+from tests.goldens import SHARED
 from tests.training.toy import toy_data, toy_examples
 
 DATA = toy_data(24)
@@ -83,6 +85,7 @@ def small_disk(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_reranker_with_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trainer(tmp_path, "out", dev=DEV, eval_every=6)
     result = run.train()
@@ -138,6 +141,7 @@ def test_what_is_trained_from_the_embedded_graph_is_an_ordinary_checkpoint(tmp_p
     assert after == pytest.approx(before, abs=0.5)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([0.3, 0.2, 0.9, 0.4])
 
@@ -175,8 +179,28 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     assert equal(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.slow
+def test_bounds_of_early_exit_are_those_of_a_run_that_was_not_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = SHARED / "golden" / "minicpm-layerwise"
+    if not base.is_dir():
+        pytest.skip("no reference figures here")
+    bounds = []
+    for name in ("whole", "stopped"):
+        run = [Trainer(base, toy_data(9), tmp_path / name, settings=settings(epochs=1)) for _ in range(2)]
+        with monkeypatch.context() as patch:
+            if name == "stopped":
+                interrupt_at(2, patch)  # of 3; the last step reads a ninth of the data
+                assert not run[1].train().is_finished
+        run[0].train(resume=True)
+        bounds.append(json.loads((tmp_path / name / "config.json").read_text())["exit_bounds"])
+    assert bounds[0] == bounds[1]
+
+
 @pytest.mark.promise(
-    "docs/training.md", "A run goes on only with the same model, data and settings; what differs is named"
+    "docs/training.md",
+    "A run goes on only with the same model, data, `--eval` set and settings; what differs is named",
 )
 @pytest.mark.slow
 def test_a_run_goes_on_only_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +211,9 @@ def test_a_run_goes_on_only_as_it_began(tmp_path: Path, monkeypatch: pytest.Monk
         trainer(tmp_path, "out", learning_rate=0.01).train(resume=True)
     with pytest.raises(TrainingError, match="data was"):
         trainer(tmp_path, "out", data=toy_data(8)).train(resume=True)
+    other = DevSet(name="other", queries=dev_queries(toy_examples(3, seed=5)))
+    with pytest.raises(TrainingError, match="dev was None"):  # the best would be picked from figures of two sets
+        trainer(tmp_path, "out", dev=other).train(resume=True)
     told = tmp_path / "out" / "training" / "run.json"
     kept = told.read_text()
     told.unlink()
@@ -196,6 +223,7 @@ def test_a_run_goes_on_only_as_it_began(tmp_path: Path, monkeypatch: pytest.Monk
     assert trainer(tmp_path, "out", save_every=7, token_budget=50).train(resume=True).is_finished
 
 
+@pytest.mark.slow
 @pytest.mark.promise("docs/training.md", "where the disk is full, the last good one stays")
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     run = trainer(tmp_path, "out", save_every=4)
@@ -281,7 +309,19 @@ def test_a_distilling_loss_needs_scores(tmp_path: Path) -> None:
     half = replace(scored, examples=[*scored.examples, *toy_data(2).examples])
     with pytest.raises(DataError, match=r"no pos_scores and neg_scores.*\(so 2 of 6\)"):
         trainer(tmp_path, "out", data=half, losses={"cross_entropy": 1.0, "kl": 1.0})
+    first, *others = scored.examples
+    halves = [replace(first, negative_scores=None, source="a:1"), replace(first, positive_scores=None, source="b:2")]
+    for lacking, told in zip(halves, ("a:1: has no neg_scores, which", "b:2: has no pos_scores, which"), strict=True):
+        with pytest.raises(DataError, match=told):
+            trainer(tmp_path, "out", data=Data(examples=[lacking, *others]), losses={"kl": 1.0})
     assert trainer(tmp_path, "out", data=scored, losses={"kl": 1.0}).train().is_finished
+
+
+def test_there_is_something_to_learn_from_and_to_measure_on(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing to learn from"):
+        trainer(tmp_path, "out", data=Data(examples=[]))
+    with pytest.raises(DataError, match="or to measure on"):
+        trainer(tmp_path, "out", dev=DevSet(name="empty", queries=[]))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
@@ -295,10 +335,22 @@ def test_another_folder_is_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_length": 129}, {"truncation": "none"}, {"losses": {}}, {"schedule": "steep"}, {"batch": 0}]
+    "wrong",
+    [
+        {"max_length": 129},
+        {"max_length": 3},
+        {"truncation": "none"},
+        {"losses": {}},
+        {"losses": {"cross_entropy": math.inf}},
+        {"schedule": "steep"},
+        {"batch": 0},
+        {"learning_rate": math.inf},
+        {"weight_decay": math.nan},
+        {"seed": -1},
+    ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"128 tokens|give"):
+    with pytest.raises(ValueError, match=r"128 tokens|give|0 or more|no room for any"):
         trainer(tmp_path, "out", **wrong)
 
 
@@ -377,3 +429,16 @@ with claimed(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+def test_a_group_may_be_one_passage_where_others_are_candidates(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_negatives is 0, and no loss compares with passages of other queries"):
+        settings(num_negatives=0)
+    for embedder in (EmbedderSettings(in_batch="none"), EmbedderSettings()):
+        with pytest.raises(ValueError, match="num_negatives is 0"):
+            settings(num_negatives=0, embedder=embedder, batch=4 if embedder.in_batch == "none" else 1)
+    with pytest.raises(ValueError, match="num_negatives is -1; give 0 or more"):
+        settings(num_negatives=-1)
+    run = trainer(tmp_path, "out", num_negatives=0, embedder=EmbedderSettings(), max_steps=2)
+    assert all(len(run.objective.rows(item)) == 2 for item in run._sampler.items(0))  # query and positive
+    assert run.train().is_finished

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from secondpass import ColBERT, Embedder
+from secondpass.errors import UnknownModel
 from secondpass.training import Data, Example, Trainer
 from secondpass.training.bi_encoding import BiEncoding, TextRows
 from secondpass.training.embedding import open_embedding
@@ -19,7 +21,9 @@ from secondpass.training.late_interaction import open_late_interaction
 from secondpass.training.learner import Step
 from secondpass.training.processes import Processes
 from secondpass.training.settings import EmbedderSettings, LateInteractionSettings, LoraSettings, TrainingSettings
+from secondpass.training.vector_losses import EmbedderLoss, TextVectors, VectorBatch
 from secondpass.types import Row
+from tests.checkpoints import tiny_bert
 from tests.goldens import SHARED
 from tests.training.golden import TrainingGolden, check_gradients, close, golden_runs
 from tests.training.spread import gradients, launched
@@ -72,6 +76,7 @@ def named_gradients(objective: BiEncoding) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("golden", "run"), golden_runs("m3-unified"))
 def test_the_three_parts_of_bge_m3_learn_as_the_reference(golden: TrainingGolden, run: dict[str, Any]) -> None:
     batch, told = golden.batch(run), run["settings"]
@@ -127,6 +132,7 @@ def outputs(objective: BiEncoding, texts: TextRows) -> tuple[dict[str, Tensor], 
     return objective._joined(texts, objective._batches(texts, 10**6)), outputs_ids(texts, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("golden", "run"), golden_runs("colbert-v2", "colbert-pylate"))
 def test_late_interaction_learns_as_the_reference(golden: TrainingGolden, run: dict[str, Any]) -> None:
     batch, told = golden.batch(run), run["settings"]
@@ -160,19 +166,131 @@ def test_late_interaction_learns_as_the_reference(golden: TrainingGolden, run: d
     walk(objective, run, (queries, passages, [batch["nway"]] * len(batch["queries"]), teacher))
 
 
-def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("num_queries", [3, 1])  # one: the second process has none, as in the last step of an epoch
+def test_two_processes_have_the_gradient_of_one(tmp_path: Path, num_queries: int) -> None:
     pytest.importorskip("accelerate")
-    models = {"embedder": "bge-m3", "colbert": "colbertv2", "pretraining": "bert-cross-encoder"}
+    bert = "bert-cross-encoder"
+    models = {"embedder": "bge-m3", "colbert": "colbertv2", "pretraining": bert, "reranker": bert}
     bases = {kind: str(SHARED / "golden" / name) for kind, name in models.items()}
     if not all(Path(base).is_dir() for base in bases.values()):
         pytest.skip("no reference figures here")
-    launched(2, "tests.training.spread", str(tmp_path), *(f"{kind}={base}" for kind, base in bases.items()))
+    asked = [f"{kind}={base}" for kind, base in bases.items()]
+    launched(2, "tests.training.spread", str(tmp_path), str(num_queries), *asked)
     for kind, base in bases.items():
-        one, two = gradients(base, kind, Processes()), load_file(tmp_path / kind)
+        one, two = gradients(base, kind, num_queries, Processes()), load_file(tmp_path / kind)
         assert set(one) == set(two)
         most = max(float(gradient.norm()) for gradient in one.values())
         for key in one:
             assert float((one[key] - two[key]).norm()) <= 1e-5 * most, (kind, key)
+
+
+def dense_batch(sizes: list[int], teacher: list[float] | None = None) -> VectorBatch:
+    """Random vectors of queries and of groups of so many passages; of the ids every third is shared."""
+    draw = torch.Generator().manual_seed(3)
+    sides = []
+    for count in (len(sizes), sum(sizes)):
+        ids = torch.randint(3, (count, 5), generator=draw)
+        outputs = {
+            "pooled": torch.randn(count, 6, generator=draw),
+            "tokens": torch.randn(count, 5, 6, generator=draw),
+            "weights": torch.rand(count, 5, generator=draw),
+        }
+        sides.append(TextVectors(ids=ids, counts=torch.ones(count, 5, dtype=torch.bool), outputs=outputs))
+    return VectorBatch(
+        queries=sides[0],
+        passages=sides[1],
+        group=torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)),
+        teacher=None if teacher is None else torch.tensor(teacher),
+    )
+
+
+@pytest.mark.parametrize("in_batch", ["all", "none"])
+def test_each_member_of_a_group_is_taught_against_the_candidates_that_there_are(in_batch: str) -> None:
+    sizes, teacher = [1, 3, 2], [0.3, 2.0, -1.0, 0.5, 4.0, 4.0]
+    batch = dense_batch(sizes, teacher)
+    settings = EmbedderSettings(temperature=0.4, in_batch=in_batch, has_each_member=True)
+    found = EmbedderLoss(settings, {"cross_entropy": 1.0}, temperature=1.0)(batch, 0)
+    q, p = (torch.nn.functional.normalize(side.outputs["pooled"], dim=1) for side in (batch.queries, batch.passages))
+    expected, start = [], 0
+    for index, size in enumerate(sizes):
+        own = list(range(start, start + size))
+        others = [n for n in range(sum(sizes)) if n not in own] if in_batch == "all" else []
+        shares = torch.tensor(teacher[start : start + size]).softmax(0)
+        scores = q[index] @ p.T / 0.4
+        terms = [shares[k] * (scores[own[k:] + others].logsumexp(0) - scores[own[k]]) for k in range(size)]
+        expected.append(float(torch.stack(terms).sum()))
+        start += size
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("part", ["dense", "sparse", "colbert"])
+def test_one_part_alone_has_the_plain_loss(part: str) -> None:
+    batch = dense_batch([2, 1, 2])
+    settings = EmbedderSettings(parts=(part,), temperature=0.5)
+    loss = EmbedderLoss(settings, {"cross_entropy": 1.0}, temperature=1.0)
+    scores = loss.scores(batch)[part]
+    expected = torch.nn.functional.cross_entropy(scores, torch.tensor([0, 2, 3]), reduction="none")
+    assert loss(batch, 0).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_frozen_encoder_leaves_the_heads_gradients_as_they_are() -> None:
+    golden = TrainingGolden("m3-unified")
+    if not golden.folder.is_dir():
+        pytest.skip("no reference figures here")
+    run = golden.facts["runs"][1]  # with self-distillation
+    batch = golden.batch(run)
+    texts = [
+        TextRows(rows=[row(ids) for ids in part], counts=[[True] * len(ids) for ids in part])
+        for part in (batch["queries"], batch["passages"])
+    ]
+    found = []
+    for has_frozen_encoder, budget in ((False, 10**6), (True, 10**6), (True, 1)):
+        embedder = EmbedderSettings(
+            parts=("dense", "sparse", "colbert"),
+            self_distillation_from=0,
+            has_frozen_encoder=has_frozen_encoder,
+            pooling="cls",
+        )
+        objective = open_embedding(golden.checkpoint, TrainingSettings(embedder=embedder), CPU, torch.float32)
+        learnt(objective, (*texts, [batch["group_size"]] * len(batch["queries"]), None), budget)
+        found.append(named_gradients(objective))
+    whole, *frozen = found
+    heads = {name for name in whole if "linear" in name}
+    assert len(heads) == 4 and heads < set(whole)
+    for gradients_ in frozen:
+        assert set(gradients_) == heads
+        assert all(torch.allclose(gradients_[name], whole[name], rtol=1e-4, atol=1e-5) for name in heads)
+
+
+def test_a_frozen_encoder_needs_something_else_to_train(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leaves nothing of dense vectors to train"):
+        EmbedderSettings(has_frozen_encoder=True)
+    embedder = EmbedderSettings(parts=("dense", "sparse"), has_frozen_encoder=True, pooling="cls")
+    with pytest.raises(ValueError, match="has_frozen_encoder is set, and LoRA"):
+        settings = TrainingSettings(embedder=embedder, lora=LoraSettings())
+        open_embedding(tiny_bert(tmp_path), settings, CPU, torch.float32)
+
+
+def test_token_vectors_of_bge_m3_may_be_narrower_than_the_states(tmp_path: Path) -> None:
+    """FlagEmbedding's colbert_dim: a head of 16 rows scores as one of the full width whose other rows are 0."""
+    base = SHARED / "golden" / "bge-m3"
+    if not base.is_dir():
+        pytest.skip("no reference figures here")
+    _, query, passages = examples_of(base)
+    head = torch.load(base / "colbert_linear.pt", weights_only=True)
+    scores, learnt_scores = [], []
+    for name in ("narrow", "filled"):
+        shutil.copytree(base, tmp_path / name)
+        rows = {key: x[:16].clone() for key, x in head.items()}
+        if name == "filled":
+            rows = {key: torch.cat([x, torch.zeros_like(head[key][16:])]) for key, x in rows.items()}
+        torch.save(rows, tmp_path / name / "colbert_linear.pt")
+        scores.append(Embedder(tmp_path / name, dtype="float32").score(query, passages, mode="colbert"))
+        settings = TrainingSettings(embedder=EmbedderSettings(parts=("colbert",)))
+        learnt_scores.append(open_embedding(tmp_path / name, settings, CPU, torch.float32).score(query, passages))
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert learnt_scores[0] == pytest.approx(learnt_scores[1], abs=1e-5)
 
 
 def examples_of(base: Path) -> tuple[list[Example], str, list[str]]:
@@ -243,3 +361,15 @@ def test_trained_late_interaction_scores_alike_in_colbert(tmp_path: Path, name: 
     assert found == pytest.approx(trainer.objective.score(query, passages), abs=1e-3)
     saved = load_file(tmp_path / "out" / "model.safetensors")
     assert "linear.weight" in saved and all(name.startswith(("bert.", "linear.")) for name in saved)
+
+
+@pytest.mark.parametrize("asked", ["max", "mean+cls"])
+def test_a_pooling_that_cannot_be_saved_is_refused(tmp_path: Path, asked: str) -> None:
+    folder = tiny_bert(tmp_path / "model")
+    (folder / "1_Pooling").mkdir()
+    config = json.dumps({"pooling_mode": asked.split("+")})
+    (folder / "1_Pooling" / "config.json").write_text(config, "utf-8")
+    modules = [{"type": f"x.{kind}", "path": path} for kind, path in (("Transformer", ""), ("Pooling", "1_Pooling"))]
+    (folder / "modules.json").write_text(json.dumps(modules), "utf-8")
+    with pytest.raises(UnknownModel, match="training has one of cls, mean, last alone"):
+        open_embedding(folder, TrainingSettings(embedder=EmbedderSettings()), CPU, torch.float32)

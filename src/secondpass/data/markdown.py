@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from secondpass.data import html
 from secondpass.data.sections import Section, Trail, under_headings
 
 if TYPE_CHECKING:
@@ -92,5 +91,7 @@ def _is_loose(tokens: Sequence[Token], index: int) -> bool:
 
 def _text(token: Token, source: str) -> str:
     if token.type == "html_block":
+        from secondpass.data import html
+
         return html.text(source)
     return source.rstrip() if token.type in ("fence", "code_block") else source.strip()

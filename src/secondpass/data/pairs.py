@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secondpass.atomic import at_home
 from secondpass.data.files import SUFFIXES, Source, lines, parsed, records, suffix, text_in, texts_in
 from secondpass.errors import DataError
 
@@ -100,7 +101,7 @@ class LabelledQuery:
 
 def has_labels(path: str) -> bool:
     """Whether it is a file of labelled pairs."""
-    file = Path(path).expanduser()
+    file = at_home(path)
     if not file.is_file() or suffix(file) not in SUFFIXES:
         return False
     first = next(iter(records(file)), None)
@@ -110,7 +111,7 @@ def has_labels(path: str) -> bool:
 def read_labelled(path: str) -> list[LabelledQuery]:
     """The queries of a file of labelled pairs: "query", "text", "label". Raises DataError with file and line."""
     found: dict[str, dict[str, bool]] = {}
-    for source, record in records(Path(path).expanduser()):
+    for source, record in records(at_home(path)):
         labels = found.setdefault(text_in(record, ("query",), source), {})
         text, label = text_in(record, ("text", "document", "passage"), source), _label(record, source)
         if labels.setdefault(text, label) != label:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secondpass.data import html, markdown, sections
+from secondpass.atomic import at_home
+from secondpass.data import markdown, sections
 from secondpass.data.files import (
     Piped,
     Source,
@@ -34,12 +35,20 @@ SPLITS: Mapping[str, Callable[[str], Iterable[Section]]] = {
     "paragraph": sections.paragraphs,
     "whole": sections.whole,
 }
+
+
+def _of_html(text: str) -> Iterable[Section]:
+    from secondpass.data import html  # whose parser takes 8 ms to import
+
+    return html.sections(text)
+
+
 # Kinds of text that have sections of their own; cut by lines or not at all, their text is read so first.
 PAGES: Mapping[str, Callable[[str], Iterable[Section]]] = {
     ".md": markdown.sections,
     ".markdown": markdown.sections,
-    ".html": html.sections,
-    ".htm": html.sections,
+    ".html": _of_html,
+    ".htm": _of_html,
 }
 RECORDS: Mapping[str, Callable[[str, str], Iterator[tuple[Source, Any]]]] = {".json": json_values, ".csv": csv_rows}
 NO_FIELDS: Mapping[str, Any] = {}  # one for all, since there may be many
@@ -97,7 +106,7 @@ def read_passages(paths: Sequence[str], arguments: Sequence[str], options: ReadO
     if not any(passage.document.text or passage.document.fields for passage in inputs.passages):
         where = ", ".join("standard input" if path == STDIN else path for path in paths)
         why = "".join(f"; {problem}" for problem in inputs.problems)
-        raise DataError(f"there is nothing to rank in {where or 'the arguments'}{why}")
+        raise DataError(f"there is nothing to read in {where or 'the arguments'}{why}")
     return inputs
 
 
@@ -105,7 +114,7 @@ def _files_of(path: str, inputs: PassageInputs) -> list[Path | Piped]:
     """The files of a path: itself, the corpus of a BEIR folder, or every file of a folder that can be read."""
     if path == STDIN:
         return [Piped("stdin", sys.stdin.buffer)]
-    file = Path(path).expanduser()
+    file = at_home(path)
     if not file.is_dir():
         if not file.exists():
             raise WrongUse(f"{file}: there is no such file{_near(file)}")
@@ -171,9 +180,9 @@ def _sections(text: str, kind: str, options: ReadOptions) -> Iterable[Section]:
         return SPLITS[options.split](text)
     if options.split in ("auto", "paragraph"):
         return PAGES[kind](text)
-    if PAGES[kind] is not html.sections:
+    if PAGES[kind] is not _of_html:
         return SPLITS[options.split](text)
-    found = html.sections(text)
+    found = list(_of_html(text))
     if options.split == "whole":
         return [Section(found[0].line, "\n\n".join(section.text for section in found))] if found else []
     return [Section(section.line, line) for section in found for line in section.text.split("\n") if line.strip()]
@@ -215,7 +224,10 @@ def _text_of(record: Mapping[str, Any], source: Source) -> str:
     if "text" in record:
         return text_in(record, ("text",), source)
     there = ", ".join(map(str, record)) or "nothing"
-    raise DataError(f'{source}: has no "text" (it has {there}); name what to read, as in --fields title,body')
+    raise DataError(
+        f'{source}: has no "text" (it has {there}); rename what is to be read, or for rank name it, '
+        "as in --fields title,body"
+    )
 
 
 def _text_of_row(record: Mapping[str, Any], source: Source) -> str:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from secondpass.atomic import at_home
 from secondpass.errors import DataError
 from secondpass.evaluation.datasets.dataset import Dataset
 from secondpass.evaluation.datasets.trec import Run
@@ -59,9 +60,11 @@ def cut(scores: Mapping[str, float], depth: int) -> dict[str, float]:
 def given_run(dataset: Dataset, run: Mapping[str, Mapping[str, float]], depth: int) -> Run:
     """A run that was read, for the queries of the set; a query that it lacks has no candidates.
 
-    Raises DataError for a document that is not in the set, and where no query of the set is in the run.
+    Raises DataError for a document that is not in the set, and where nothing is ranked for any query of the set.
     """
     found = {query: cut(run.get(query, {}), depth) for query in dataset.queries}
+    if not any(run.values()):
+        raise DataError(f"{dataset.name}: the first stage found nothing for any of its {len(found)} queries")
     if not any(found.values()):
         theirs, ours = next(iter(run), "none"), next(iter(dataset.queries))
         raise DataError(f"{dataset.name}: the run has none of its queries (one is {theirs!r} there, {ours!r} here)")
@@ -74,5 +77,5 @@ def given_run(dataset: Dataset, run: Mapping[str, Mapping[str, float]], depth: i
 
 def run_file(name: str, source: str | Path) -> Path:
     """The file of `run:NAME`: a path, or a file in the folder of the set."""
-    inside = Path(source).expanduser() / name
-    return inside if inside.is_file() else Path(name).expanduser()
+    inside = at_home(source) / name
+    return inside if inside.is_file() else at_home(name)

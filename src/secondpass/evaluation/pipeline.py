@@ -29,13 +29,13 @@ from secondpass.search.features import digest_of, entities_of
 from secondpass.search.indexing import Indexing, IndexReport
 from secondpass.search.pipeline import PairReader, Pipeline, Question
 from secondpass.search.stores.sqlite import SqliteStore
-from secondpass.search.stores.store import Change, Chunk, File, Filter
+from secondpass.search.stores.store import Change, Chunk, File, Filter, Retriever
 from secondpass.types import Progress, Ranking
 
 MEASURES = ("nDCG@10", "recall@20", "recall@50", "recall@100")
-STAGES = ("bm25", "dense", "fused", "reranked", "cognitive", "recency only", "newest first")
+STAGES = ("bm25", "dense", "sparse", "colbert", "fused", "reranked", "cognitive", "recency only", "newest first")
 # Each stage, and what it is compared with.
-COMPARED = {"fused": "dense", "reranked": "fused"} | dict.fromkeys(STAGES[4:], "reranked")
+COMPARED = {"fused": "dense", "reranked": "fused"} | dict.fromkeys(STAGES[6:], "reranked")
 Scores = dict[str, float]
 
 
@@ -69,11 +69,13 @@ class Stages:
         return difference([self.figures(before, measure)], [self.figures(after, measure)])
 
 
-def load_timed(source: str | Path, *, split: str | None = None, num_queries: int | None = None) -> TimedSet:
+def load_timed(
+    source: str | Path, *, split: str | None = None, num_queries: int | None = None, seed: int = 0
+) -> TimedSet:
     """A set with its times and scopes, where it is a folder whose records have them."""
     dataset = load_dataset(source, split=split)
     if num_queries is not None:
-        dataset = dataset.sample(num_queries)
+        dataset = dataset.sample(num_queries, seed)
     created, asked, scopes = dict[str, float](), dict[str, float](), dict[str, str]()
     for name, times in (("corpus", created), ("queries", asked)):
         for file in sorted(Path(source).glob(f"{name}.jsonl*")):
@@ -89,15 +91,18 @@ def measure_pipeline(
     reranker: PairReader | None,
     options: Question,
     cognitive: Cognitive,
+    retrievers: Sequence[Retriever] = (),
     progress: Progress | None = None,
 ) -> Stages:
     """The rankings after each stage. options says depth, candidates and fusion; its text is not used."""
     with TemporaryDirectory(prefix="secondpass-") as folder:
         store = SqliteStore(Path(folder) / "set.sqlite")
         try:
-            names = fill(store, timed, encoder)
+            names = fill(store, timed, encoder, retrievers)
             kept = None if reranker is None else _Kept(reranker)
-            pipeline = Pipeline(store=store, encoder=encoder, open_reranker=lambda query: (kept, ()))
+            pipeline = Pipeline(
+                store=store, encoder=encoder, open_reranker=lambda query: (kept, ()), retrievers=retrievers
+            )
             rankings: dict[str, dict[str, Scores]] = {}
             for done, (query, text) in enumerate(timed.dataset.queries.items()):
                 asked = replace(options, text=text, only=_only(timed, query), top_n=options.candidates)
@@ -172,7 +177,9 @@ class _Kept:
         return self.reranker.score_pairs(pairs)
 
 
-def fill(store: SqliteStore, timed: TimedSet, encoder: TextEmbedder | None) -> dict[int, str]:
+def fill(
+    store: SqliteStore, timed: TimedSet, encoder: TextEmbedder | None, retrievers: Sequence[Retriever] = ()
+) -> dict[int, str]:
     """Put the documents into the store. Returns their names by id."""
     documents = timed.dataset.documents
     changes = [
@@ -181,8 +188,9 @@ def fill(store: SqliteStore, timed: TimedSet, encoder: TextEmbedder | None) -> d
     ]
     for start in range(0, len(changes), 1000):
         store.write(changes[start : start + 1000])
-    Indexing(store=store, encoder=encoder).fill(IndexReport())
-    store.finish()
+    indexing = Indexing(store=store, encoder=encoder, retrievers=retrievers)
+    indexing.begin()
+    indexing.complete(IndexReport(chunks=len(changes)))
     ids = range(1, len(documents) + 1)
     return dict(zip(ids, documents, strict=True))
 

@@ -183,7 +183,7 @@ class BiEncoding:
         tensors, given = [], []
         for name, values in outputs.items():
             whole = gradients[name]
-            if whole is not None:
+            if whole is not None and values.requires_grad:  # not of an encoder that is frozen
                 tensors.append(values)
                 given.append(whole.reshape(-1, whole.shape[-1])[self._positions(texts, part, name, length)])
         torch.autograd.backward(tensors, given)
@@ -226,9 +226,8 @@ class BiEncoding:
 def outputs_ids(texts: TextRows, device: torch.device) -> Tensor:
     """Token ids (N, L), -1 behind a text."""
     length = max(map(len, texts.rows), default=1)
-    return torch.tensor([[*row.ids, *[-1] * (length - len(row))] for row in texts.rows], device=device).view(
-        -1, length
-    )
+    ids = [[*row.ids, *[-1] * (length - len(row))] for row in texts.rows]
+    return torch.tensor(ids, dtype=torch.long, device=device).view(-1, length)  # also where a process has no text
 
 
 def _all(own: TextVectors, processes: Processes) -> list[TextVectors]:

@@ -59,7 +59,7 @@ def open_cross_encoding(
 class CrossEncoding:
     """A reranker, and how groups of passages become its loss.
 
-    Raises ValueError for a length that is too long, and for layers or compression that the model does not have.
+    Raises ValueError for a length that is too long or too short, and for layers or compression that are not there.
     """
 
     def __init__(self, trainable: Trainable[CrossEncoderModel], settings: TrainingSettings) -> None:
@@ -101,6 +101,11 @@ class CrossEncoding:
         if self._layers:
             self._recent.extend(row for part in rows for row in part)
         return self.learn_rows(items, rows, step)
+
+    def recall(self, items: Sequence[Group]) -> None:
+        """What was learnt from last, before a run was stopped: bounds of early exit are measured on it."""
+        if self._layers:
+            self._recent.extend(row for item in items for row in self.rows(item))
 
     def learn_rows(self, items: Sequence[Group], rows: Sequence[Sequence[Row]], step: Step) -> tuple[Tensor, int]:
         """As `learn`, of groups whose rows are made already."""
@@ -241,4 +246,7 @@ def _limits(trainable: Trainable[CrossEncoderModel], settings: TrainingSettings)
     truncation = trainable.model.recipe.truncation if settings.truncation is None else settings.truncation
     if truncation not in TRUNCATIONS:
         raise ValueError(f"truncation is {truncation!r}; give {' or '.join(map(repr, TRUNCATIONS))}")
-    return Limits(max_length=length, max_query_length=settings.max_query_length, truncation=truncation)
+    limits = Limits(max_length=length, max_query_length=settings.max_query_length, truncation=truncation)
+    if not trainable.model.recipe.frame(trainable.tokenizer, "a", limits).room(trainable.tokenizer):
+        raise ValueError(f"max_length is {length}; what stands around the texts leaves no room for any")
+    return limits

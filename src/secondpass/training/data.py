@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from secondpass.atomic import write_lines
+from secondpass.atomic import at_home, write_lines
 from secondpass.data.files import lines, parsed, suffix
 from secondpass.errors import DataError
 from secondpass.text.documents import clean_query
@@ -89,12 +89,15 @@ class Texts:
         return digest.hexdigest()
 
 
-def read_data(paths: Iterable[str | Path], *, is_skipping: bool = False, needs_negatives: bool = True) -> Data:
+def read_data(
+    paths: str | Path | Iterable[str | Path], *, is_skipping: bool = False, needs_negatives: bool = True
+) -> Data:
     """All examples of files and folders. is_skipping: lines with problems are left out instead of refused.
 
     Raises DataError that names every problem by file and line, the first MAX_SHOWN in full.
     """
-    files = [file for path in paths for file in data_files(Path(path).expanduser())]
+    every = [paths] if isinstance(paths, str | Path) else paths
+    files = [file for path in every for file in data_files(at_home(path))]
     examples: list[Example] = []
     problems: list[str] = []
     broken: list[str] = []
@@ -214,9 +217,16 @@ def _scores(fields: Mapping[str, Any], key: str, length: int) -> tuple[float, ..
         seen = f"{len(values)} values" if isinstance(values, list) else f"a {type(values).__name__}"
         raise ValueError(f"{key!r} has {seen}, {length} numbers are needed")
     for position, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
             raise ValueError(f"{key}[{position}] is {value!r}, a finite number is needed")
     return tuple(float(value) for value in values)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def save_data(examples: Iterable[Example], file: Path) -> None:

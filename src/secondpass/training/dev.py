@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 
+from secondpass.errors import DataError
 from secondpass.evaluation.datasets.dataset import Dataset
 from secondpass.evaluation.measures import parse
 from secondpass.retrieval.bm25 import BM25
@@ -41,6 +45,14 @@ class DevSet:
     queries: Sequence[DevQuery]
     has_first_stage: bool = False
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over what is measured."""
+        digest = hashlib.sha256()
+        for query in self.queries:
+            digest.update(json.dumps(asdict(query)).encode() + b"\n")
+        return digest.hexdigest()
+
     def first_stage(self) -> dict[str, float]:
         """The measures of the candidates as they were found."""
         return mean(query.figures([-float(rank) for rank in range(len(query.documents))]) for query in self.queries)
@@ -62,7 +74,8 @@ def total(queries: Sequence[DevQuery], score: Callable[[str, Sequence[str]], Seq
     """The sums of the measures over the queries, each reranked by `score`."""
     sums = dict.fromkeys(MEASURES, 0.0)
     for query in queries:
-        for name, value in query.figures(score(query.query, query.documents)).items():
+        scores = score(query.query, query.documents) if query.documents else ()
+        for name, value in query.figures(scores).items():
             sums[name] += value
     return sums
 
@@ -75,7 +88,8 @@ def mean(figures: Iterable[dict[str, float]]) -> dict[str, float]:
 def dev_set(dataset: Dataset, *, depth: int, num_queries: int | None = None, seed: int = 0) -> DevSet:
     """Queries with the candidates that the set fixes, else the best `depth` of BM25.
 
-    Queries for which no relevant document is found stay, as they do where the first stage is measured.
+    Queries for which no relevant document is found, or none at all, stay and count as 0, as in `secondpass eval`.
+    Raises DataError where none has a candidate.
     """
     dataset = dataset if num_queries is None else dataset.sample(num_queries, seed)
     index = None if dataset.candidates is not None else BM25(dataset.documents.values())
@@ -85,8 +99,9 @@ def dev_set(dataset: Dataset, *, depth: int, num_queries: int | None = None, see
         listed = dataset.candidates[name] if dataset.candidates is not None else []
         if index is not None:
             listed = [names[position] for position, _ in index.search(query, depth)]
-        if listed:
-            queries.append(_dev_query(query, listed, dataset.qrels[name], dataset.documents))
+        queries.append(_dev_query(query, listed, dataset.qrels[name], dataset.documents))
+    if not any(query.documents for query in queries):
+        raise DataError(f"{dataset.name}: BM25 finds nothing for any of its {len(queries)} queries")
     return DevSet(name=dataset.name, queries=queries, has_first_stage=index is not None)
 
 

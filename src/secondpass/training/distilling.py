@@ -17,6 +17,7 @@ from secondpass.data.sections import sentences
 from secondpass.retrieval.bm25 import BM25
 from secondpass.retrieval.words import words
 from secondpass.training.data import Example, folded
+from secondpass.training.mining import scores_of
 from secondpass.types import Scorer
 
 MIN_TEXT = 40  # characters that a passage has left without the query that was made of it
@@ -104,7 +105,7 @@ def candidates(queries: Sequence[MadeQuery], texts: Sequence[str], *, depth: int
 def judged(examples: Sequence[Example], teacher: Scorer, *, start: int = 0) -> Iterator[Example]:
     """The examples from `start` on with the teacher's scores, in the order that they have."""
     for example in examples[start:]:
-        scores = teacher.score(example.query, [*example.positives, *example.negatives])
+        scores = scores_of(teacher, example.query, [*example.positives, *example.negatives])
         yield replace(example, positive_scores=(scores[0],), negative_scores=tuple(scores[1:]))
 
 
@@ -157,9 +158,10 @@ def agreement(examples: Sequence[Example], student: Scorer) -> Agreement:
     ndcgs, shares = [], []
     for example in examples:
         taught = np.array([*(example.positive_scores or ()), *(example.negative_scores or ())])
-        found = np.array(student.score(example.query, [*example.positives, *example.negatives]))
+        found = np.array(scores_of(student, example.query, [*example.positives, *example.negatives]))
         gains = 1 / (1 + np.exp(-taught.clip(-GAIN_LIMIT, GAIN_LIMIT)))
-        ideal, order = (-taught).argsort(kind="stable"), (-found).argsort(kind="stable")
+        ideal = (-taught).argsort(kind="stable")
+        order = np.lexsort((np.arange(len(found)), taught, -found))  # of equal scores the teacher's last comes first
         discounts = 1 / np.log2(np.arange(2, min(len(gains), 10) + 2))
         best = float((gains[ideal][:10] * discounts).sum())
         ndcgs.append(float((gains[order][:10] * discounts).sum()) / best if best else 1.0)

@@ -17,7 +17,9 @@ from secondpass.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from secondpass.checkpoint.layout import LENGTH
 from secondpass.checkpoint.save import save_model
 from secondpass.checkpoint.sentence_transformers import read_settings
-from secondpass.checkpoint.weights import load_weights, read_tensors, rename
+from secondpass.checkpoint.weights import read_tensors, rename
+from secondpass.engine.torch_encoder import load_linear
+from secondpass.errors import UnknownModel
 from secondpass.models.layers import Linear
 from secondpass.models.text_encoder import TextEncoder
 from secondpass.text.prompts import known_prompts, single_rows
@@ -48,12 +50,21 @@ def open_embedding(
 ) -> BiEncoding:
     """An encoder with pooling, as its sentence-transformers files say or as asked, and BGE-M3's heads where needed.
 
-    Raises UnknownModel for what is no encoder, CheckpointError for a damaged one, ValueError for a length too long.
+    Raises UnknownModel for what is no encoder, CheckpointError for a damaged one, ValueError for a length or a
+    dimension that it does not have.
     """
     assert settings.embedder is not None
     checkpoint = open_checkpoint(model)
-    pooling = settings.embedder.pooling or read_settings(checkpoint.folder).pooling
+    found = read_settings(checkpoint.folder)
+    pooling = settings.embedder.pooling or found.pooling
+    if pooling not in _POOLING_MODES or found.dense:
+        has = f"{pooling} and a Dense layer" if found.dense else pooling
+        known = ", ".join(_POOLING_MODES)
+        raise UnknownModel(f"{checkpoint.name}: its pooling is {has}; training has one of {known} alone")
     trainable = open_encoder(checkpoint, settings, device, dtype, pooling=pooling)
+    width = trainable.model.backbone.config.width
+    if max(settings.embedder.dimensions, default=0) > width:
+        raise ValueError(f"dimensions is {settings.embedder.dimensions}; {checkpoint.name} has vectors of {width}")
     reading = EmbedderReading(trainable, settings, settings.embedder)
     loss = EmbedderLoss(settings.embedder, settings.losses, temperature=settings.temperature)
     return BiEncoding(trainable, reading, loss, settings)
@@ -89,6 +100,10 @@ def open_encoder(
         has_frozen_words=settings.has_frozen_words,
         has_gradient_checkpointing=settings.has_gradient_checkpointing,
     )
+    if settings.embedder is not None and settings.embedder.has_frozen_encoder:
+        if settings.lora is not None:
+            raise ValueError("has_frozen_encoder is set, and LoRA, which changes the encoder; leave one out")
+        net.backbone.requires_grad_(False)
     if settings.lora is not None:
         if settings.lora.saves_adapter:
             raise ValueError("an adapter is saved of rerankers only; leave it out, the result is merged")
@@ -122,10 +137,10 @@ def _add_heads(net: TextEncoder, checkpoint: Checkpoint, settings: TrainingSetti
     for output, file in HEAD_FILES.items():
         if output not in [OUTPUTS[part] for part in parts]:
             continue
-        linear = Linear(width, width if output == "tokens" else 1)
         if (checkpoint.folder / file).is_file():
-            load_weights(linear, [checkpoint.folder / file], renames=(), dtype=torch.float32)
+            linear = load_linear(checkpoint.folder / file, width, None if output == "tokens" else 1)
         else:
+            linear = Linear(width, width if output == "tokens" else 1)
             nn.init.normal_(linear.weight, std=FRESH_STD, generator=generator)
             nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
             fresh.append(f"head.{output}")
@@ -147,10 +162,17 @@ def lengths(trainable: Trainable[TextEncoder], settings: TrainingSettings, usual
     longest = trainable.max_length
     length = settings.max_length or min(longest, usual or DEFAULT_LENGTH)
     query = settings.max_query_length or length
+    least = shortest(trainable)
     for name, value in (("max_length", length), ("max_query_length", query)):
-        if value > longest:
-            raise ValueError(f"{name} is {value}; {trainable.checkpoint.name} reads up to {longest} tokens")
+        if not least <= value <= longest:
+            raise ValueError(f"{name} is {value}; {trainable.checkpoint.name} reads {least} to {longest} tokens")
     return query, length
+
+
+def shortest(trainable: Trainable[Any]) -> int:
+    """Tokens of a text of one token, with the special ones."""
+    template = trainable.tokenizer.single_template
+    return len(template.before) + len(template.after) + 1
 
 
 class EmbedderReading:
@@ -225,6 +247,8 @@ class EmbedderReading:
 
     def _rows(self, texts: Sequence[str], kind: str, max_length: int) -> TextRows:
         prompted = [self._prompts.get(kind, "") + text for text in texts]
+        if not self._trainable.model.head:  # as Embedder reads them: all but BGE-M3's
+            prompted = [text.strip() for text in prompted]
         rows = single_rows(self._trainable.tokenizer, prompted, max_length=max_length)
         return TextRows(rows=rows, counts=[[True] * len(row) for row in rows])
 

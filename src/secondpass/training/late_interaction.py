@@ -19,7 +19,7 @@ from secondpass.models.text_encoder import TextEncoder
 from secondpass.text.families import saved_head
 from secondpass.text.prompts import single_rows
 from secondpass.training.bi_encoding import BiEncoding, TextRows
-from secondpass.training.embedding import encoder_tensors, open_encoder
+from secondpass.training.embedding import encoder_tensors, open_encoder, shortest
 from secondpass.training.model import Trainable
 from secondpass.training.reporting import Kind
 from secondpass.training.settings import LateInteractionSettings, TrainingSettings
@@ -78,10 +78,12 @@ class ColbertReading:
         longest = trainable.max_length
         known["doc_maxlen"] = min(settings.max_length or known.get("doc_maxlen", DOCUMENT_LENGTH), longest)
         known["query_maxlen"] = settings.max_query_length or known["query_maxlen"]
-        if max(known["query_maxlen"], known["doc_maxlen"]) > longest:
-            raise ValueError(
-                f"rows of {known['query_maxlen']} and {known['doc_maxlen']} tokens; {longest} can be read"
-            )
+        least = shortest(trainable) + 1  # the marker
+        for key in ("query_maxlen", "doc_maxlen"):
+            if not least <= known[key] <= longest:
+                raise ValueError(
+                    f"{key} is {known[key]}; {trainable.checkpoint.name} reads {least} to {longest} tokens"
+                )
         self._metadata = known
         self._query_marker, self._document_marker = (self._token(known[key]) for key in MARKERS)
         self._mask, self._pad = self._token("[MASK]", "<mask>"), self._token("[PAD]", "<pad>")

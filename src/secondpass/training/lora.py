@@ -95,9 +95,10 @@ class LowRank(nn.Module):
 def add_lora(trainable: Trainable[nn.Module], settings: LoraSettings, *, seed: int) -> None:
     """Freeze the model and put updates beside its linear layers; the head is trained as the settings say.
 
-    A head that is some rows of the output matrix stays frozen. Raises ValueError where no projection has a name.
+    A head that is some rows of the output matrix stays frozen. Raises ValueError for a name that no projection has.
     """
     net: Any = trainable.model
+    _check_targets(trainable, settings.targets)
     net.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     positions = [(net.backbone.layers, "backbone.layers.")]
@@ -105,7 +106,6 @@ def add_lora(trainable: Trainable[nn.Module], settings: LoraSettings, *, seed: i
         positions.append((net.head, "head."))
     elif trainable.answers is None:
         net.head.requires_grad_(True)
-    found = 0
     for root, prefix in positions:
         for name, module in list(root.named_modules()):
             if isinstance(module, Linear):
@@ -114,10 +114,6 @@ def add_lora(trainable: Trainable[nn.Module], settings: LoraSettings, *, seed: i
                 if parts:
                     scale = settings.alpha / settings.rank
                     module.fused = LowRank(module, parts, rank=settings.rank, scale=scale, generator=generator)
-                    found += root is not net.head
-    if not found:
-        names = sorted({theirs.split(".")[-2] for theirs in _projections(trainable)})
-        raise ValueError(f"targets is {settings.targets!r}; there are attention, all, and of {', '.join(names)} any")
 
 
 class FourBit:
@@ -180,13 +176,25 @@ def _projections(trainable: Trainable[nn.Module]) -> Iterator[str]:
             yield from (theirs for theirs, _ in trainable.naming.parts(f"{name}.weight"))
 
 
+def _check_targets(trainable: Trainable[nn.Module], targets: str) -> None:
+    names = {theirs.split(".")[-2] for theirs in _projections(trainable)}
+    stored = (theirs for block in trainable.naming.blocks.values() for theirs, _ in block.values())
+    known = {part for theirs in stored for part in theirs.split(".")}  # recipes name heads too
+    asked = set(_named(targets))
+    if targets not in GROUPS and not (asked & names and asked <= known):
+        raise ValueError(f"targets is {targets!r}; there are attention, all, and of {', '.join(sorted(names))} any")
+
+
+def _named(targets: str) -> list[str]:
+    return [name.strip() for name in targets.split(",")]
+
+
 def _targeted(trainable: Trainable[nn.Module], module: str, targets: str) -> list[slice]:
     """The rows of a linear layer that get an update: those of its projections that are named."""
     parts = list(trainable.naming.parts(f"{module}.weight"))
     if targets in GROUPS:
         return [rows for _, rows in parts] if GROUPS[targets].fullmatch(module.rpartition(".")[2]) else []
-    names = {name.strip() for name in targets.split(",")}
-    return [rows for theirs, rows in parts if theirs.split(".")[-2] in names]
+    return [rows for theirs, rows in parts if theirs.split(".")[-2] in _named(targets)]
 
 
 def updates(net: nn.Module) -> Iterator[tuple[str, LowRank]]:

@@ -17,6 +17,7 @@ from secondpass.text.tokenizer import Tokenizer
 from secondpass.training.settings import PretrainingSettings
 
 MASKS = ("[MASK]", "<mask>")
+MAX_HIDDEN = 512  # tokens of a pattern in the reference: the default of transformers' collator, which it inherits
 # Of what is hidden from the encoder: shown as the mask, as another token; the rest as it is (Devlin et al. 2019).
 AS_MASK, AS_OTHER = 0.8, 0.1
 
@@ -49,14 +50,15 @@ class Masker:
             raise CheckpointError(f"the tokenizer has no {' or '.join(MASKS)}, which pre-training needs")
         self._mask = known[0]
         self._num_words = tokenizer.num_words  # the library counts them anew, for milliseconds
-        template = tokenizer.pair_template
+        template = tokenizer.single_template
         self._before, self._after = list(template.before), list(template.after)
 
     def hidden(self, text: str, draw: np.random.Generator) -> HiddenText:
         ids, words, num_cut = self._read(text)
         length = len(ids)
         settings = self._settings
-        encoder = _patterns(words, settings.encoder_share, 1, draw)[0]
+        most = MAX_HIDDEN if settings.has_reference_masks else length
+        encoder = _patterns(words, settings.encoder_share, 1, draw, most=most)[0]
         special = np.ones(length, np.bool_)
         special[len(self._before) : length - len(self._after)] = False
         encoder &= ~special
@@ -65,7 +67,7 @@ class Masker:
         shown[encoder & (fate < AS_MASK)] = self._mask
         is_other = encoder & (fate >= AS_MASK) & (fate < AS_MASK + AS_OTHER)
         shown[is_other] = draw.integers(self._num_words, size=int(is_other.sum()))
-        patterns = _patterns(words, settings.decoder_share, min(length, settings.num_patterns), draw)
+        patterns = _patterns(words, settings.decoder_share, min(length, settings.num_patterns), draw, most=most)
         visible = ~patterns[draw.integers(len(patterns), size=length)]
         np.fill_diagonal(visible, False)
         asked = np.ones(length, np.bool_)
@@ -110,8 +112,10 @@ def _joined_by_marks(tokens: Sequence[str]) -> list[int]:
     return numbers
 
 
-def _patterns(words: Sequence[int], share: float, count: int, draw: np.random.Generator) -> NDArray[np.bool_]:
-    """`count` draws (count, n) of whole words that cover at most `share` of the tokens, at least one token.
+def _patterns(
+    words: Sequence[int], share: float, count: int, draw: np.random.Generator, *, most: int
+) -> NDArray[np.bool_]:
+    """`count` draws (count, n) of whole words that cover at most `share` of the tokens, at least one, up to `most`.
 
     Words are taken in a random order while they fit; one that does not is skipped, later ones may.
     """
@@ -119,7 +123,7 @@ def _patterns(words: Sequence[int], share: float, count: int, draw: np.random.Ge
     num_words = int(numbers.max()) + 1 if len(numbers) else 0
     taken = np.zeros((count, max(num_words, 1)), np.bool_)
     sizes = np.bincount(numbers[numbers >= 0], minlength=max(num_words, 1))
-    room = np.full(count, max(1, round(len(words) * share)))
+    room = np.full(count, min(max(1, round(len(words) * share)), most))
     rows = np.arange(count)
     order = draw.random((count, max(num_words, 1))).argsort(axis=1)
     for column in order.T:

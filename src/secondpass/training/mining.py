@@ -6,6 +6,7 @@ The search is BM25, an embedder, or anything with `scores`; a reranker may judge
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +95,8 @@ class MiningSettings:
                 f"num_negatives is {self.num_negatives}, first {self.first}, depth {self.depth}; give 1 or more, "
                 "and a range of ranks that is not empty"
             )
+        if self.margin is not None and not math.isfinite(self.margin):
+            raise ValueError(f"margin is {self.margin}; give a number, as 1")
         if self.ratio is not None and not self.ratio > 0:
             raise ValueError(f"ratio is {self.ratio}; give more than 0, as 0.95")
 
@@ -148,7 +151,7 @@ def _mined(
     texts = [collection.passages[position] for position in found.positions]
     positives = [collection.passages[position] for position in judged.positives]
     if judge is not None:
-        judged_scores = judge.score(judged.query, [*positives, *texts])
+        judged_scores = scores_of(judge, judged.query, [*positives, *texts])
         own, others = judged_scores[: len(positives)], judged_scores[len(positives) :]
         found = replace(found, positives=own, scores=others)
     most = _most(min(found.positives), settings)
@@ -186,10 +189,18 @@ def _numbered(texts: Sequence[str]) -> list[int]:
     return [numbers.setdefault(text, len(numbers)) for text in texts]
 
 
+def scores_of(scorer: Scorer, query: str, texts: Sequence[str]) -> list[float]:
+    """A finite score of each text. Raises DataError where the scorer, which may be anybody's, gives others."""
+    scores = [float(score) for score in scorer.score(query, texts)]
+    if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
+        raise DataError(f"the scores of {query!r} are {scores[:5]}; {len(texts)} finite numbers are needed")
+    return scores
+
+
 def taught(examples: Sequence[Example], teacher: Scorer, *, start: int = 0) -> Iterator[Example]:
     """The examples from index `start` on with the teacher's scores, in place of any that they had."""
     for example in examples[start:]:
-        scores = teacher.score(example.query, [*example.positives, *example.negatives])
+        scores = scores_of(teacher, example.query, [*example.positives, *example.negatives])
         num = len(example.positives)
         yield replace(example, positive_scores=tuple(scores[:num]), negative_scores=tuple(scores[num:]))
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from secondpass.checkpoint.adapter import change_of
+from secondpass.checkpoint.adapter import change_of, check_words
 from secondpass.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from secondpass.checkpoint.save import Naming, classifier_config
 from secondpass.checkpoint.weights import Change, load_weights, read_tensors, rename
@@ -198,7 +198,10 @@ def _open_encoder(
 def _open_decoder(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, start_layer: int | None, *, is_low_rank: bool
 ) -> Trainable[CrossEncoderModel]:
-    is_raw = start_layer is not None and checkpoint.config.get("start_layer") is None
+    known = checkpoint.config.get("start_layer")
+    if start_layer is not None and known not in (None, start_layer):
+        raise ValueError(f"start_layer is {start_layer}; {checkpoint.name} has heads from layer {known} on")
+    is_raw = start_layer is not None and known is None
     config = dict(checkpoint.config) if not is_raw else layered_config(checkpoint.config, int(start_layer or 0))
     recipe = recipe_for(config)
     if recipe.head == "layers_in_order":
@@ -232,6 +235,7 @@ def _open_decoder(
 
 def _decoder_source(checkpoint: Checkpoint, net: CrossEncoderModel, naming: Naming, *, is_raw: bool) -> Change:
     """What is read: with its adapter, with new heads where the model is raw, and each name noted."""
+    check_words(checkpoint)
     adapted, reads = change_of(checkpoint), net.backbone.config.reads
 
     def changed(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
@@ -291,6 +295,12 @@ def _check_reranker(config: Mapping[str, Any]) -> None:
     known = [name for name, family in FAMILIES.items() if family.recipe or family.layer_recipe]
     if model_type not in known:
         raise UnknownModel(f"model_type {model_type!r} cannot be trained; rerankers can be of {', '.join(known)}")
+
+
+def is_reranker(checkpoint: Checkpoint) -> bool:
+    """Whether it scores pairs before it is trained. Raises UnknownModel for what cannot become a reranker."""
+    _check_reranker(checkpoint.config)
+    return _is_decoder(checkpoint.config) or _has_head(checkpoint.config)
 
 
 def _is_decoder(config: Mapping[str, Any]) -> bool:

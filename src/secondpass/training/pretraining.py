@@ -30,6 +30,7 @@ from secondpass.training.auto_encoder import (
     decoder_tensors,
     not_pretrainable,
 )
+from secondpass.training.embedding import shortest
 from secondpass.training.learner import DEFAULT_LENGTH, Step
 from secondpass.training.masks import HiddenText, Masker
 from secondpass.training.model import Source, Tensors, Trainable, load_float32, make_ready
@@ -133,9 +134,10 @@ class Pretraining:
         self._model = trainable.model
         longest = trainable.max_length
         self._length = settings.max_length or min(longest, DEFAULT_LENGTH)
-        if self._length > longest:
+        least = shortest(trainable)
+        if not least <= self._length <= longest:
             raise ValueError(
-                f"max_length is {self._length}; {trainable.checkpoint.name} reads up to {longest} tokens"
+                f"max_length is {self._length}; {trainable.checkpoint.name} reads {least} to {longest} tokens"
             )
         self._masker = Masker(trainable.tokenizer, pretraining, max_length=self._length)
         self._seed = settings.seed

@@ -81,7 +81,7 @@ class Processes:
             most = torch.tensor(len(batches), device=self.device)
             torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
             more = int(most) - len(batches)
-        return [*((1.0, batch) for batch in batches), *[(0.0, batches[0])] * more]
+        return [*((1.0, batch) for batch in batches), *((0.0, batches[0]) for _ in range(more))]
 
     def whole(self, tensor: Tensor) -> Tensor:
         """The whole of a tensor of which each process may have a share; all must ask."""

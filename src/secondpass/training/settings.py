@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -90,6 +90,7 @@ class CompressionSettings:
     def __post_init__(self) -> None:
         if not self.layers or not self.ratios or min(self.ratios) < 1 or min(self.layers) < 1:
             raise ValueError(f"layers is {self.layers}, ratios {self.ratios}; give some of each, of 1 or more")
+        _check_once("layers", self.layers)
         if self.is_fixed and len(self.ratios) != 1:
             raise ValueError(f"ratios is {self.ratios}; a fixed compression has one")
 
@@ -115,7 +116,8 @@ class EmbedderSettings:
     group. self_distillation_from: the step from which the sum of the parts teaches each. has_each_member: a teacher's
     scores teach as in BGE-M3's m3_kd_loss, which takes the place of the other losses. has_zero_padding: padding
     takes part in the maximum over tokens with a similarity of 0, as in FlagEmbedding, so that a score depends on the
-    batch. pooling: None is what the checkpoint says.
+    batch. pooling: None is what the checkpoint says. has_frozen_encoder: the heads of sparse and colbert are trained
+    alone (FlagEmbedding's fix_encoder).
     """
 
     parts: tuple[str, ...] = ("dense",)
@@ -125,6 +127,7 @@ class EmbedderSettings:
     self_distillation_from: int | None = None
     has_each_member: bool = False
     has_zero_padding: bool = False
+    has_frozen_encoder: bool = False
     pooling: str | None = None
 
     def __post_init__(self) -> None:
@@ -132,10 +135,20 @@ class EmbedderSettings:
             _check_choice("a part", part, PARTS)
         if not self.parts:
             raise ValueError(f"parts is empty; give some of {', '.join(PARTS)}")
+        _check_once("parts", self.parts)
+        _check_once("dimensions", self.dimensions)
+        for dimension in self.dimensions:
+            _check_at_least("a dimension", dimension, 1)
+        if self.dimensions and "dense" not in self.parts:
+            raise ValueError(f"dimensions are of the dense part, and parts is {self.parts}")
         _check_positive("temperature", self.temperature)
         _check_choice("in_batch", self.in_batch, ("none", "all"))
         if self.self_distillation_from is not None and len(self.parts) == 1:
             raise ValueError("self-distillation needs more than one part")
+        if self.has_frozen_encoder and self.parts == ("dense",):
+            raise ValueError(
+                "has_frozen_encoder leaves nothing of dense vectors to train; give sparse or colbert too"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +185,8 @@ class PretrainingSettings:
     modelling alone, the control. bag_weight: of DupMAE's bag of words, 0.1 there. has_bare_queries: the decoder's
     queries are the sentence vector plus a position, as in RetroMAE, not the embedding layer's of it, as in
     FlagEmbedding. num_patterns: of hidden words that the rows of a text share. has_reference_masks: words are joined
-    by "##" alone and special tokens other than BERT's are hidden too, as in the reference, which so masks pieces
-    with XLM-R.
+    by "##" alone, special tokens other than BERT's are hidden too, and no more than 512 tokens at once, as in the
+    reference, which so masks pieces with XLM-R.
     """
 
     encoder_share: float = 0.3
@@ -197,7 +210,8 @@ class PretrainingSettings:
 class TrainingSettings:
     """How a cross-encoder is trained. Raises ValueError for a value that cannot be meant.
 
-    losses: name -> weight, of LOSSES. num_negatives: of each group, beside one positive; fewer where there are fewer.
+    losses: name -> weight, of LOSSES. num_negatives: of each group, beside one positive; fewer where there are fewer;
+    0 only where passages of other queries are candidates.
     batch: groups per step, over all processes. warmup: share of the steps. token_budget: tokens in one forward pass,
     None: by device; it changes memory and speed, not the loss. eval_every: steps; None: the end of each epoch.
     has_shards: of several processes each keeps its share of a decoder's weights.
@@ -239,22 +253,32 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name in self.losses:
             _check_choice("a loss", name, LOSSES)
-        if not self.losses or not all(weight > 0 for weight in self.losses.values()):
+        if not self.losses or not all(0 < weight < math.inf for weight in self.losses.values()):
             raise ValueError(f"losses is {dict(self.losses)}; give at least one, each with a weight above 0")
-        for name in ("num_negatives", "batch", "epochs", "save_every", "log_every"):
+        _check_at_least("seed", self.seed, 0)
+        for name in ("batch", "epochs", "save_every", "log_every"):
             _check_at_least(name, getattr(self, name), 1)
+        self._check_num_negatives()
         for name in ("max_steps", "eval_every", "max_length", "token_budget"):
             if getattr(self, name) is not None:
                 _check_at_least(name, getattr(self, name), 1)
         for name in ("learning_rate", "temperature", "max_gradient_norm"):
             _check_positive(name, getattr(self, name))
-        if not 0 <= self.warmup < 1 or self.weight_decay < 0:
+        if not 0 <= self.warmup < 1 or not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"warmup is {self.warmup} (0 to below 1), weight_decay {self.weight_decay} (0 or more)")
         if sum(kind is not None for kind in (self.embedder, self.colbert, self.pretraining)) > 1:
             raise ValueError("more than one of embedder, colbert and pretraining is set; give one")
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("measure", self.measure, MEASURES)
+
+    def _check_num_negatives(self) -> None:
+        if self.num_negatives == 0 and not self.has_other_negatives and self.pretraining is None:
+            raise ValueError(
+                "num_negatives is 0, and no loss compares with passages of other queries; give 1 or more, or train "
+                "an embedder or colbert with in-batch candidates and a batch of 2 or more"
+            )
+        _check_at_least("num_negatives", self.num_negatives, 0)
 
     def rate(self, step: int, num_steps: int) -> float:
         """The learning rate of step `step`, from 0."""
@@ -271,8 +295,11 @@ class TrainingSettings:
 
     @property
     def has_other_negatives(self) -> bool:
-        """Whether the passages of other queries of a step are candidates too."""
-        return (self.embedder or self.colbert or EmbedderSettings(in_batch="none")).in_batch != "none"
+        """Whether a loss compares with other queries' passages; a teacher's scores hold within a group."""
+        has_members = self.embedder is not None and self.embedder.has_each_member
+        is_wide = has_members or "cross_entropy" in self.losses
+        in_batch = (self.embedder or self.colbert or EmbedderSettings(in_batch="none")).in_batch
+        return self.batch > 1 and (in_batch == "others" or (in_batch == "all" and is_wide))
 
     @property
     def needs_teacher(self) -> bool:
@@ -299,6 +326,8 @@ def parse_losses(text: str) -> dict[str, float]:
         name, _, weight = part.strip().partition("=")
         name = short.get(name.strip(), name.strip())
         _check_choice("a loss", name, LOSSES)
+        if name in found:
+            raise ValueError(f"loss {name} is named twice in {text!r}; give it once, with a weight, as in ce=2")
         try:
             found[name] = float(weight) if weight else 1.0
         except ValueError as error:
@@ -317,5 +346,10 @@ def _check_at_least(name: str, value: float, least: int) -> None:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} is {value}; give more than 0")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; give a finite number above 0")
+
+
+def _check_once(name: str, values: Sequence[object]) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} is {values}; give each once")

@@ -32,7 +32,7 @@ from secondpass.training.checkpointing import (
     steps_in,
 )
 from secondpass.training.collators import Sampler, group_sampler
-from secondpass.training.cross_encoding import open_cross_encoding
+from secondpass.training.cross_encoding import NUM_BOUNDING, CrossEncoding, open_cross_encoding
 from secondpass.training.data import Data, Texts
 from secondpass.training.dev import MEASURES, DevSet, total
 from secondpass.training.embedding import open_embedding
@@ -96,6 +96,8 @@ class Trainer:
         self.output = Path(output)
         self._folder = self.output / "training"
         self._data, self._dev = data, dev
+        if not (data.texts if isinstance(data, Texts) else data.examples) or (dev is not None and not dev.queries):
+            raise DataError("there is nothing to learn from, or to measure on")
         _check_teacher(data, self.settings)
         if self.settings.has_tensorboard and find_spec("tensorboard") is None:
             raise MissingExtra("tensorboard", "tensorboard")
@@ -238,7 +240,18 @@ class Trainer:
             return 0
         restore(state, self.learner.parameters, self.learner.optimiser, self._processes)
         self._history = list(state.facts["history"])
+        self._recall(state.step)
         return state.step
+
+    def _recall(self, step: int) -> None:
+        """Tell the objective what was read last before `step`, so that it measures as a run that was not stopped."""
+        if not isinstance(self.objective, CrossEncoding):
+            return
+        items: list[Any] = []
+        while step and sum(len(item.passages) for item in items) < NUM_BOUNDING:
+            step -= 1
+            items[:0] = self._sampler.items(step)[self._processes.rank :: self._processes.count]
+        self.objective.recall(items)
 
     def _as_run(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
@@ -248,6 +261,7 @@ class Trainer:
             "model": checkpoint.name,
             "revision": checkpoint.revision,
             "data": self._data.fingerprint,
+            "dev": None if self._dev is None else self._dev.fingerprint,  # else figures of two sets pick the best
             "settings": settings,
         }
 
@@ -340,18 +354,21 @@ def _sampler(data: Data | Texts, objective: Objective[Any], settings: TrainingSe
 def _check_teacher(data: Data | Texts, settings: TrainingSettings) -> None:
     if not settings.needs_teacher or isinstance(data, Texts):
         return
-    lacking = [example.source for example in data.examples if not example.has_scores]
+    lacking = [example for example in data.examples if not example.has_scores]
     if lacking:
+        first = lacking[0]
+        scores = {"pos_scores": first.positive_scores, "neg_scores": first.negative_scores}
         raise DataError(
-            f"{lacking[0] or 'an example'}: has no pos_scores and neg_scores, which the loss needs "
-            f"(so {len(lacking)} of {len(data.examples)}); name a teacher"
+            f"{first.source or 'an example'}: has no {' and '.join(key for key, x in scores.items() if x is None)}, "
+            f"which the loss needs (so {len(lacking)} of {len(data.examples)}); name a teacher"
         )
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises TrainingError that names what differs from the run that was stopped."""
     settings = [(key, before["settings"].get(key), value) for key, value in now["settings"].items()]
-    differing = [(key, before[key], now[key]) for key in ("model", "revision", "data") if before[key] != now[key]]
+    facts = [key for key in now if key != "settings" and key in before]
+    differing = [(key, before[key], now[key]) for key in facts if before[key] != now[key]]
     differing += [(key, old, new) for key, old, new in settings if json.loads(json.dumps(new)) != old]
     if differing:
         told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in differing)

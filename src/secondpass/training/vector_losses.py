@@ -160,6 +160,8 @@ class EmbedderLoss:
         """The loss (B,) of each query."""
         terms = self.terms(batch, step)
         own = {name: x for name, x in terms.items() if not name.endswith("self-distillation")}
+        if len(own) == 1:
+            return next(iter(own.values()))
         weights = {f"{part} loss": WEIGHTS[part] for part in self._settings.parts} | {"together loss": 1.0}
         loss = torch.stack([weights[name] * x for name, x in own.items()]).sum(0) / len(own)
         if len(terms) == len(own):
@@ -210,15 +212,19 @@ class EmbedderLoss:
 
     def _loss(self, scores: Tensor, batch: VectorBatch) -> Tensor:
         if self._settings.has_each_member:
-            return each_member(scores, batch)
+            return each_member(self._candidates(scores, batch), batch)
         return _listwise(scores, batch, self._losses, self._temperature, self._settings.in_batch)
 
     def _taught(self, teacher: Tensor, scores: Tensor, batch: VectorBatch) -> Tensor:
-        if self._settings.in_batch == "none":
-            hidden = torch.finfo(scores.dtype).min
-            teacher, scores = (x.masked_fill(~batch.is_own, hidden) for x in (teacher, scores))
+        teacher, scores = (self._candidates(x, batch) for x in (teacher, scores))
         products = teacher.softmax(1) * scores.log_softmax(1)
         return -products.sum(1)
+
+    def _candidates(self, scores: Tensor, batch: VectorBatch) -> Tensor:
+        """The scores with those of other groups at the lowest finite figure, where they are no candidates."""
+        if self._settings.in_batch == "all":
+            return scores
+        return scores.masked_fill(~batch.is_own, torch.finfo(scores.dtype).min)
 
 
 class ColbertLoss:

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from secondpass.data.files import SUFFIXES, Source, columns, records, suffix, text_in, titled_text
-from secondpass.errors import DataError
+from secondpass.errors import DataError, NoSuchSplit
 from secondpass.evaluation.datasets.dataset import LAYOUTS, SPLITS, Dataset, checked
 from secondpass.evaluation.datasets.trec import read_candidates, read_qrels
 
@@ -23,6 +23,11 @@ _ID_NAMES = ("_id", "id", "docid", "doc_id", "query_id", "query-id", "pid")
 def is_collection(folder: Path) -> bool:
     """Whether it has judgements in files of their own."""
     return bool(_files(folder, QRELS))
+
+
+def collection_files(folder: Path) -> list[Path]:
+    """Queries, judgements of all splits and documents in the folder."""
+    return [file for patterns in (QUERIES, QRELS, CORPUS) for file in _files(folder, patterns)]
 
 
 def load_folder(folder: Path, split: str | None, wanted: Container[str] | None) -> Dataset:
@@ -80,7 +85,7 @@ def _chosen(files: Sequence[Path], split: str | None, folder: Path) -> tuple[Pat
     if split is None and len(files) == 1:
         return files[0], ""
     there = ", ".join(file.name for file in files)
-    raise DataError(f"{folder}: judgements are {there}; name a split that is there")
+    raise NoSuchSplit(f"{folder}: judgements are {there}; name a split that is there")
 
 
 def _of_split(files: Sequence[Path], split: str) -> list[Path]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from secondpass.data.files import titled_text
-from secondpass.errors import DataError, MissingExtra
+from secondpass.errors import DataError, MissingExtra, NoSuchSplit
 from secondpass.evaluation.datasets.dataset import Dataset, checked
 from secondpass.evaluation.datasets.trec import Qrels
 
@@ -19,14 +19,15 @@ def load_ir_dataset(name: str, split: str | None, wanted: Container[str] | None)
         import ir_datasets
     except ImportError as error:
         raise MissingExtra("ir_datasets", "datasets") from error
+    kind = NoSuchSplit if split else DataError
     try:
         name = f"{name}/{split}" if split else name
         found = ir_datasets.load(name)
     except KeyError as error:
-        raise DataError(f"ir-datasets:{name}: ir_datasets has no set of that name") from error
+        raise kind(f"ir-datasets:{name}: ir_datasets has no set of that name") from error
     for part in ("docs", "queries", "qrels"):
         if not getattr(found, f"has_{part}")():
-            raise DataError(f"ir-datasets:{name}: has no {part}; name a part that has, as in beir/scifact/test")
+            raise kind(f"ir-datasets:{name}: has no {part}; name a part that has, as in beir/scifact/test")
     qrels: Qrels = {}
     for qrel in found.qrels_iter():
         qrels.setdefault(qrel.query_id, {})[qrel.doc_id] = int(qrel.relevance)
@@ -61,7 +62,7 @@ def from_task(name: str, parts: Mapping[str, Any], split: str | None, wanted: Co
     (splits,) = parts.values()
     chosen = split or ("test" if "test" in splits else next(iter(splits)))
     if chosen not in splits:
-        raise DataError(f"mteb:{name}: has no split {chosen!r}; there are {', '.join(splits)}")
+        raise NoSuchSplit(f"mteb:{name}: has no split {chosen!r}; there are {', '.join(splits)}")
     data = splits[chosen]
     qrels = {
         query: {document: int(grade) for document, grade in grades.items()}

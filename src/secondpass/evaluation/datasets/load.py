@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Container
 from pathlib import Path
 
-from secondpass.errors import DataError
+from secondpass.atomic import at_home
+from secondpass.errors import DataError, NoSuchSplit
 from secondpass.evaluation.datasets.beir import is_collection, load_folder
 from secondpass.evaluation.datasets.catalogues import CATALOGUES
 from secondpass.evaluation.datasets.dataset import LAYOUTS, Dataset
@@ -22,11 +23,14 @@ def load_dataset(source: str | Path, *, split: str | None = None, wanted: Contai
     catalogue, separator, name = str(source).partition(":")
     if separator and catalogue in CATALOGUES:
         return CATALOGUES[catalogue](name, split, wanted)
-    path = Path(source).expanduser()
+    path = at_home(source)
     if path.is_dir():
         files = list_files(path, split)
-        if is_collection(path) or not files:
+        if is_collection(path) or not list_files(path, None):
             return load_folder(path, split, wanted)
+        if not files:
+            there = ", ".join(file.name for file in list_files(path, None))
+            raise NoSuchSplit(f"{path}: there is {there}; name a split that is there")
         return load_lists(path.resolve().name, files)
     if not path.exists():
         raise DataError(f"{source}: there is no such file or folder; give {LAYOUTS}")
