@@ -49,6 +49,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"position_biased_input": True, "type_vocab_size": 2, "max_relative_positions": 12}
         | {"pooler_hidden_act": "tanh"},
     ),
+    "deberta-v2-content": (
+        "DebertaV2",
+        SMALL | RELATIVE | {"position_buckets": 8, "share_att_key": True, "pos_att_type": []},
+    ),
 }
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from secondpass import atomic
-from secondpass.atomic import exchanged, whole_file, whole_folder, write_text
+from secondpass import Reranker, atomic
+from secondpass.atomic import at_home, exchanged, whole_file, whole_folder, write_text
 from secondpass.errors import CheckpointError
 
 HAS_EXCHANGE = sys.platform in ("linux", "darwin")
@@ -28,6 +28,14 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.usefixtures("way")
+def test_a_home_that_nobody_has_is_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert at_home("~/notes") == tmp_path / "notes"
+    assert at_home("~no-such-user/notes") == Path("~no-such-user/notes")
+    with pytest.raises(CheckpointError, match="no such folder"):
+        Reranker("~no-such-user/model")
+
+
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
     for text in ("one", "two"):
         with whole_folder(tmp_path / "model") as partial:

@@ -99,6 +99,7 @@ def test_json_has_everything(place: Place) -> None:
     assert hit["parts"]["tokens"] > 0
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_table(place: Place) -> None:
     """On a pseudo-terminal of 80 columns; passages are cut at 8 tokens, which is said."""
     pty = pytest.importorskip("pty")
@@ -152,6 +153,7 @@ def test_a_closed_pipe_ends_quietly(place: Place) -> None:
     assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(place: Place, tmp_path: Path) -> None:
     """Interrupted while it waits for its input, with nothing written to the terminal or the disk."""
     environment = {**place.environment, "TMPDIR": str(tmp_path)}
@@ -222,6 +224,7 @@ def test_a_failed_job_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_pa
     assert err.startswith("secondpass: ") and "config.json" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback(place: Place, tmp_path: Path) -> None:
     command = [*COMMAND, "rank", "q", "--passage", "x", "--model", str(tmp_path)]
     assert "Traceback" not in run(place, command).stderr
@@ -233,7 +236,7 @@ def test_debug_shows_the_traceback(place: Place, tmp_path: Path) -> None:
 def test_nothing_to_rank_fails(place: Place) -> None:
     shown = run(place, place.rank(), stdin="\n")
     assert (shown.returncode, shown.stdout) == (1, "")
-    assert shown.stderr == "secondpass: there is nothing to rank in standard input\n"
+    assert shown.stderr == "secondpass: there is nothing to read in standard input\n"
 
 
 def test_top_and_fields(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path) -> None:
@@ -280,6 +283,7 @@ def test_every_command_has_a_short_line_and_a_help(capsys: pytest.CaptureFixture
     assert not re.search(r"<(list|str|int|float|bool)", out)
 
 
+@pytest.mark.slow
 def test_a_shell_is_told_what_could_come_next(place: Place) -> None:
     """As bash asks: first for a command, then for a flag."""
     asked = {**place.environment, "_SECONDPASS_COMPLETE": "complete_bash"}
@@ -299,6 +303,7 @@ def test_closed_streams_are_no_error(place: Place) -> None:
     assert (shown.returncode, shown.stdout.count("\n")) == (0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.03, 0.06, 0.12])
 def test_ctrl_c_while_modules_are_imported_is_silent(place: Place, delay: float) -> None:
     """Sent at a moment of the imports, which is another one on every machine; from the first of them it is heeded."""
@@ -320,6 +325,44 @@ def test_ctrl_c_while_modules_are_imported_is_silent(place: Place, delay: float)
     assert (process.stdout.read(), process.stderr.read()) == ("", "")
     for stream in (process.stdin, process.stdout, process.stderr):
         stream.close()
+
+
+def test_an_alarm_that_is_not_heard_is_followed_by_another(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "heavy.py").write_text(
+        "import os, signal\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\n"
+        "signal.sigwait([signal.SIGALRM])\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])\n"
+    )
+    code = f"""
+import os, signal, sys
+from secondpass.cli import Invocation
+sys.path.append({str(tmp_path)!r})
+signal.signal(signal.SIGINT, Invocation().interrupt)
+import heavy
+try:
+    os.read(os.pipe()[0], 1)
+except KeyboardInterrupt:
+    print(signal.getitimer(signal.ITIMER_REAL))
+"""
+    assert run(place, [sys.executable, "-c", code]).stdout == "(0.0, 0.0)\n"
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_the_process_ends_after_what_is_registered_and_what_still_runs(place: Place, is_alone: bool) -> None:
+    code = f"""
+import atexit, sys, threading, time
+from secondpass import cli
+atexit.register(print, "registered")
+if not {is_alone}:
+    threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+sys.argv = ["secondpass", "rank", " "]
+cli.main()
+"""
+    shown = run(place, [sys.executable, "-c", code])
+    assert (shown.returncode, shown.stderr.startswith("secondpass: the query is empty")) == (2, True)
+    assert shown.stdout.split() == (["registered"] if is_alone else ["thread", "registered"])
 
 
 def test_a_bad_file_among_many_is_named_and_the_rest_is_ranked(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -160,7 +161,7 @@ def test_a_model_without_heads_says_what_is_missing(embedder: Embedder, folder: 
 @pytest.mark.parametrize(
     "option",
     [
-        {"pooling": "max"},
+        {"pooling": "median"},
         {"mode": "hybrid"},
         {"dimension": 0},
         {"dimension": 17},
@@ -222,9 +223,11 @@ def test_settings_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("modules.json", modules("Transformer", "Pooling", "Dense"), "Dense"),
-        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "max_tokens"),
-        ("1_Pooling/config.json", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls"),
+        ("modules.json", modules("Transformer", "Pooling", "Normalize", "Dense"), "in this order"),
+        ("modules.json", modules("Transformer", "Dense"), "in this order"),
+        ("modules.json", modules("Transformer", "Pooling", "LayerNorm"), "asks for LayerNorm"),
+        ("1_Pooling/config.json", {"pooling_mode_median_tokens": True}, "median_tokens"),
+        ("1_Pooling/config.json", {"pooling_mode": ["cls", "median"]}, "median"),
         ("1_Pooling/config.json", {"pooling_mode_mean_tokens": True, "include_prompt": False}, "whole row"),
         ("modules.json", {"type": "x"}, "not a list"),
         ("modules.json", [{"type": "x.Pooling", "path": "../elsewhere"}], "outside"),
@@ -235,6 +238,99 @@ def test_settings_that_are_not_computed_are_refused(tmp_path: Path, file: str, c
     write(folder / file, content)
     with pytest.raises((UnknownModel, CheckpointError), match=message):
         read_settings(folder)
+
+
+POOLED = {
+    "cls": lambda states: states[0],
+    "max": lambda states: states.max(0),
+    "mean": lambda states: states.mean(0),
+    "mean_sqrt_len_tokens": lambda states: states.sum(0) / len(states) ** 0.5,
+    "weightedmean": lambda states: np.average(states, axis=0, weights=range(1, len(states) + 1)),
+    "lasttoken": lambda states: states[-1],
+}
+KEYS = {name: f"pooling_mode_{name.removesuffix('_tokens')}_tokens" for name in POOLED} | {
+    "cls": "pooling_mode_cls_token",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+
+
+def states_of(folder: Path) -> list[Any]:
+    """Of TEXTS, by transformers."""
+    transformers = pytest.importorskip("transformers")
+    model = transformers.BertModel.from_pretrained(folder)
+    with torch.inference_mode():
+        found = [model(torch.tensor([row.ids])).last_hidden_state[0] for row in Embedder(folder).rows(TEXTS)]
+    return [states.numpy() for states in found]
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in POOLED), ("mean", "cls"), tuple(POOLED)])
+def test_poolings_are_those_of_sentence_transformers(tmp_path: Path, names: tuple[str, ...]) -> None:
+    folder = tiny_embedder(tmp_path / "e")
+    write(folder / "modules.json", modules("Transformer", "Pooling", "Dropout"))
+    states = states_of(folder)
+    in_order = [POOLED[name] for name in POOLED if name in names]
+    expected = [np.concatenate([pooled(x) for pooled in in_order]) for x in states]
+    for config in ({KEYS[name]: True for name in names}, {"pooling_mode": list(names)}):
+        write(folder / "1_Pooling" / "config.json", config)
+        vectors = Embedder(folder, device="cpu", dtype="float32").encode(TEXTS)
+        np.testing.assert_allclose(vectors, expected, atol=2e-5)
+
+
+def test_pooled_vectors_go_through_dense_layers(tmp_path: Path) -> None:
+    folder = tiny_embedder(tmp_path / "e", pooling="cls_token")
+    kinds = modules("Transformer", "Pooling", "Dense", "Dense", "Normalize")
+    kinds[3]["path"] = "3_Dense"
+    write(folder / "modules.json", kinds)
+    generator = torch.Generator().manual_seed(5)
+    first, bias, second = (torch.randn(shape, generator=generator) for shape in ((24, 16), (24,), (6, 24)))
+    tanh, identity = "torch.nn.modules.activation.Tanh", "torch.nn.modules.linear.Identity"
+    layers = {
+        "2_Dense": (
+            {"in_features": 16, "out_features": 24, "bias": True},
+            {"linear.weight": first, "linear.bias": bias},
+        ),
+        "3_Dense": ({"in_features": 24, "out_features": 6, "bias": False}, {"linear.weight": second}),
+    }
+    for (name, (config, weights)), activation in zip(layers.items(), (tanh, identity), strict=True):
+        (folder / name).mkdir()
+        write(folder / name / "config.json", config | {"activation_function": activation})
+        if name == "2_Dense":
+            torch.save(weights, folder / name / "pytorch_model.bin")
+        else:
+            save_file(weights, folder / name / "model.safetensors")
+    cls = torch.tensor(np.array([states[0] for states in states_of(folder)]))
+    expected = torch.nn.functional.normalize((cls @ first.T + bias).tanh() @ second.T)
+    embedder = Embedder(folder, device="cpu", dtype="float32")
+    np.testing.assert_allclose(embedder.encode(TEXTS), expected, atol=1e-5)
+    assert embedder.encode([]).shape == (0, 6)
+    for changes, message in (({"activation_function": "x.Mish"}, "mish"), ({"in_features": 8}, "from 16 is needed")):
+        write(folder / "2_Dense" / "config.json", layers["2_Dense"][0] | {"activation_function": tanh} | changes)
+        with pytest.raises((UnknownModel, CheckpointError), match=message):
+            Embedder(folder, device="cpu")
+
+
+def cut_at_spaces(folder: Path) -> Path:
+    """A tokenizer to which white space and case matter."""
+    ids = {word: place for place, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "river", "The", " "))}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="[UNK]"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "isolated")
+    inner.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_texts_are_stripped_with_their_prompt_but_not_for_m3(tmp_path: Path) -> None:
+    for has_heads in (False, True):
+        folder = cut_at_spaces(tiny_embedder(tmp_path / str(has_heads), has_heads=has_heads))
+        rows = Embedder(folder, device="cpu", prompts={"document": " "}).rows(["the river "])
+        assert rows[0].ids == ([7, 4, 7, 5, 7] if has_heads else [4, 7, 5])
+
+
+def test_do_lower_case_is_done_where_the_tokenizer_does_not(tmp_path: Path) -> None:
+    folder = cut_at_spaces(tiny_embedder(tmp_path / "e"))
+    assert Embedder(folder, device="cpu").rows(["The"])[0].ids == [6]
+    write(folder / "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": True})
+    assert Embedder(folder, device="cpu").rows(["The"])[0].ids == [4]
+    assert Embedder(folder, device="cpu", has_lowered_case=False).rows(["The"])[0].ids == [6]
 
 
 @pytest.mark.parametrize(

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.from_thread
 import pytest
 
 pytest.importorskip("mcp")
 
 from mcp import Client, StdioServerParameters
 
+from secondpass import Reranker
 from secondpass.mcp import Tools, make_server
 from secondpass.search.index import Index
+from secondpass.types import Progress, Ranking
 
 NOTES = "# Beans\n\nDry beans cook for ninety minutes.\n\n## Salt\n\nAdd salt late.\n\n## Soak\n\nOver night.\n"
 READING = {"search", "get", "status", "rerank", "recall"}
@@ -68,11 +74,13 @@ async def converse(client: Any) -> None:
     assert (state["files"], state["chunks"], state["indexes"]) == (1, 3, ["default"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [{}, {"mode": "legacy"}])
 def test_in_memory(folder: Path, mode: dict[str, str]) -> None:
     talk(make_server(Tools(folder=str(folder))), converse, **mode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [{}, pytest.param({"mode": "legacy"}, marks=pytest.mark.slow)])
 def test_over_standard_input_and_output(folder: Path, mode: dict[str, str]) -> None:
     command = StdioServerParameters(
@@ -107,6 +115,46 @@ def test_over_http(address: str) -> None:
     talk(address, converse)
 
 
+@pytest.mark.slow
+def test_over_http_no_stream_is_opened_on_which_nothing_comes(address: str) -> None:
+    """It would hold up the end of the process."""
+    httpx = pytest.importorskip("httpx")
+    with httpx.stream("GET", address, headers={"Accept": "text/event-stream"}) as answer:
+        assert answer.status_code == 405
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_while_standard_input_is_open(folder: Path, number: int) -> None:
+    """A host that has called a tool, and does not close its end first."""
+    command = [sys.executable, "-m", "secondpass", "mcp", "--folder", str(folder)]
+    about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "host", "version": "1"}}
+    sent = [
+        {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": about},
+        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "status", "arguments": {}}},
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdin is not None and running.stdout is not None
+        try:
+            running.stdin.write(b"".join(json.dumps(each).encode() + b"\n" for each in sent))
+            running.stdin.flush()
+            answers = [json.loads(running.stdout.readline()) for _ in range(2)]
+            assert answers[1]["result"]["structuredContent"]["files"] == 1
+            running.send_signal(number)
+            assert running.wait(10) == 128 + number
+        finally:
+            running.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["8790", "127.0.0.1:", ":8790", "127.0.0.1:99999"])
+def test_an_address_that_is_none_is_refused(where: str) -> None:
+    command = [sys.executable, "-m", "secondpass", "mcp", "--http", where]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (told.returncode, f"--http is {where!r}; give HOST:PORT" in told.stderr) == (2, True)
+
+
 def test_errors_tell_the_model_what_to_do(tmp_path: Path) -> None:
     async def conversation(client: Any) -> None:
         for name, arguments, said in (
@@ -120,6 +168,48 @@ def test_errors_tell_the_model_what_to_do(tmp_path: Path) -> None:
             assert said in answer.content[0].text
 
     talk(make_server(Tools(folder=str(tmp_path))), conversation)
+
+
+class Cancelled(Reranker):
+    """Has the call that it works for cancelled after its first batch, and goes on when the server knows."""
+
+    scope: anyio.CancelScope
+    done: list[int]
+
+    def rank(self, *rest: Any, progress: Progress | None = None, **options: Any) -> Ranking:
+        def told(done: int, total: int) -> None:
+            self.done.append(done)
+            anyio.from_thread.run_sync(self.scope.cancel)
+            with suppress(asyncio.CancelledError):
+                for _ in range(2000):
+                    anyio.from_thread.check_cancelled()
+                    time.sleep(0.005)
+            if progress is not None:
+                progress(done, total)
+
+        return super().rank(*rest, progress=told if len(self.done) == 0 else progress, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["rerank", "search"])
+def test_a_cancelled_call_stops_after_a_batch_and_holds_up_no_other(tool: str, tmp_path: Path) -> None:
+    texts = [f"Dry beans of kind {number} cook for {number} minutes." for number in range(40)]
+    (tmp_path / "beans.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    with Index(folder=tmp_path / "data", embedder="none", create=True) as index:
+        index.add(tmp_path / "beans.jsonl")
+    reranker = Cancelled(token_budget=64)
+    reranker.done = []
+    arguments = {"query": "how long do beans cook", **({"documents": texts} if tool == "rerank" else {})}
+
+    async def conversation(client: Any) -> None:
+        with anyio.CancelScope() as reranker.scope:
+            await client.call_tool(tool, arguments)
+        assert reranker.scope.cancelled_caught
+        answer = await client.call_tool(tool, arguments)
+        assert len(answer.structured_content["passages"]) == 5
+
+    talk(make_server(Tools(folder=str(tmp_path / "data"), reranker=reranker)), conversation)
+    assert len(reranker.done) == 1
 
 
 def test_without_the_extra_there_is_one_clear_line() -> None:

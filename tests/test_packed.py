@@ -120,3 +120,8 @@ def test_pack_rejects_no_rows_and_a_row_without_tokens(rows: list[Row]) -> None:
 def test_a_batch_stays_as_it_is_on_the_cpu() -> None:
     packed = pack([Row([1, 2], (1, 2))])
     assert packed.to(torch.device("cpu")) is packed
+
+
+def test_a_row_without_types_has_type_0_everywhere() -> None:
+    rows = [Row([1, 2, 3], (2, 3)), Row([1, 2, 3], (2, 3), is_typed=False)]
+    assert pack(rows).types.tolist() == [0, 0, 1, 0, 0, 0]

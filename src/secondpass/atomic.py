@@ -16,6 +16,18 @@ from secondpass.errors import CheckpointError
 _EXCHANGE = {"linux": ("renameat2", (-100,), 2), "darwin": ("renamex_np", (), 2)}
 
 
+def at_home(path: str | Path) -> Path:
+    """The path, with ~ and ~user as their folders; where there is no such user it is a name like any other."""
+    return Path(os.path.expanduser(path))
+
+
+def lasting(name: str) -> str:
+    """The name of a model, good in any current folder; those of packaged models name no folder."""
+    if name in ("", "auto", "none", "default", "multilingual") or not at_home(name).is_dir():
+        return name
+    return os.path.abspath(at_home(name))
+
+
 @contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
     """A name to write under; afterwards the file has its own name and is on disk. On an error nothing is left.

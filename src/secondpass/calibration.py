@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secondpass.atomic import write_text
+from secondpass.atomic import at_home, write_text
 from secondpass.errors import SecondpassError
 
 FILE = "calibration.json"
@@ -90,7 +90,7 @@ class Calibration:
 
 
 def _file(path: str | Path) -> Path:
-    path = Path(path).expanduser()
+    path = at_home(path)
     return path / FILE if path.is_dir() else path
 
 

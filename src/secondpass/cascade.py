@@ -9,11 +9,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from secondpass.cognitive import Cognitive
-from secondpass.public import for_each_query, hinted, in_thread, opened_again
+from secondpass.public import Opened, for_each_query, hinted, in_thread
 from secondpass.reranker import Reranker
 from secondpass.scoring.ranking import RankOptions
 from secondpass.scoring.scoring import part_of
@@ -24,7 +23,7 @@ from secondpass.types import Document, DocumentLike, EarlyExit, Hit, Info, Progr
 SMALL_SHARE = 0.5
 
 
-class Cascade:
+class Cascade(Opened):
     """Ranks with `small`, then the first `keep` of them with `large`. A Scorer; safe to use from several threads.
 
     Both are rerankers, or names of models, which are then opened with their usual options.
@@ -123,16 +122,8 @@ class Cascade:
         self.small.close()
         self.large.close()
 
-    def __enter__(self) -> Cascade:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return opened_again, (type(self), {"small": self.small, "large": self.large, "keep": self.keep})
+    def _opened_with(self) -> Mapping[str, Any]:
+        return {"small": self.small, "large": self.large, "keep": self.keep}
 
 
 def _stage(hit: Hit) -> float | int | str:

@@ -1,29 +1,29 @@
 """The command line: parse, call, explain what went wrong.
 
 A command is a function in a file of command/ and a row of COMMANDS. The function's parameters are its arguments and
-flags, annotated for typer; one whose type is a dataclass stands for the dataclass's fields, so that a flag is written
-once, with its default and help, and reaches the work as it is. Flags that several commands have are in
-command/flags.py; --debug is added here. A command's file imports at its head only what is quick, since its flags
-alone may be asked for (shell completion, --help); what is heavy is imported inside of functions. A command raises
-WrongUse or any SecondpassError, and `run` turns those into one sentence and an exit code; typer.Exit(code) ends it.
+flags, annotated with what they are on the command line; one whose type is a dataclass stands for the dataclass's
+fields, so that a flag is written once, with its default and help, and reaches the work as it is. Flags that several
+commands have are in command/flags.py; command/typed.py adds --debug. A command's file imports at its head only what
+is quick, since its flags alone may be asked for (shell completion, --help); what is heavy is imported inside of
+functions. A command raises WrongUse or any SecondpassError, and `run` turns those into one sentence and an exit code;
+SystemExit(code) ends it.
 """
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from copy import copy
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from types import FrameType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
-
-import typer
-from typer.core import TyperCommand, TyperGroup
 
 from secondpass.command.plain import plain_arguments
 from secondpass.engine.cpu.threads import suit_environment
@@ -32,7 +32,6 @@ OK, FAILED, WRONG_USE = 0, 1, 2
 ALARM = getattr(signal, "SIGALRM", 0)  # 0 where the system has no timers
 IMPORT_WAIT = 0.02  # seconds until it is looked again whether an import is done
 SIGNALLED = 128  # and the number of the signal, as shells have it
-EXPORTING = frozenset({"export", "distil"})  # commands that convert a model to a graph
 # Name: (file of command/ and function in it, line in the list of commands: at most 64 characters).
 COMMANDS: dict[str, tuple[str, str]] = {
     "rank": ("rank:rank", "Rank passages by how well they answer a query."),
@@ -55,8 +54,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "score": ("score:score", "Score files of pairs, also on Ray; it goes on where it stopped."),
     "export": ("export:export", "Write a model as a graph that runs without torch."),
 }
-_CONTEXT = {"help_option_names": ["-h", "--help"]}
-_METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 @dataclass
@@ -65,18 +62,25 @@ class Invocation:
 
     debug: bool = False
     signal: int = 0  # that ended it
+    is_waiting: bool = False  # for the end of an import
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
-        """On Ctrl-C and SIGTERM, and on an alarm that is set until an import is done.
+        """On Ctrl-C and SIGTERM, and on alarms that come until an import is done.
 
-        Compiled modules that are being imported do not bear an exception: torch aborts the process.
+        Compiled modules that are being imported do not bear an exception: torch aborts the process. One alarm would
+        not do: where it comes as this thread is about to read, and waits for Python's lock, it is heard after that.
         """
         if signum != ALARM:
             self.signal = signum
-        if ALARM and _is_importing(frame):
-            signal.signal(ALARM, self.interrupt)
-            signal.setitimer(signal.ITIMER_REAL, IMPORT_WAIT)
+        elif not self.is_waiting:  # the last one, as the timer was stopped
             return
+        self.is_waiting = bool(ALARM) and _is_importing(frame)
+        if self.is_waiting:
+            signal.signal(ALARM, self.interrupt)
+            signal.setitimer(signal.ITIMER_REAL, IMPORT_WAIT, IMPORT_WAIT)
+            return
+        if ALARM:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         raise KeyboardInterrupt
 
 
@@ -86,82 +90,6 @@ def _is_importing(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _set_debug(context: typer.Context, value: bool) -> None:
-    if value:
-        context.find_root().obj.debug = True
-
-
-def _show_version(value: bool) -> None:
-    from secondpass import __version__
-
-    if value:
-        typer.echo(f"secondpass {__version__}")
-        raise typer.Exit
-
-
-Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
-Version = Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")]
-
-
-class _Command(TyperCommand):
-    """A command whose help has names for its arguments, and not their Python types."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        for title, kind in (("Arguments", "argument"), ("Options", "option")):
-            records = [param.get_help_record(ctx) for param in self.get_params(ctx) if param.param_type_name == kind]
-            rows = [
-                (record[0].partition(" <")[0] if kind == "argument" else record[0], record[1])
-                for record in records
-                if record
-            ]
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
-
-
-class _Group(TyperGroup):
-    """The commands of COMMANDS, each imported when it is asked for."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """One of them. Asked for an unknown one it loads all, so that typer finds a name to suggest."""
-        for name in [cmd_name] if cmd_name in COMMANDS else COMMANDS:
-            if name not in self.commands:
-                self.commands[name] = _command(name)
-        return self.commands.get(cmd_name)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
-
-
-app = typer.Typer(
-    name="secondpass",
-    cls=_Group,
-    help="The second pass of retrieval: reads a query and each passage together and keeps the best.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong use.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings=_CONTEXT,
-)
-
-
-@app.callback(invoke_without_command=True)
-def root(context: typer.Context, *, version: Version = False, debug: Debug = False) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help(), err=True)
-        raise typer.Exit(WRONG_USE)
-
-
-def _command(name: str) -> Any:
-    line = COMMANDS[name][1]
-    single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    single.command(name, cls=_Command, short_help=line, context_settings=_CONTEXT)(_function(name))
-    return typer.main.get_command(single)
 
 
 def _plain(arguments: Sequence[str]) -> Callable[[], None] | None:
@@ -180,7 +108,7 @@ def _function(name: str) -> Callable[..., None]:
 
 
 def expanded(function: Callable[..., None]) -> Callable[..., None]:
-    """The function with the fields of its dataclasses as parameters of their own, and with --debug."""
+    """The function with the fields of its dataclasses as parameters of their own."""
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
@@ -189,10 +117,8 @@ def expanded(function: Callable[..., None]) -> Callable[..., None]:
             parameters += _fields(groups[name])
         else:
             parameters.append(_flag(name, hints[name], parameter.default))
-    parameters.append(_flag("debug", Debug, False))
 
     def call(**given: Any) -> None:
-        del given["debug"]
         for name, group in groups.items():
             given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
         function(**given)
@@ -212,16 +138,9 @@ def _fields(group: Any) -> list[inspect.Parameter]:
 
 
 def _flag(name: str, hint: Any, default: object) -> inspect.Parameter:
-    """A parameter as typer reads it, with N, X or TEXT for what it takes, where nothing better is said."""
     # Python 3.10 makes Optional of it where the default is None
-    annotation, info = next(get_args(each) for each in (hint, *get_args(hint)) if get_origin(each) is Annotated)
-    info = copy(info)
-    if info.metavar is None:
-        parts = [part for kind in (annotation, *get_args(annotation)) for part in (kind, *get_args(kind))]
-        info.metavar = next((_METAVARS[part] for part in parts if part in _METAVARS), None)
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info]
-    )
+    flag = next(each for each in (hint, *get_args(hint)) if get_origin(each) is Annotated)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=flag)
 
 
 def main(is_interruptible: bool = True) -> None:
@@ -233,12 +152,15 @@ def main(is_interruptible: bool = True) -> None:
     if is_interruptible:
         signal.signal(signal.SIGINT, invocation.interrupt)
     signal.signal(signal.SIGTERM, invocation.interrupt)
-    if not EXPORTING.intersection(sys.argv):
-        # openvino goes on without its converter of other formats, half of its import
-        sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     code = run(sys.argv[1:], invocation)
     for number in filter(None, (signal.SIGINT, signal.SIGTERM, ALARM)):
         signal.signal(number, signal.SIG_IGN)  # it is done, whatever comes while Python ends
+    if threading.active_count() == 1:  # else Python waits for the others
+        atexit._run_exitfuncs()
+        with suppress(OSError, ValueError):  # which Python then says
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # taking everything down, a model above all, would take 60 ms
     sys.exit(code)
 
 
@@ -252,14 +174,15 @@ def run(arguments: Sequence[str], invocation: Invocation | None = None) -> int:
             plain()
             sys.stdout.flush()
             return OK
-        command: Any = typer.main.get_command(app)
-        if "_SECONDPASS_COMPLETE" in os.environ:
-            command.main(list(arguments), prog_name="secondpass")  # a shell asks what could come next
-        with command.make_context("secondpass", list(arguments), obj=invocation) as context:
-            command.invoke(context)
+        from secondpass.command.typed import run_typed
+
+        code = run_typed(arguments, {name: line for name, (_, line) in COMMANDS.items()}, _function, invocation)
         sys.stdout.flush()
-    except typer.Exit as stop:
-        return int(stop.exit_code)
+        return code
+    except SystemExit as stop:
+        if isinstance(stop.code, str):  # of a library, to be printed
+            raise
+        return stop.code or OK
     except KeyboardInterrupt as stop:  # with the signal that a command had noted itself
         return SIGNALLED + (invocation.signal or (stop.args or (0,))[0] or signal.SIGINT)
     except BrokenPipeError:

@@ -13,6 +13,7 @@ distribution; docs/cognitive.md says how they are joined, with figures.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -22,6 +23,7 @@ from typing import Any
 from secondpass.calibration import sigmoid
 
 DAY_S = 86400.0
+_SECONDS = re.compile(r"-?\d{9,12}(\.\d+)?", re.ASCII)  # of a command line; shorter ones are years and days
 MIN_AGE_S = 1.0  # what was accessed just now, or by a clock that runs ahead, has this age
 FULL_GAIN = math.log(4)  # the rise of the base level that counts as evidence 1: three uses as old as the text
 SURE = 0.95  # the confidence that counts as evidence 1
@@ -321,6 +323,8 @@ def signals_of(record: Mapping[str, Any]) -> Signals:
 def seconds_of(moment: float | datetime | str, name: str) -> float:
     """A moment in seconds since 1970; one without a zone is in UTC. Raises ValueError that says `name`."""
     if isinstance(moment, str):
+        if _SECONDS.fullmatch(moment.strip()):
+            return float(moment)
         try:
             moment = datetime.fromisoformat(moment.strip().replace("Z", "+00:00"))
         except ValueError as error:

@@ -6,13 +6,13 @@ One dense vector per text; for BGE-M3 also sparse weights by token id, and a vec
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,16 +24,19 @@ from secondpass.cognitive import Cognitive
 from secondpass.colbert.maxsim import maxsim, unit
 from secondpass.engine.engine import EngineFacts, Heads, Vectors
 from secondpass.engine.open import open_encoder
-from secondpass.public import for_each_query, hinted, in_thread, opened_again
+from secondpass.public import Opened, for_each_query, hinted, in_thread
 from secondpass.scoring.ranking import RankOptions, log_odds, one_score, ranked, unscored_hit
 from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
+from secondpass.text.languages import unread, vectors_warning
 from secondpass.text.prompts import known_prompts, single_rows
 from secondpass.types import DocumentLike, EarlyExit, Info, Progress, Ranking, Row, Usage
 
 __all__ = ["Embedder", "lexical_score"]
 
+logger = logging.getLogger(__name__)
+
 KINDS = ("query", "document")
-POOLINGS = ("cls", "mean", "last")
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "last")
 # The part of a score -> the encoder's output that it needs, in the order of `weights`.
 PARTS = {"dense": "pooled", "sparse": "weights", "colbert": "tokens"}
 # What `score` says by its mode, in FlagEmbedding's words -> the parts that are averaged.
@@ -95,7 +98,7 @@ _SCORES: Mapping[str, Callable[[Embedded, Embedded], Vectors]] = {
 }
 
 
-class Embedder:
+class Embedder(Opened):
     """Vectors of texts, each read alone; a Scorer by their similarity.
 
     model: "default" (all-MiniLM-L6-v2, inside the embedded model: English, offline, without torch), a folder in
@@ -104,7 +107,7 @@ class Embedder:
     given. prompts: by kind, {"query": ..., "document": ...}. dimension: cut vectors to it, for Matryoshka models.
     mode: what `score` says, one of MODES; None is all that the checkpoint has. weights: of dense, sparse and
     colbert in a combined mode. has_lowered_case: texts in lower case before special tokens are looked for, as
-    sentence-transformers before version 5 did where do_lower_case is set.
+    sentence-transformers before version 6 did where do_lower_case is set; None: after that, as it does since.
     special_tokens: "text", so that "[SEP]" in a text is just letters, or "parse", as the references do.
     Safe to use from several threads. Raises CheckpointError, DownloadError, UnknownModel or MissingExtra.
     """
@@ -125,7 +128,7 @@ class Embedder:
         dimension: int | None = None,
         mode: str | None = None,
         weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        has_lowered_case: bool = False,
+        has_lowered_case: bool | None = None,
         token_budget: int | None = None,
         local_files_only: bool = False,
         special_tokens: str = "text",
@@ -136,7 +139,7 @@ class Embedder:
         settings = read_settings(self._checkpoint.folder)
         files = {name: self._checkpoint.folder / file for name, file in _HEAD_FILES.items()}
         files = {name: file for name, file in files.items() if file.is_file()}
-        heads = Heads(pooling=pooling or settings.pooling, files=files)
+        heads = Heads(pooling=pooling or settings.pooling, dense=settings.dense, files=files)
         self._tokenizer = self._checkpoint.tokenizer.reading(special_tokens)
         self._encoder = open_encoder(self._checkpoint, heads, device=device, dtype=dtype, token_budget=token_budget)
         self._model_type = str(self._checkpoint.config.get("model_type"))
@@ -144,17 +147,22 @@ class Embedder:
         self._prompts = {**known, **settings.prompts, **(prompts or {})}
         self._max_lengths = self._pick_lengths(max_length, max_query_length, settings)
         self._is_normalized = settings.is_normalized if is_normalized is None else is_normalized
-        self._has_lowered_case = has_lowered_case
+        self._has_lowered_case = has_lowered_case is True
+        if has_lowered_case is None and settings.has_lowered_case:
+            self._tokenizer = self._tokenizer.lowered()
         self._dimension = _check_dimension(dimension, self._encoder.current.width)
         self._weights = dict(zip(PARTS, weights, strict=True))
         self._outputs = {"pooled", *files}
+        # as sentence-transformers does; FlagEmbedding, the reference of BGE-M3, does not
+        self._is_stripped = not files
         everything = "colbert+sparse+dense" if len(files) == len(_HEAD_FILES) else "dense"
         self._mode = everything if mode is None else mode
         self._check_parts(MODES[self._mode])
+        self._has_warned = False
 
     def encode(self, texts: Iterable[DocumentLike], *, kind: str = "document") -> Vectors:
         """Dense vectors (N, C) of the texts, as a "query" or as a "document", with the model's prompt for it."""
-        return self._embed(texts, kind, ("dense",)).dense
+        return self.embed(texts, kind, ("dense",)).dense
 
     def rows(self, texts: Iterable[DocumentLike], *, kind: str = "document") -> list[Row]:
         """What `encode` reads of the texts, as token ids, for callers that join the rows of several calls."""
@@ -167,15 +175,32 @@ class Embedder:
 
     def sparse(self, texts: Iterable[DocumentLike], *, kind: str = "document") -> list[dict[int, float]]:
         """Weights above 0 by token id, as BGE-M3 has them. Raises ValueError for a model that has none."""
-        return self._embed(texts, kind, ("sparse",)).sparse
+        return self.embed(texts, kind, ("sparse",)).sparse
 
     def multi_vector(self, texts: Iterable[DocumentLike], *, kind: str = "document") -> list[Vectors]:
         """Unit vectors (L, D) of each text's tokens but the first, as BGE-M3 has them.
 
         Raises ValueError for a model that has none.
         """
-        found = self._embed(texts, kind, ("colbert",))
+        found = self.embed(texts, kind, ("colbert",))
         return np.split(found.tokens, np.cumsum(found.lengths)[:-1]) if len(found.lengths) else []
+
+    def embed(self, texts: Iterable[DocumentLike], kind: str, parts: Collection[str]) -> Embedded:
+        """Several parts of what is known of texts, "dense", "sparse" and "colbert", in one pass over them."""
+        _check_choice("kind", kind, KINDS)
+        self._check_parts(parts)
+        rows = self._rows(_texts(texts), kind)
+        found = self._encoder.current.run(rows, [PARTS[part] for part in parts]) if rows else {}
+        lengths = np.array([len(row) - 1 for row in rows], np.int64)
+        ids = [row.ids for row in rows]
+        is_first = np.zeros(int(lengths.sum()) + len(rows), np.bool_)
+        is_first[np.cumsum(lengths + 1) - lengths - 1] = True
+        return Embedded(
+            dense=self._finished(found.get("pooled", _NONE)),
+            sparse=self._weights_by_id(ids, found["weights"][:, 0]) if "weights" in found else [],
+            tokens=unit(found["tokens"][~is_first]) if "tokens" in found else _NONE,
+            lengths=lengths,
+        )
 
     @hinted
     def rank(
@@ -230,7 +255,9 @@ class Embedder:
             unscored=sum(not hit.is_scored for hit in hits),
         )
         cleaned = clean_query(query)
-        return Ranking(cleaned, ranked(cleaned, hits, options, log_odds), usage)
+        warning = self.unread(cleaned, texts)
+        warnings = () if warning is None else (warning,)
+        return Ranking(cleaned, ranked(cleaned, hits, options, log_odds), usage, warnings=warnings)
 
     arank = in_thread(rank)
     rank_many = for_each_query(rank)
@@ -245,8 +272,8 @@ class Embedder:
         _check_choice("mode", mode, tuple(MODES))
         texts = _texts(documents)
         indices = {text: index for index, text in enumerate(dict.fromkeys(texts))}
-        asked = self._embed([clean_query(query)], "query", MODES[mode])
-        found = self._embed(list(indices), "document", MODES[mode])
+        asked = self.embed([clean_query(query)], "query", MODES[mode])
+        found = self.embed(list(indices), "document", MODES[mode])
         if not indices:
             return []
         scores = self._combined({part: _SCORES[part](asked, found) for part in MODES[mode]})
@@ -257,24 +284,28 @@ class Embedder:
         """What runs it."""
         return self._encoder.facts
 
+    @property
+    def fingerprint(self) -> str:
+        """Names what the vectors of documents depend on: weights, lengths and prompts."""
+        made = (self._max_lengths["document"], self._prompts.get("document", ""), self._has_lowered_case)
+        return f"{self._encoder.current.fingerprint} {made} {self._arguments['special_tokens']}"
+
+    def check_part(self, part: str) -> None:
+        """Raises ValueError where the model has no such part."""
+        self._check_parts((part,))
+
     def close(self) -> None:
         """Give the memory of the model back; calls after that raise EngineError."""
         self._encoder.close()
 
-    def __enter__(self) -> Embedder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return opened_again, (type(self), self._arguments)
-
     def reopen(self) -> None:
         """Load the model anew, after it failed; may be tried again. The memory of the old one is free before."""
         self._encoder.reopen()
+
+    def unread(self, query: str, documents: Sequence[str] = ()) -> str | None:
+        """The warning for texts in a script that the model is known not to read; None otherwise."""
+        found = unread(query, documents, self._checkpoint.config.get("scripts"))
+        return None if found is None else vectors_warning(found, self._checkpoint.name)
 
     def info(self) -> Info:
         """What this embedder runs on, and why."""
@@ -286,24 +317,13 @@ class Embedder:
             truncation="end",
         )
 
-    def _embed(self, texts: Iterable[DocumentLike], kind: str, parts: Collection[str]) -> Embedded:
-        _check_choice("kind", kind, KINDS)
-        self._check_parts(parts)
-        rows = self._rows(_texts(texts), kind)
-        found = self._encoder.current.run(rows, [PARTS[part] for part in parts]) if rows else {}
-        lengths = np.array([len(row) - 1 for row in rows], np.int64)
-        ids = [row.ids for row in rows]
-        is_first = np.zeros(int(lengths.sum()) + len(rows), np.bool_)
-        is_first[np.cumsum(lengths + 1) - lengths - 1] = True
-        return Embedded(
-            dense=self._finished(found.get("pooled", _NONE)),
-            sparse=self._weights_by_id(ids, found["weights"][:, 0]) if "weights" in found else [],
-            tokens=unit(found["tokens"][~is_first]) if "tokens" in found else _NONE,
-            lengths=lengths,
-        )
-
     def _rows(self, texts: Sequence[str], kind: str) -> list[Row]:
+        if not self._has_warned and (warning := self.unread("", texts)) is not None:
+            self._has_warned = True
+            logger.warning("%s", warning)
         prompted = [self._prompts.get(kind, "") + text for text in texts]
+        if self._is_stripped:
+            prompted = [text.strip() for text in prompted]
         if self._has_lowered_case:
             prompted = [text.lower() for text in prompted]
         return single_rows(self._tokenizer, prompted, max_length=self._max_lengths[kind])

@@ -44,6 +44,10 @@ class DataError(SecondpassError):
     """Queries, documents or judgements cannot be used; says in which file and line."""
 
 
+class NoSuchSplit(DataError):
+    """A set has no judgements of the split that was asked for."""
+
+
 class TrainingError(SecondpassError):
     """A training run cannot start, go on or be saved."""
 

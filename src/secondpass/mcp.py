@@ -6,17 +6,19 @@ named by a client: `get` gives what is in the index. Needs the extra `mcp`, so i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 import anyio
+import anyio.from_thread
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field
-from starlette.routing import BaseRoute
+from starlette.applications import Starlette
+from starlette.routing import Route
 
 from secondpass.errors import SecondpassError
 from secondpass.public import opened_once
@@ -104,6 +106,44 @@ class IndexState(BaseModel):
     facts: int
 
 
+@dataclass(frozen=True)
+class StoppableReranker:
+    """A StateReader that stops between batches once the call that waits for it was cancelled."""
+
+    reranker: Reranker
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        budget_ms: float | None = None,
+        first_scores: Sequence[float] | None = None,
+    ) -> Ranking:
+        return self.reranker.rank(
+            query,
+            documents,
+            top_n=top_n,
+            budget_ms=budget_ms,
+            first_scores=first_scores,
+            progress=lambda done, total: anyio.from_thread.check_cancelled(),
+        )
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        return self.reranker.score_pairs(pairs)
+
+    @property
+    def states_mark(self) -> str | None:
+        return self.reranker.states_mark
+
+    def states(self, passages: Sequence[str]) -> list[bytes]:
+        return self.reranker.states(passages)
+
+    def keep_states(self, states: Iterable[bytes]) -> None:
+        self.reranker.keep_states(states)
+
+
 @dataclass(kw_only=True)
 class Tools:
     """What the tools work on, opened when it is first needed."""
@@ -124,13 +164,16 @@ class Tools:
     def memory(self) -> Memory:
         return Memory(namespace=self.namespace, folder=self.folder, reranker=self.open_reranker())
 
-    def open_reranker(self) -> Reranker:
+    def open_reranker(self) -> StoppableReranker:
         if self.reranker is None:
             self.reranker = Reranker(self.reranker_name)
-        return self.reranker
+        return StoppableReranker(self.reranker)
 
     async def call(self, work: Callable[[], Result]) -> Result:
-        """Do the work in a thread, one at a time; what goes wrong is told to the model in a sentence."""
+        """Do the work in a thread, one at a time; what goes wrong is told to the model in a sentence.
+
+        The next one begins once a cancelled one has stopped.
+        """
         async with self.lock:
             try:
                 return await anyio.to_thread.run_sync(work)
@@ -151,14 +194,26 @@ def make_server(tools: Tools) -> MCPServer[Any]:
     return server
 
 
-def http_routes(server: MCPServer[Any]) -> list[BaseRoute]:
+def http_app(server: MCPServer[Any], **options: Any) -> Starlette:
+    """The server at /mcp, without sessions. options: host, by which the SDK knows whose requests to check, and so on.
+
+    POST alone: there are no sessions to end, and nothing ever comes on a stream that a client opens with GET, which
+    would hold up the end of the process.
+    """
+    app = server.streamable_http_app(stateless_http=True, json_response=True, **options)
+    for route in app.routes:
+        assert isinstance(route, Route)
+        route.methods = {"POST"}
+    return app
+
+
+def http_routes(server: MCPServer[Any]) -> list[Route]:
     """The route /mcp for an application that checks hosts, origins and keys itself.
 
     It has to be entered as `async with server.session_manager.run()` in the application's lifespan.
     """
     unchecked = TransportSecuritySettings(enable_dns_rebinding_protection=False)
-    app = server.streamable_http_app(stateless_http=True, json_response=True, transport_security=unchecked)
-    return list(app.routes)
+    return [route for route in http_app(server, transport_security=unchecked).routes if isinstance(route, Route)]
 
 
 def _add_search(server: MCPServer[Any], tools: Tools) -> None:
@@ -222,9 +277,13 @@ def _add_memory(server: MCPServer[Any], tools: Tools) -> None:
         replaces: Annotated[int | None, Field(description="The id of a fact that is no longer true.")] = None,
     ) -> Remembered:
         """Keep a fact for later conversations."""
-        if replaces is not None:
-            return Remembered(id=await tools.call(lambda: tools.memory.supersede(replaces, text, source="agent")))
-        return Remembered(id=await tools.call(lambda: tools.memory.remember(text, subject=subject, source="agent")))
+
+        def told() -> int:
+            if replaces is None:
+                return tools.memory.remember(text, subject=subject, source="agent")
+            return tools.memory.supersede(replaces, text, subject=subject, source="agent")
+
+        return Remembered(id=await tools.call(told))
 
     @server.tool(annotations=_READING)
     async def recall(

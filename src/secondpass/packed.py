@@ -177,8 +177,8 @@ def pack(rows: Sequence[Row], spans: Sequence[tuple[int, int]] | None = None, *,
     if not lengths or min(lengths) == 0:
         raise ValueError("pack needs at least one row, and each row at least one token")
     row_index, positions, starts = _layout(lengths)
-    passage_starts = torch.tensor([row.passage[0] for row in rows])
-    types = (positions >= passage_starts[row_index]).long()
+    typed_from = torch.tensor([row.passage[0] if row.is_typed else len(row) for row in rows])
+    types = (positions >= typed_from[row_index]).long()
     shared = None if spans is None else _share(lengths, spans, num_kept)
     if spans is not None:
         positions = positions + torch.tensor([stop - start for start, stop in spans])[row_index]

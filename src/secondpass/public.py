@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import wraps
+from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from secondpass.types import DocumentLike, Ranking
@@ -87,8 +89,36 @@ def hinted(call: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def opened_again(kind: Callable[..., R], arguments: Mapping[str, Any]) -> R:
-    """What a pickle of a public class calls: the model is opened anew from what it was opened with."""
+class Closing(ABC):
+    """What `with` closes at its end."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what is held."""
+
+    def __enter__(self: S) -> S:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Opened(Closing):
+    """What holds a model. A pickle or a copy opens it anew, from what it was opened with."""
+
+    _arguments: Mapping[str, Any]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_again, (type(self), self._opened_with())
+
+    def _opened_with(self) -> Mapping[str, Any]:
+        """The arguments of the class that open it again."""
+        return self._arguments
+
+
+def _opened_again(kind: Callable[..., R], arguments: Mapping[str, Any]) -> R:
     return kind(**arguments)
 
 

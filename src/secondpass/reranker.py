@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from secondpass.calibration import Calibration
 from secondpass.cognitive import Cognitive
-from secondpass.public import check_lists, hinted, in_thread, opened_again
+from secondpass.public import Opened, check_lists, hinted, in_thread
 from secondpass.scoring.open import ModelOptions, changed, open_scoring
 from secondpass.scoring.ranking import RankOptions, one_score
 from secondpass.scoring.scoring import part_of
@@ -23,15 +22,15 @@ from secondpass.text.reader import Pair
 from secondpass.types import DocumentLike, EarlyExit, Info, Progress, Ranking
 
 
-class Reranker:
+class Reranker(Opened):
     """Reads a query and each candidate together and keeps the best few.
 
     model: "auto", "default" (embedded, English, offline), "multilingual" (of the package secondpass-multilingual), a
     folder in Hugging Face layout, or a hub name, pinned by `revision`.
     "auto" is "default", and where secondpass-multilingual is installed, "multilingual" for a query that is not in
-    Latin script, or one of whose passages is not: one model reads all passages of a query, and `Ranking.info` says
-    which. It is opened when first needed, or by `warm_up`. With a calibration, which is of one model, "auto" is
-    "default".
+    English or most of whose passages are not, as far as that can be told, or one of whose passages is not in Latin
+    script: one model reads all passages of a query, and `Ranking.info` says which. It is opened when first needed, or
+    by `warm_up`. With a calibration, which is of one model, "auto" is "default".
     truncation: None (the family's rule), "longest_first" or "only_second" (FlagEmbedding's).
     long_documents: "truncate" (exactly the reference's rule) or "chunk" (overlapping windows, the best one wins).
     score_cache: a file in which scores are kept, so that a second run over the same pairs computes only what is new.
@@ -267,14 +266,5 @@ class Reranker:
         """Give the memory of the model back; calls after that raise EngineError."""
         self._scoring.close()
 
-    def __enter__(self) -> Reranker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        arguments = {field.name: getattr(self._options, field.name) for field in fields(self._options)}
-        return opened_again, (type(self), arguments)
+    def _opened_with(self) -> Mapping[str, Any]:
+        return {field.name: getattr(self._options, field.name) for field in fields(self._options)}

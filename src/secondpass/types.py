@@ -28,13 +28,14 @@ DocumentLike: TypeAlias = "str | Document | Mapping[str, Any]"
 class Row:
     """One (query, passage) pair as the token ids that a model reads.
 
-    `passage` is the half-open range of the passage's tokens in `ids`; from `passage[0]` on, token types are 1
-    where a family has them. `cut` counts the tokens that truncation took from (query, passage).
+    `passage` is the half-open range of the passage's tokens in `ids`; from `passage[0]` on, token types are 1 where
+    the row `is_typed`. `cut` counts the tokens that truncation took from (query, passage).
     """
 
     ids: list[int]
     passage: tuple[int, int]
     cut: tuple[int, int] = (0, 0)
+    is_typed: bool = True
 
     def __len__(self) -> int:
         return len(self.ids)

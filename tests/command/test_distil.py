@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from secondpass.training.distilling import (
     parted,
 )
 from tests.checkpoints import tiny_bert
+from tests.command.test_train import embedder
+from tests.goldens import SHARED
 from tests.training.toy import THINGS
 
 PLACES = ("in the city", "by the old road", "in a new house", "on the long bridge", "under the cold water")
@@ -76,11 +79,13 @@ def test_a_student_comes_nearer_to_its_teacher(tmp_path: Path, manual: Path) -> 
     assert (out / "training" / "judged").exists()
 
 
+@pytest.mark.slow
 def test_given_queries_are_asked_and_nothing_else(
     tmp_path: Path, manual: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base, queries = tiny_bert(tmp_path / "base"), tmp_path / "log.txt"
-    queries.write_text("where is the river\nwhat is the bridge\n\nwhich road is long\n")
+    asked = "where is the river\nwhat is the bridge\n\nwhich road is long\nWhat is the  bridge\n"  # as a log repeats
+    queries.write_text(asked)
     options = ("--teacher", base, "--student", base, "--output", tmp_path / "out", "--queries", queries)
     assert run("distil", manual, *options, *QUICK, "--epochs", "1") == 0
     assert "3 queries with candidates" in capsys.readouterr().err
@@ -138,3 +143,65 @@ def test_agreement_is_one_for_the_teacher_and_less_for_the_reverse() -> None:
 def test_too_few_queries_are_said() -> None:
     with pytest.raises(ValueError, match="1 queries are left, 2 are needed"):
         parted([judged(1.0, 0.0)], share=0.1, seed=1)
+
+
+def test_a_student_whose_scores_are_all_alike_is_not_praised() -> None:
+    class Alike:
+        def score(self, query: str, documents: Sequence[str]) -> list[float]:
+            return [0.5] * len(documents)
+
+    found = agreement([judged(3.0, 2.0, 1.0, -1.0, -2.0, -2.5, -3.0, -4.0, -5.0, -6.0)], Alike())
+    assert found.ndcg < 0.7 and found.first_five == 0.0
+    assert agreement([judged(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)], Alike()).first_five == 1.0  # as the teacher
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--held-out", "1.5"), "--held-out 1.5: give more than 0 and less than 1"),
+        (("--min-spread", "nan"), "--min-spread nan: give 0 or more"),
+        (("--temperature", "0"), "temperature is 0.0"),
+        (("--max-length", "2"), "leaves no room for any"),
+        (("--student", "nothere"), "no such folder"),
+    ],
+)
+def test_what_the_student_cannot_be_is_said_before_the_teacher_begins(
+    tmp_path: Path, manual: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, str], sentence: str
+) -> None:
+    base = tiny_bert(tmp_path / "base")
+    fixed = ("--teacher", base, "--student", base, "--output", tmp_path / "out", "--device", "cpu")
+    assert run("distil", manual, *fixed, *options) != 0
+    said = capsys.readouterr().err
+    assert sentence in said and "queries with candidates" not in said
+
+
+@pytest.mark.slow
+def test_a_plain_encoder_is_a_student_and_a_report_is_of_its_own_run(
+    tmp_path: Path, manual: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, queries = tiny_bert(tmp_path / "teacher", seed=3), tmp_path / "log.txt"
+    queries.write_text("where is the river\nwhat is the bridge\nwhich road is long\nis the sea cold\n")
+    plain = embedder(teacher, tmp_path / "plain")
+    options = ("--teacher", teacher, "--student", plain, "--output", tmp_path / "out", "--queries", queries)
+    assert run("distil", manual, *options, *QUICK, "--epochs", "1") == 0
+    said = capsys.readouterr().err
+    assert "student: nDCG@10" in said and "student before" not in said
+    assert run("distil", manual, *options, *QUICK, "--epochs", "1", "--resume", "--held-out", "0.5") == 1
+    assert "a run with another student, texts, queries or draws" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_decoder_is_taught_and_told_though_it_has_no_graph(
+    tmp_path: Path, manual: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = SHARED / "golden" / "gemma-llm-reranker"
+    if not student.is_dir():
+        pytest.skip("no reference figures here")
+    teacher, queries = tiny_bert(tmp_path / "teacher", seed=3), tmp_path / "log.txt"
+    queries.write_text("where is the river\nwhat is the bridge\n")
+    options = ("--teacher", teacher, "--student", student, "--queries", queries)
+    quick = (*QUICK, "--epochs", "1", "--max-length", "64", "--depth", "4")
+    assert run("distil", manual, *options, "--output", tmp_path / "out", *quick) == 0
+    shown = capsys.readouterr()
+    assert "student: nDCG@10" in shown.err and "not exported: " in shown.err and "is a decoder" in shown.err
+    assert shown.out == f"{tmp_path / 'out'}\n"

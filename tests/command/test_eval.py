@@ -14,6 +14,7 @@ import pytest
 
 from secondpass import Reranker, cli
 from secondpass.calibration import Calibration
+from secondpass.command.sets import Sets
 from secondpass.evaluation import evaluate, read_run
 from tests.checkpoints import tiny_bert
 from tests.evaluation.datasets.test_dataset import lines, write
@@ -86,6 +87,7 @@ def test_a_run_of_the_set_is_reranked(capsys: pytest.CaptureFixture[str], place:
     assert measured["before"]["MRR@10"] == 1.0 and measured["first_stage"] == "run:first.run"
 
 
+@pytest.mark.slow
 def test_reports_are_written(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     html, markdown = tmp_path / "report.html", tmp_path / "report.md"
@@ -173,6 +175,10 @@ def test_calibrate_writes_beside_the_model(capsys: pytest.CaptureFixture[str], p
         (("eval", "{data}", "--first-stage", "bm26"), "give bm25, run:FILE or embedder:NAME"),
         (("eval", "{data}", "--first-stage", "run:"), "give bm25, run:FILE or embedder:NAME"),
         (("eval", "{data}", "--html", "/no/such/folder/x.html"), "there is no folder"),
+        (("eval", "{data}", "--run", "{data}"), "is a folder; name a file"),
+        (("eval", "{data}", "--seed", "-1"), "--seed"),
+        (("eval", "{data}", "--pipeline", "--run", "x.trec"), "leave out what writes files"),
+        (("eval", "{data}", "--pipeline", "--first-stage", "run:x.trec"), "--pipeline searches itself"),
         (("calibrate", "{data}"), "name a file with --output"),
         (("calibrate", "{data}", "--output", "x.json", "--precision", "2"), "--precision 2.0"),
     ],
@@ -221,6 +227,7 @@ def test_each_layer_is_measured_as_a_model_of_its_own(capsys: pytest.CaptureFixt
     assert code == 2 and "layer-wise" in err
 
 
+@pytest.mark.slow
 def test_each_ratio_is_measured_at_each_layer(capsys: pytest.CaptureFixture[str], place: Place) -> None:
     model = SHARED / "golden" / "gemma2-lightweight"
     if not model.is_dir():
@@ -235,3 +242,15 @@ def test_each_ratio_is_measured_at_each_layer(capsys: pytest.CaptureFixture[str]
     assert all(0 <= float(line.split("|")[3]) <= 1 for line in lines)  # the quality, beside its time
     code, _, err = called(capsys, "eval", place.data, "--model", model, "--compress-layers", "2")
     assert code == 2 and "--ratios" in err
+
+
+def test_a_second_model_that_is_not_there_is_said_before_the_first_is_measured(
+    capsys: pytest.CaptureFixture[str], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sets, "each", lambda *_: pytest.fail("the work began"))
+    code, _, err = called(capsys, "eval", place.data, "--model", place.model, "--model", "nothere")
+    assert code == 1 and "'nothere': no such folder" in err
+    layered = SHARED / "golden" / "minicpm-layerwise"
+    if layered.is_dir():
+        code, _, err = called(capsys, "eval", place.data, "--model", layered, "--layers", "3,99")
+        assert code == 2 and "cutoff_layer 99: there are 2, 3, 4, 5, 6" in err

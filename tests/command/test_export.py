@@ -19,6 +19,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bert(tmp_path_factory.mktemp("source"))
 
 
+@pytest.mark.slow
 def test_the_report_is_printed_and_kept(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check = tmp_path / "check.jsonl"
     rows = [{"query": "a river", "pos": ["long water"], "neg": ["a king", "old snow"]}, {"query": "b", "text": "c"}]

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,12 @@ def test_a_folder_is_added_searched_listed_and_removed(notes: Path, capsys: pyte
     (notes / "cars.txt").write_text("The car has new tyres now.\n")
     assert called(capsys, "update", "--name", "food")[2].startswith("food: 1 changed, 1 unchanged;")
     code, out, _ = called(capsys, "collections")
-    assert out.split("\t")[:4] == ["food", "2", "3", "0"]
+    assert code == 0 and out.split("\t")[:4] == ["food", "2", "3", "0"]
+    broken = notes.parent / "indexes" / "broken.sqlite"
+    broken.write_bytes(b"SQLite format 3\0" + bytes(5000))
+    code, out, err = called(capsys, "collections")
+    assert code == 1 and out.startswith("food\t") and err.startswith(f"{broken}: is not an index")
+    broken.unlink()
     assert called(capsys, "remove", "cars.txt", "--name", "food")[2] == "1 chunk forgotten\n"
     assert called(capsys, "remove", "--all", "--name", "food")[2] == "the index food is gone\n"
     assert called(capsys, "collections")[1] == ""
@@ -83,6 +89,21 @@ def test_json_has_everything(notes: Path, capsys: pytest.CaptureFixture[str]) ->
     assert hit["fields"]["characters"][1] > hit["fields"]["characters"][0]
 
 
+def test_fields_are_asked_for_as_a_file_has_them(notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    front = '---\ntags: [work, 7]\ndraft: true\nrating: 4.5\nzip: "01234"\narea: "7"\n---\n'
+    (notes / "front.md").write_text(f"{front}The beans are here.\n")
+    called(capsys, "add", ".", "--embedder", "none")
+    for field in ("tags=work", "tags=7", "draft=true", "rating=4.5", "zip=01234", 'area="7"'):
+        _, out, _ = called(capsys, "search", "beans", "--no-rerank", "--field", field)
+        assert [line.split("\t")[3] for line in out.splitlines()] == ["front.md:8"], field
+    for field in ("tags=²", "draft=NaN", f"rating={2**70}", 'a"b=1'):
+        code, out, err = called(capsys, "search", "beans", "--no-rerank", "--field", field)
+        assert (code, out) in ((0, ""), (2, ""))
+        assert "nothing is found" in err or "field" in err
+    assert called(capsys, "search", "beans", "--no-rerank", "--since", "1700000000")[0] == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -101,6 +122,7 @@ def test_errors_say_what_to_do(
     assert said in err
 
 
+@pytest.mark.slow
 def test_a_person_sees_where_the_answer_is(notes: Path) -> None:
     pytest.importorskip("pty")
     script = (
@@ -115,15 +137,24 @@ def test_a_person_sees_where_the_answer_is(notes: Path) -> None:
     assert "\x1b[1mDry beans cook for ninety minutes." in shown
 
 
+@contextmanager
+def watching(*added: str) -> Iterator[Iterator[str]]:
+    """The lines of an `add` that goes on, from its first; at the end it is interrupted."""
+    pytest.importorskip("watchfiles")
+    command = [sys.executable, "-m", "secondpass", "add", *added, "--embedder", "none", "--watch"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        ending = threading.Timer(120, process.kill)  # a line that never comes ends the reading
+        ending.start()
+        assert process.stderr is not None
+        yield iter(process.stderr)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        ending.cancel()
+
+
 @pytest.mark.slow
 def test_changes_are_followed_until_it_is_interrupted(notes: Path) -> None:
-    pytest.importorskip("watchfiles")
-    command = [sys.executable, "-m", "secondpass", "add", ".", "--embedder", "none", "--watch"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as watching:
-        ending = threading.Timer(120, watching.kill)  # a line that never comes ends the reading
-        ending.start()
-        assert watching.stderr is not None
-        lines = iter(watching.stderr)
+    with watching(".") as lines:
         assert next(lines).startswith("default: 2 added; 2 files, 3 chunks")
         assert any(line.startswith("watching") for line in lines)
         watchers_start_s = 1.0  # after the line; what changes before is not told
@@ -132,11 +163,47 @@ def test_changes_are_followed_until_it_is_interrupted(notes: Path) -> None:
         assert any("1 added, 2 unchanged; 3 files" in line for line in lines)
         (notes / "cars.txt").unlink()
         assert any("1 removed, 2 unchanged; 2 files" in line for line in lines)
-        watching.send_signal(signal.SIGINT)
-        assert watching.wait(60) == 130
-        ending.cancel()
     index = Index(folder=notes.parent / "indexes", reranker=None)
     assert [hit.document.text for hit in index.search("bread")] == ["something new about bread"]
+
+
+@pytest.mark.slow
+def test_a_file_that_is_written_by_renaming_is_followed_on_and_on(notes: Path) -> None:
+    with watching("cars.txt") as lines:
+        assert any(line.startswith("watching") for line in lines)
+        for number in range(3):
+            (notes / "new").write_text(f"what the car needs, version {number}\n")
+            (notes / "new").rename(notes / "cars.txt")
+            assert any("1 changed; 1 file" in line for line in lines)
+        notes.rename(notes.parent / "unplugged")
+        (notes.parent / "unplugged" / "cars.txt").write_text("back again\n")
+        threading.Event().wait(2.5)
+        (notes.parent / "unplugged").rename(notes)
+        assert any("1 changed; 1 file" in line for line in lines)
+
+
+def test_a_folder_that_goes_while_its_watch_begins_is_waited_for(
+    notes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watchfiles = pytest.importorskip("watchfiles.main")
+    away, tries, watcher = notes.parent / "unplugged", [], watchfiles.RustNotify
+
+    def unplugged_first(paths: list[str], *options: object) -> object:
+        tries.append(paths)
+        if len(tries) == 1:
+            notes.rename(away)
+        elif len(tries) == 2:
+            (away / "cars.txt").write_text("back again\n")
+            away.rename(notes)
+        else:
+            raise KeyboardInterrupt
+        return watcher(paths, *options)
+
+    monkeypatch.setattr(watchfiles, "RustNotify", unplugged_first)
+    code, _, err = called(capsys, "add", str(notes / "cars.txt"), "--embedder", "none", "--watch")
+    assert code == 130
+    assert "1 changed; 1 file" in err
+    assert tries == [[str(notes / "cars.txt")], [], [str(notes / "cars.txt")]]
 
 
 def test_bars_have_eighths() -> None:
@@ -157,11 +224,22 @@ def test_feedback_is_recorded_by_rank_and_learnt_from_when_there_is_enough(
     _, out, _ = called(capsys, "search", "how long do beans cook", "--json", "--cognitive", "-n", "1")
     assert json.loads(out)["results"][0]["parts"]["frequency"] > 0
     assert "has 1 judged searches; 200 are needed" in called(capsys, "feedback", "--fit")[2]
-    assert "--used is 9, but" in called(capsys, "feedback", "beans", "--used", "9")[2]
+    assert "--rejected is 9, but" in called(capsys, "feedback", "beans", "--used", "1", "--rejected", "9")[2]
+    index = Index(folder=notes.parent / "indexes", reranker=None)
+    assert len(index.store.judgements()) == 1
     assert "give a question and what was of use" in called(capsys, "feedback")[2]
 
 
-def judged(index: Index, weights: Mapping[str, float]) -> None:
+def test_nothing_is_learnt_where_nothing_was_of_use(notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = Index(folder=notes.parent / "indexes", embedder="none", create=True, reranker=None)
+    judged(index, Cognitive().weights, kind="rejected")
+    code, out, err = called(capsys, "feedback", "--fit")
+    assert (code, out) == (2, "")
+    assert "of the last 120 judgements none says that something was of use" in err
+    index.close()
+
+
+def judged(index: Index, weights: Mapping[str, float], kind: str = "used") -> None:
     """Uses of 400 searches: of the hit that is best by these weights, with some noise."""
     rng = np.random.default_rng(1)
     with index.store.together():
@@ -170,7 +248,7 @@ def judged(index: Index, weights: Mapping[str, float]) -> None:
             liked = relevance + terms @ [weights[name] for name in TERMS] + rng.gumbel(0, 0.2, 5)
             figures = [dict(zip(TERMS, row, strict=True)) for row in terms.tolist()]
             shown = [{"id": at, "relevance": relevance[at], **each} for at, each in enumerate(figures)]
-            judgement = {"query": "q", "time": number, "hit": int(liked.argmax()), "kind": "used", "shown": shown}
+            judgement = {"query": "q", "time": number, "hit": int(liked.argmax()), "kind": kind, "shown": shown}
             index.store.add_judgement(judgement)
 
 

@@ -16,7 +16,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from secondpass import Reranker, cli
-from secondpass.training import read_data, save_data
+from secondpass.evaluation import evaluate, load_dataset
+from secondpass.evaluation.measures import as_measures
+from secondpass.training import dev_set, read_data, save_data
+from secondpass.training.dev import total
 from tests.checkpoints import tiny_bert
 from tests.training.toy import PASSAGES, THINGS, toy_examples
 
@@ -141,6 +144,23 @@ def test_a_teacher_scores_the_data_once(
         (("--max-length", "1000"), 2, "reads up to 128 tokens"),
         (("--warmup", "2"), 2, "warmup is 2.0"),
         (("--schedule", "steep"), 2, "schedule is 'steep'"),
+        (("--loss", "ce=0.4,ce=0.6"), 2, "loss cross_entropy is named twice"),
+        (("--seed", "-1"), 2, "--seed"),
+        (("--eval-every", "5"), 2, "do nothing without --eval"),
+        (("--eval-split", "dev"), 2, "do nothing without --eval"),
+        (("--adapter",), 2, "--adapter does nothing without --lora"),
+        (("--lora", "2", "--lora-alpha", "0"), 2, "alpha is 0.0"),
+        (("--compress-always",), 2, "--compress-always does nothing without --compress-layers"),
+        (("--dimensions", "8"), 2, "--dimensions does nothing without --as embedder"),
+        (("--in-batch", "none"), 2, "--in-batch does nothing without --as embedder or colbert"),
+        (("--as", "embedder", "--start-layer", "1"), 2, "--start-layer does nothing without --as reranker"),
+        (("--as", "colbert", "--parts", "sparse"), 2, "--parts does nothing without --as embedder"),
+        (("--as", "embedder", "--score-temperature", "0"), 2, "temperature is 0.0"),
+        (("--as", "embedder", "--dimensions", "8,17"), 2, "has vectors of 16"),
+        (("--as", "embedder", "--dimensions", "-5,8"), 2, "a dimension is -5"),
+        (("--as", "embedder", "--parts", "dense,dense"), 2, "give each once"),
+        (("--as", "embedder", "--max-length", "2"), 2, "reads 3 to 128 tokens"),
+        (("--max-length", "2"), 2, "leaves no room for any"),
     ],
 )
 def test_wrong_use_is_told(
@@ -230,3 +250,67 @@ def test_the_output_is_checked_before_the_data(
     code = cli.run(["train", str(model), "missing.jsonl", "--output", str(tmp_path / "file")])
     assert code == 1
     assert "cannot be written" in capsys.readouterr().err
+    for command in (["train", str(model), "x"], ["pretrain", str(model), "x"], ["distil", "x", "--teacher", "y"]):
+        assert cli.run([*command, "--output", ""]) == 2  # a shell's variable without a value, not the current folder
+        assert "--output is empty" in capsys.readouterr().err
+
+
+def test_a_broken_dev_split_is_named_not_passed_over_for_the_test_split(
+    model: Path, data: Path, beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(beir / "qrels" / "train.tsv", beir / "qrels" / "test.tsv")
+    (beir / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nsea\tsea-0\tyes\n")
+    code, _, said = called(capsys, "train", model, data, "--output", tmp_path / "out", "--eval", beir, *QUICK)
+    assert code == 1 and "dev.tsv:2: the grade is 'yes'" in said
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "test.jsonl").write_text('{"query": "a", "pos": ["the river"], "neg": ["snow"]}\n')
+    code, _, said = called(capsys, "train", model, data, "--output", tmp_path / "lists-out", "--eval", lists, *QUICK)
+    assert code == 0 and "(kept)" in said  # the one split that is there
+
+
+def test_queries_that_find_nothing_count_as_0(
+    model: Path, data: Path, beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dev_set(load_dataset(beir, split="dev"), depth=5).first_stage()["nDCG@10"] > 0.5
+    texts = (beir / "queries.jsonl").read_text().splitlines()
+    lost = [json.dumps(json.loads(line) | {"text": "zzqq"}) for line in texts]
+    (beir / "queries.jsonl").write_text("\n".join([*texts[:-1], lost[-1]]))
+    dataset = load_dataset(beir, split="dev")
+    measure = as_measures(["nDCG@10"])[0]
+    first = evaluate(Reranker(model), dataset, depths=[5], is_timed=False).before(measure, 5)
+    assert dev_set(dataset, depth=5).first_stage()["nDCG@10"] == pytest.approx(first.mean())
+    assert total(dev_set(dataset, depth=5).queries, Reranker(model).score)["nDCG@10"] < len(dataset.queries)
+    (beir / "queries.jsonl").write_text("\n".join(lost))
+    code, _, said = called(capsys, "train", model, data, "--output", tmp_path / "out", "--eval", beir, *QUICK)
+    assert code == 1 and "BM25 finds nothing for any of its 8 queries" in said
+    code, _, said = called(capsys, "eval", beir, "--model", model, "--split", "dev")
+    assert code == 1 and "the first stage found nothing for any of its 8 queries" in said
+
+
+def test_a_wrong_model_is_said_before_mining_and_data_that_changed_is_mined_anew(
+    model: Path, beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--output", tmp_path / "out", "--max-steps", "1", *QUICK)
+    code, _, said = called(capsys, "train", "nothere", beir, *options)
+    assert code == 1 and "no such folder" in said and "negatives for" not in said
+    code, _, said = called(capsys, "train", model, beir, *options, "--max-length", "1000")  # mined, then refused
+    assert code == 2 and "negatives for" in said
+    queries = beir / "queries.jsonl"
+    queries.write_text(queries.read_text().replace("is the", "where was the"))
+    code, _, said = called(capsys, "train", model, beir, *options)
+    assert code == 0, said
+    assert "first query:    where was the" in said
+
+
+@pytest.mark.parametrize("options", [("--loss", "margin_mse"), ("--batch", "1"), ("--in-batch", "none")])
+def test_queries_without_negatives_serve_only_where_others_passages_are_candidates(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, str]
+) -> None:
+    file = tmp_path / "alone.jsonl"
+    alone = [{"query": thing, "pos": [f"the {thing}"], "pos_scores": [1]} for thing in THINGS]
+    file.write_text("\n".join(map(json.dumps, alone)))
+    fixed = ("train", model, file, "--as", "embedder", *QUICK, "--max-steps", "1", "--output")
+    code, _, said = called(capsys, *fixed, tmp_path / "out", *options)
+    assert code == 1 and "alone.jsonl:1: has no 'neg'" in said
+    assert called(capsys, *fixed, tmp_path / "out")[0] == 0

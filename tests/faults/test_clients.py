@@ -242,8 +242,10 @@ async def longest_step(app: object, body: bytes) -> float:
     ],
     ids=["long", "escapes", "quotes", "many", "mixed", "one string", "one key"],
 )
-def test_a_large_body_does_not_hold_up_the_event_loop(documents: list[object]) -> None:
-    logging.getLogger("secondpass").setLevel(logging.CRITICAL)
+def test_a_large_body_does_not_hold_up_the_event_loop(
+    documents: list[object], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, logger="secondpass")
     app = create_app(Service(Settings()), Settings(), ())
     body = json.dumps({"query": "q", "documents": documents}).encode()[: 8 << 20]
     steps = [asyncio.run(longest_step(app, body)) for _ in range(7)]

@@ -94,6 +94,7 @@ def mined(folder: Path, turn: int, model: Path) -> None:
 WRITERS: tuple[Write, ...] = (calibration, report, checkpoint, vectors, index, blocks, mined)
 
 
+@pytest.mark.slow
 @pytest.mark.promise("docs/export.md", "whole or not at all")
 @pytest.mark.promise("docs/scale.md", "A block is written whole or not at all")
 @pytest.mark.promise("docs/search.md", "A file's chunks, words and vectors change in one transaction")
@@ -141,6 +142,7 @@ def test_scores_come_where_none_can_be_kept(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "closed"])
 def test_scores_come_where_the_kept_ones_cannot_be_read(
     tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture, damage: str
@@ -184,6 +186,7 @@ def fill_while_fetching(hub: Hub, small_disk: Disk, trouble: ExitStack) -> Event
     return is_full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"),
     [

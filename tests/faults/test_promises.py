@@ -17,10 +17,12 @@ def found() -> list[Promise]:
     return promises()
 
 
+@pytest.mark.slow
 def test_the_words_are_those_of_the_docs(found: list[Promise]) -> None:
     assert [(each.page, each.words, each.test) for each in found if each.index < 0] == []
 
 
+@pytest.mark.slow
 def test_the_table_is_what_the_tests_say() -> None:
     assert TABLE.read_text("utf-8") == table(), WRITE
 

@@ -190,7 +190,10 @@ class Notes(RuleBasedStateMachine):
 
     @rule(content=st.binary(max_size=40))
     def the_copy_of_the_vectors_is_damaged(self, content: bytes) -> None:
-        self.file.with_name("notes.sqlite-vectors").write_bytes(content)
+        """Another file in its place: what is cut short while a process has it mapped ends the process."""
+        damaged = self.file.with_name("damaged")
+        damaged.write_bytes(content)
+        damaged.replace(self.file.with_name("notes.sqlite-vectors"))
 
     @invariant()
     def all_find_what_is_there(self) -> None:

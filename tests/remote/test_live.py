@@ -71,6 +71,7 @@ def test_local_and_remote_rank_alike(server: str, local: Reranker, dialect: str,
         assert here.usage.tokens >= there.usage.tokens > 0  # one row for equal texts of one request
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", FORMS)
 def test_a_wrong_key_is_said_in_every_dialect(server: str, dialect: str) -> None:
     with RemoteReranker(server, dialect=dialect, api_key="wrong-key-here") as remote:
@@ -105,6 +106,7 @@ def test_no_dialect_fails_for_a_long_document(server: str, local: Reranker, dial
         assert scores == pytest.approx(local.score(QUERY, ["short", "bread " * 700]), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_what_was_cut_is_counted(server: str, local: Reranker) -> None:
     texts = ["short", "bread " * 2000]
     with RemoteReranker(server, api_key=KEY) as remote:
@@ -126,6 +128,7 @@ def test_long_documents_go_in_bodies_that_the_server_takes(tmp_path: Path) -> No
     assert [text for batch in batches for text in batch] == documents
 
 
+@pytest.mark.slow
 def test_a_body_that_the_server_does_not_take_is_an_error_that_says_so() -> None:
     with serving("default", max_body_bytes=100_000) as url:
         with pytest.raises(RemoteError, match=r"413|may take less: lower max_batch") as refused:
@@ -155,6 +158,7 @@ def test_cognitive_scoring_is_the_same_here_there_and_in_the_servers_own_form(se
         assert result["probability"] == pytest.approx(hit.probability, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_server_names_what_cognitive_scoring_cannot_read_and_without_it_reads_no_fields(server: str) -> None:
     headers = {"Authorization": f"Bearer {KEY}"}
 

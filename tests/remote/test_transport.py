@@ -49,6 +49,7 @@ def test_a_try_has_its_own_limit(fault: str) -> None:
         assert client(server, timeout_s=0.2).rank("q", TEXTS)[0].index == 1
 
 
+@pytest.mark.slow
 @pytest.mark.promise("docs/serving.md", "`deadline_s` (60) limits a call with all its batches and retries")
 @pytest.mark.parametrize("fault", ["is_silent", "is_slow"])
 def test_the_deadline_is_over_all_tries(fault: str) -> None:
@@ -131,6 +132,7 @@ def test_closing_ends_calls_that_are_under_way_and_a_later_call_works() -> None:
         assert remote.rank("q", TEXTS)[0].index == 1
 
 
+@pytest.mark.slow
 def test_a_forgotten_reranker_ends_its_thread(lengths: Loopback) -> None:
     before = set(threading.enumerate())
     remote = client(lengths)

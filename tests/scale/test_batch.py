@@ -21,7 +21,7 @@ from secondpass import Reranker
 from secondpass.cli import run
 from secondpass.command.flags import On
 from secondpass.errors import DataError, EngineError
-from secondpass.scale.batch import Job, ScoreBatch, ScoreBlock, open_job
+from secondpass.scale.batch import FolderRows, Job, ScoreBatch, ScoreBlock, open_job
 from secondpass.scoring.open import ModelOptions
 
 WORDS = "river bridge water long short deep stone market garden winter".split()
@@ -120,6 +120,7 @@ def test_gzip_csv_and_several_files_are_read_as_lines(tmp_path: Path) -> None:
     assert not (job.folder / ".rows.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_beir_folder_pairs_each_query_with_its_candidates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,12 +139,16 @@ def test_a_beir_folder_pairs_each_query_with_its_candidates(
     assert run([*command, "--depth", "3"]) == 1 and "another job (folders differ)" in capsys.readouterr().err
     assert run([*command[:3], str(tmp_path / "given"), "--first-stage", "run:mine.trec"]) == 0
     assert [row["passage_id"] for row in results(tmp_path / "given")] == ["d7", "d0"]
+    given = FolderRows(read=lambda _: rows_of(2), choices={})
+    for _ in range(2):  # what it writes is not among its inputs, though it lies inside
+        assert open_job([folder], folder / "scores", ModelOptions(), folders=given).blocks
     write(folder / "corpus.jsonl", [{"_id": "d0", "text": "river"}])
     assert run([*command, "--depth", "2"]) == 1 and "another job (inputs differ)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.promise("docs/scale.md", "a folder belongs to one job, and another is refused")
-def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
+def test_a_folder_belongs_to_one_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "in.jsonl", rows_of(5))
     open_job([file], tmp_path / "out", ModelOptions())
     assert open_job([file], tmp_path / "out", ModelOptions()).blocks
@@ -156,6 +161,11 @@ def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
         open_job([file], tmp_path / "out", ModelOptions())
     with pytest.raises(DataError, match="is not empty and holds no scores"):
         open_job([file], tmp_path, ModelOptions())
+    with pytest.raises(DataError, match="cannot be written: Not a directory"):
+        open_job([file], file, ModelOptions())
+    told = ["score", str(file), "--output", str(tmp_path / "short"), "--max-length", "2"]
+    assert run(told) == 2 and "leaves no room for any" in capsys.readouterr().err
+    assert run(told[:-2]) == 0  # the folder had not become the wrong job's
     with pytest.raises(ValueError, match="rows_per_block is 0"):
         open_job([file], tmp_path / "other", ModelOptions(), rows_per_block=0)
 

@@ -32,6 +32,7 @@ from tests.checkpoints import tiny_bert
 from tests.server.live import serving
 
 LATIN, CHINESE = ("where is the old bridge", "the river is cold"), ("长江有多长", "长江长六千三百公里。")
+GERMAN = ("wo ist die alte Brücke", "der Fluss ist nicht kalt")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("auto")
     embedded = tiny_bert(root / "embedded")
     config = json.loads((embedded / "config.json").read_text())
-    (embedded / "config.json").write_text(json.dumps({**config, "scripts": ["LATIN"]}))
+    (embedded / "config.json").write_text(json.dumps({**config, "scripts": ["LATIN"], "languages": ["en"]}))
     package = tiny_bert(root / "packages" / "secondpass_multilingual" / "model", seed=3).parent
     (package / "__init__.py").touch()
     return embedded, package.parent
@@ -87,12 +88,17 @@ def test_scores_of_pairs_warn_too(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.usefixtures("both")
 def test_one_model_reads_all_passages_of_a_query() -> None:
     auto, english, other = Reranker(), Reranker("default"), Reranker("multilingual")
-    assert "'multilingual' reads texts in other scripts" in auto.info().reason
+    assert "'multilingual' reads texts in other scripts and languages" in auto.info().reason
     for query, passages, model in (
         (LATIN[0], [LATIN[1]], english),
         (CHINESE[0], [LATIN[1]], other),
         (LATIN[0], [LATIN[1], CHINESE[1]], other),
         (LATIN[0], ["", " "], english),
+        (GERMAN[0], [LATIN[1]], other),
+        (LATIN[0], [GERMAN[1], GERMAN[1], LATIN[1]], other),
+        (LATIN[0], [GERMAN[1], LATIN[1]], english),
+        ("bridge", [GERMAN[1]], other),
+        ("bridge", ["river"], english),
     ):
         ranking = auto.rank(query, passages)
         assert read_by(ranking) == model.info().model and ranking.warnings == ()
@@ -192,7 +198,7 @@ def test_a_question_that_the_reranker_cannot_read_keeps_the_fused_order(tmp_path
         ranking = index.search(CHINESE[0])
         assert "Chinese" in ranking.warnings[0] and not ranking[0].is_scored
         assert [hit.index for hit in ranking] == [hit.index for hit in index.search(CHINESE[0], rerank=False)]
-        assert index.winning_sentence(CHINESE[0], ranking[0]) == (0, len(ranking[0].document.text))
+        assert index.winning_sentences(ranking) == [(0, len(hit.document.text)) for hit in ranking]
         asked = index.search(LATIN[0])
         assert asked.warnings == () and asked[0].is_scored
 
@@ -204,6 +210,7 @@ def test_an_index_takes_the_model_that_fits_its_question(tmp_path: Path) -> None
         assert read_by(found) == "multilingual" and found.warnings == () and found[0].is_scored
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("dialect", ["secondpass", "cohere", "jina"])
 def test_warnings_reach_clients(dialect: str) -> None:
@@ -269,4 +276,4 @@ def test_an_embedder_of_the_other_models_name_reads_no_pairs() -> None:
     )
     hosted: dict[str, Any] = {source.name: SimpleNamespace(source=source) for source in sources}
     registry = Registry(Settings(models=sources), lambda model, batch: None, hosted)
-    assert registry.fitting(hosted["m"], CHINESE) is hosted["m"]
+    assert registry.fitting(hosted["m"], CHINESE[0], CHINESE[1:]) is hosted["m"]

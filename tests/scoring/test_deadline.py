@@ -203,6 +203,7 @@ def test_waiting_for_another_thread_is_not_work(folder: Path, monkeypatch: pytes
     assert scored_in(reranker, clock, 40)[0] > 10
 
 
+@pytest.mark.slow
 def test_a_call_comes_in_between_the_turns_of_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread scores a long list, and must not be done before the ranking with a deadline is."""
     monkeypatch.setattr("secondpass.engine.torch.TURN_TOKENS", 40)

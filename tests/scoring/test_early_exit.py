@@ -83,6 +83,7 @@ def test_no_change_of_any_pair_is_beyond_the_bounds(reranker: Reranker, bounds: 
     assert (changes[3] <= half[3] + 1e-5).sum() >= len(TEXTS) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_the_first_n_are_those_of_a_full_run(reranker: Reranker, bounds: dict[int, float], seed: int) -> None:
     draw = random.Random(seed)
@@ -98,6 +99,7 @@ def test_the_first_n_are_those_of_a_full_run(reranker: Reranker, bounds: dict[in
         assert [hit.score for hit in found] == pytest.approx(alone, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_others_keep_the_score_of_the_layer_where_they_left(reranker: Reranker, bounds: dict[int, float]) -> None:
     ranking = reranker.rank(QUERY, TEXTS, early_exit=EarlyExit(bounds, top_n=2), explain=True)
     layers = [layer_of(hit) for hit in ranking]
@@ -140,6 +142,7 @@ def tokens_at(row: Row, block: int, compressed: tuple[int, ...]) -> int:
     return len(row) - passage + left
 
 
+@pytest.mark.slow
 def test_rows_that_left_are_not_computed_any_more(reranker: Reranker, bounds: dict[int, float]) -> None:
     engine: Any = reranker._scoring.engine.current
     rows = rows_of(reranker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,3 +69,11 @@ def running(config: uvicorn.Config) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+def until(is_true: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for what another thread or process does and tells nobody."""
+    end = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < end
+        threading.Event().wait(0.01)

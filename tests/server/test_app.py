@@ -61,6 +61,14 @@ def test_a_slash_at_the_end_of_an_address_is_no_harm(url: str) -> None:
     assert scores(httpx.post(f"{url}/v1/rerank/", json=BODY))
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/default", "/info", "/health", "/nowhere"])
+def test_head_is_get_without_the_body(url: str, path: str) -> None:
+    head, get = httpx.head(url + path), httpx.get(url + path)
+    assert head.status_code == get.status_code
+    assert head.content == b""
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
 def test_request_ids_are_kept_when_harmless(url: str) -> None:
     def said(given: str) -> str:
         answer = httpx.post(f"{url}/v1/rerank", json=BODY, headers={"X-Request-ID": given})
@@ -91,6 +99,7 @@ POISON: dict[str, tuple[bytes, int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.promise("docs/security.md", "values, depth, documents, tokens, connections")
 def test_poisoned_requests_are_answered_and_harm_no_other(url: str, right: list[float]) -> None:
     def send(content: bytes) -> httpx.Response:
@@ -174,6 +183,7 @@ def metric(url: str, name: str, **labels: str) -> float:
     return 0.0
 
 
+@pytest.mark.slow
 def test_metrics_count(url: str) -> None:
     before = metric(url, "secondpass_requests_total", dialect="cohere", route="/v2/rerank", status="200")
     tokens = metric(url, "secondpass_tokens_total", model="default")
@@ -284,6 +294,7 @@ def test_models_are_loaded_and_unloaded_over_http(guarded: str, tmp_path: Path) 
             assert client.post("/admin/models", json=wrong).status_code == 400
 
 
+@pytest.mark.slow
 @pytest.mark.promise("docs/serving.md", "requests whose client is gone or whose time is up are dropped")
 def test_what_the_client_no_longer_waits_for_is_not_computed(url: str) -> None:
     many = {"query": "a", "documents": [f"{place} " + "word " * 300 for place in range(200)]}

@@ -25,6 +25,7 @@ from secondpass.server.batching import Batch, BatchedEngine, EngineDown, Expired
 from secondpass.server.registry import Pooling
 from secondpass.types import Advance, EarlyExit, Row, Run
 from tests.checkpoints import tiny_bert
+from tests.server.live import until
 from tests.test_embedder import tiny_embedder
 
 SECONDS = 20  # no future here takes so long
@@ -279,14 +280,6 @@ def test_close_fails_what_is_not_done_in_time(engine: Gated, made: Make) -> None
 def test_no_rows_need_no_engine(engine: Gated, made: Make) -> None:
     assert made(engine).submit([]).result(0).scores.shape == (0, 1)
     assert engine.runs == []
-
-
-def until(is_true: Callable[[], bool]) -> None:
-    """Wait for what another thread does and tells nobody."""
-    end = time.monotonic() + SECONDS
-    while not is_true():
-        assert time.monotonic() < end
-        threading.Event().wait(0.001)
 
 
 @pytest.fixture

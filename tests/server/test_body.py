@@ -196,6 +196,7 @@ def read(decoder: type[json.JSONDecoder], text: str) -> Any:
         return error.msg, error.pos
 
 
+@pytest.mark.slow
 def test_strings_are_read_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_body, "PIECE", (8, 16))
     generator, refused = random.Random(0), 0

@@ -119,6 +119,7 @@ def is_closed(url: str, method: str, path: str) -> bool:
 EVERY = list(itertools.product(ROUTES, PREFIXES, SPELLINGS, METHODS))
 
 
+@pytest.mark.slow
 @pytest.mark.promise("docs/security.md", "every address but those below asks for it")
 @pytest.mark.promise("docs/serving.md", "where the proxy leaves a prefix in the path")
 @pytest.mark.parametrize("some", [random.Random(7).sample(EVERY, 800), pytest.param(EVERY, marks=pytest.mark.slow)])

@@ -33,6 +33,7 @@ def post(url: str, path: str = "/api/rank", headers: dict[str, str] | None = Non
     return httpx.post(url + path, json={"query": QUERY, **body}, headers=headers or {}, timeout=60)
 
 
+@pytest.mark.slow
 def test_windows_say_which_characters_won_and_scores_are_the_librarys(url: str) -> None:
     documents = [FILLER + ANSWER, "Bread is baked."]
     results = post(url, documents=documents, long_documents="chunk").json()["results"]
@@ -45,6 +46,7 @@ def test_windows_say_which_characters_won_and_scores_are_the_librarys(url: str) 
     assert post(url, documents=documents).json()["results"][0]["span"] is None
 
 
+@pytest.mark.slow
 def test_a_budget_leaves_what_it_has_no_time_for_unscored_and_says_so(url: str) -> None:
     documents = [f"{place} {FILLER}" for place in range(60)] + [ANSWER]
     first = [0.0] * 60 + [1.0]
@@ -92,6 +94,7 @@ def test_an_instruction_that_the_model_does_not_take_is_left_out_where_clients_a
     assert post(url, documents=["a"], instruction="prefer dates").status_code == 422
 
 
+@pytest.mark.slow
 def test_an_ordinary_pair_counts_as_one_document() -> None:
     with serving(max_documents=4) as url:
         four = {"text_1": ["q"] * 4, "text_2": ["a"] * 4}
@@ -100,6 +103,7 @@ def test_an_ordinary_pair_counts_as_one_document() -> None:
         assert httpx.post(f"{url}/v1/score", json=five, timeout=60).status_code == 400
 
 
+@pytest.mark.slow
 def test_a_number_beyond_doubles_is_malformed_and_counted_so() -> None:
     with serving() as url:
         raw = b'{"query": "q", "documents": [{"text": "b", "price": 1e999}], "return_documents": true}'

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
 from secondpass.search.index import Index
-from tests.server.live import serving
+from tests.server.live import serving, until
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +63,99 @@ def test_it_needs_the_key_of_the_server(url: str) -> None:
     ("name", "body", "said"),
     [
         ("search", {}, "query is missing"),
-        ("search", {"query": 7}, "query is a int"),
-        ("search", {"query": "q", "top_n": True}, "top_n is a bool"),
-        ("search", {"query": "q", "top_n": 1000}, "top_n is 1000; give 1 to 100"),
-        ("search", {"query": "q", "depth": 9}, "there is no field 'depth'"),
+        ("search", {"query": None}, "query is null; it should be a valid string"),
+        ("search", {"query": 7}, "query is a number; it should be a valid string"),
+        ("search", {"query": " "}, "query is empty"),
+        ("search", {"query": "q" * 1_000_001}, "query has 1000001 characters; this server takes 1000000"),
+        ("search", {"query": "q", "top_n": True}, "top_n is a boolean; it should be a valid integer"),
+        ("search", {"query": "q", "top_n": 1000}, "top_n is 1000; it should be less than or equal to 100"),
+        ("search", {"query": "q", "budget_ms": -1}, "budget_ms is -1; it should be greater than 0"),
+        ("search", {"query": "q", "depth": 9}, "there is no field 'depth'; there are query, top_n"),
+        ("update", {"path": "/etc"}, "there is no field 'path'; there are none"),
         ("search", {"query": "q", "since": "soon"}, "since is 'soon'"),
         ("search", {"query": "q", "cognitive": {"recancy": 1}}, "cognitive has no 'recancy'"),
-        ("search", [], "the body is no object"),
+        ("search", {"query": "q", "fields": {"tags": ["a"]}}, "the field 'tags' cannot be ['a']"),
+        ("search", {"query": "q", "fields": {"n": 2**70}}, "the field 'n' cannot be"),
+        ("search", {"query": "q", "fields": {'"': 1}}, "no field is called"),
+        ("search", [], "the body is a list; a JSON object is needed"),
         ("get", {"id": 999}, "there is no chunk 999"),
         ("feedback", {"query": "beans", "id": 999, "kind": "used"}, "999 is not among what is found"),
     ],
 )
 def test_bad_requests_are_refused_in_words(url: str, name: str, body: Any, said: str) -> None:
     answer = post(url, name, body)
-    assert answer.status_code == 400
+    assert answer.status_code in (400, 413)
     assert said in answer.text
 
 
+@pytest.mark.parametrize("top_n", [1, 1.0, "1", None])
+def test_whole_numbers_are_read_as_by_the_rerank_routes_and_null_is_nothing(url: str, top_n: object) -> None:
+    body = {"query": "beans", "top_n": top_n, "explain": None, "sentences": None, "fields": None}
+    assert len(post(url, "search", body).json()["results"]) == (1 if top_n else 2)
+
+
+def test_half_a_character_in_the_question_stops_nothing(url: str) -> None:
+    headers = {"Authorization": "Bearer key"}
+    answer = httpx.post(f"{url}/v1/index/search", content=b'{"query": "beans \\ud800"}', headers=headers, timeout=60)
+    assert answer.json()["results"]
+
+
+def test_what_the_model_cannot_read_is_said(url: str) -> None:
+    (warning,) = post(url, "search", {"query": "beans 豆子要煮多久才能吃"}).json()["warnings"]
+    assert "cannot read Chinese" in warning
+
+
+def requests(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.getMessage() == "request"]
+
+
+def test_it_is_counted_and_logged_like_all_requests(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="secondpass"):
+        post(url, "search", {"query": "beans"})
+        post(url, "get", {"id": 999})
+        until(lambda: len(requests(caplog)) == 2)  # written once the answer has gone out
+    logged = [vars(record) for record in requests(caplog)]
+    assert [(each["path"], each["status"], each.get("fault")) for each in logged] == [
+        ("/v1/index/search", 200, None),
+        ("/v1/index/get", 400, "invalid"),
+    ]
+    counted = httpx.get(f"{url}/metrics", headers={"Authorization": "Bearer key"}).text
+    assert 'route="/v1/index/search",status="200"' in counted
+    assert 'secondpass_errors_total{dialect="secondpass",fault="invalid"}' in counted
+
+
+@pytest.mark.slow
+def test_searches_that_take_long_hold_up_nothing_else(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than asyncio has threads of its own, in which large bodies are read."""
+    going, search = threading.Event(), Index.search
+
+    def slow(self: Index, *arguments: Any, **options: Any) -> Any:
+        assert going.wait(60)
+        return search(self, *arguments, **options)
+
+    monkeypatch.setattr(Index, "search", slow)
+    headers = {"Authorization": "Bearer key", "X-Deadline-Ms": "300"}
+    large = {"query": "beans", "documents": ["dry beans " * 10_000]}
+    try:
+        with ThreadPoolExecutor(40) as pool:
+            waiting = [pool.submit(post, url, "search", {"query": "beans"}) for _ in range(39)]
+            asked = {"json": {"query": "beans"}, "headers": headers, "timeout": 60}
+            assert pool.submit(httpx.post, f"{url}/v1/index/search", **asked).result(30).status_code == 504
+            answer = httpx.post(f"{url}/v1/rerank", json=large, headers={"X-API-Key": "key"}, timeout=30)
+            assert answer.status_code == 200
+            assert not any(call.done() for call in waiting)
+            going.set()
+            assert {call.result().status_code for call in waiting} == {200}
+    finally:
+        going.set()
+
+
+def test_mcp_opens_no_stream_on_which_nothing_comes(url: str) -> None:
+    headers = {"Authorization": "Bearer key", "Accept": "text/event-stream"}
+    assert httpx.get(f"{url}/mcp", headers=headers, timeout=10).status_code == 405
+
+
+@pytest.mark.slow
 def test_agents_find_it_at_mcp_with_the_key_alone(url: str) -> None:
     anyio = pytest.importorskip("anyio")
     mcp = pytest.importorskip("mcp")

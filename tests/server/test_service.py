@@ -328,6 +328,26 @@ def test_a_crash_of_the_engine_is_said_and_mended(serve: Serve, reranker: Rerank
     assert [item.logit for item in ranked.items] == pytest.approx(reranker.score(QUERY, DOCUMENTS), abs=1e-5)
 
 
+def test_a_call_for_which_no_thread_can_be_started_is_refused_and_the_next_is_answered(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = serve()
+    start = threading.Thread.start
+
+    def start_none_for_a_call(thread: threading.Thread) -> None:
+        if thread.name.startswith("call"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    call = RerankCall(query=QUERY, documents=DOCUMENTS)
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", start_none_for_a_call)
+        refusal = refused(service.rerank(call, CONTEXT))
+    assert (refusal.fault, refusal.retry_after) == (Fault.unavailable, 2.0)
+    assert refusal.message == "the server has no thread for this call: can't start new thread"
+    assert len(wait(service.rerank(call, CONTEXT)).items) == len(DOCUMENTS)
+
+
 def test_calls_before_the_start_and_after_the_stop_are_refused(folder: Path) -> None:
     service = Service(Settings(models=(ModelSource(name="tiny", path=str(folder)),)))
     call = RerankCall(query=QUERY, documents=("a",))

@@ -54,6 +54,15 @@ def test_the_command_line_comes_before_the_environment_before_the_file(tmp_path:
     assert found.aliases == {"rerank-v3.5": "large"}
 
 
+def test_where_indexes_are_is_said_by_the_variable_of_the_index_commands(tmp_path: Path) -> None:
+    (tmp_path / "serve.toml").write_text("index_folder = 'a'")
+    file, variable = tmp_path / "serve.toml", {"SECONDPASS_INDEXES": "b"}
+    assert load_settings({}, variable, file).index_folder == "b"
+    assert load_settings({}, {**variable, "SECONDPASS_INDEX_FOLDER": "c"}, file).index_folder == "c"
+    assert load_settings({"index_folder": "d"}, variable, file).index_folder == "d"
+    assert load_settings({}, {"SECONDPASS_INDEXES": ""}, file).index_folder == "a"
+
+
 def test_the_environment_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "serve.toml").write_text("port = 1111")
     assert load_settings({}, {"SECONDPASS_CONFIG": str(tmp_path / "serve.toml"), "HOME": "/"}).port == 1111

@@ -25,6 +25,7 @@ import httpx
 import pytest
 
 from tests.checkpoints import tiny_bert
+from tests.server.live import until
 
 BODY = {"query": "where is the bridge", "documents": ["a river", "the old bridge in the city"]}
 LONG = {"query": "a", "documents": [f"{place} " + "word " * 200 for place in range(60)]}
@@ -102,12 +103,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_it_says_where_it_is_and_how_to_try_it_and_stops_with_0() -> None:
-    with served() as (url, found):
+@pytest.mark.parametrize(("arguments", "rows"), [((), "results"), (("--embedder", "small=default"), "data")])
+def test_it_says_where_it_is_and_how_to_try_it_and_stops_with_0(arguments: tuple[str, ...], rows: str) -> None:
+    with served(*arguments) as (url, found):
         line = found.line()
         assert line.startswith("try: curl http://127.0.0.1:")
         shown = subprocess.run(["bash", "-c", line.removeprefix("try: ")], capture_output=True, check=True)
-        assert json.loads(shown.stdout)["results"][0]["index"] == 0
+        assert json.loads(shown.stdout)[rows][0]["index"] == 0
         code, log = found.stopped(signal.SIGINT)
     assert code == 0
     assert [json.loads(line)["status"] for line in log.splitlines()] == [200]
@@ -300,7 +302,15 @@ def num_connections(pid: int, url: str) -> int:
 def children(pid: int) -> list[int]:
     """Worker processes; what multiprocessing needs beside them is not counted."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [int(child) for child in found if "spawn_main" in words_of(int(child))]
+
+
+def words_of(pid: int) -> str:
+    """Its command line; none where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def is_running(pid: int) -> bool:
@@ -308,14 +318,6 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def until(is_true: object, seconds: float = 60) -> None:
-    """Wait for what another process does and tells nobody."""
-    end = time.monotonic() + seconds
-    while not is_true():  # type: ignore[operator]
-        assert time.monotonic() < end
-        threading.Event().wait(0.05)
 
 
 @pytest.mark.promise("docs/serving.md", "answers 503 with `Retry-After` to what is still waiting after `grace_s`")
@@ -373,6 +375,54 @@ def test_sighup_reads_the_keys_anew_and_loses_nothing(folder: Path, tmp_path: Pa
         code, log = found.stopped()
     assert code == 0
     assert "the keys stay as they were" in log
+
+
+@pytest.mark.slow
+def test_a_worker_that_starts_has_the_keys_of_the_last_sighup_and_survives_one(folder: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("first\n")
+    with served(f"tiny={folder}", "--api-key-file", str(keys), "--workers", "2") as (url, found):
+
+        def statuses(key: str) -> set[int]:
+            headers = {"x-api-key": key, "connection": "close"}
+            calls = [httpx.post(f"{url}/v2/rerank", json=BODY, headers=headers, timeout=60) for _ in range(16)]
+            return {call.status_code for call in calls}
+
+        keys.write_text("second\n")
+        found.running.send_signal(signal.SIGHUP)
+        until(lambda: statuses("first") == {401})
+        for key in ("second", "third"):  # both workers are replaced, and the second time told while they start
+            gone = set(children(found.pid)[-2:])
+            for worker in gone:
+                os.kill(worker, signal.SIGKILL)
+            until(lambda gone=gone: len(found_now := children(found.pid)) >= 2 and not gone & set(found_now))
+            if key == "third":
+                keys.write_text("third\n")
+                found.running.send_signal(signal.SIGHUP)
+            started = children(found.pid)
+            until(lambda key=key: statuses(key) == {200})
+            assert statuses("first") == {401}
+            assert children(found.pid) == started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sighup_during_the_start_ends_nothing(folder: Path, tmp_path: Path, workers: str) -> None:
+    (tmp_path / "keys").write_text("key\n")
+    with process(f"tiny={folder}", "--api-key-file", str(tmp_path / "keys"), "--workers", workers) as found:
+        is_taken = Path(f"/proc/{found.pid}/status").read_text
+        until(lambda: _takes_sighup(is_taken()))
+        for _ in range(5):
+            found.running.send_signal(signal.SIGHUP)
+            time.sleep(0.2)
+        assert found.line().startswith("secondpass serves at http")
+        assert found.stopped()[0] == 0
+
+
+def _takes_sighup(status: str) -> bool:
+    """Whether a process waits for SIGHUP, or has a function for it."""
+    masks = dict(re.findall(r"^(SigBlk|SigCgt):\s*(\w+)$", status, re.MULTILINE))
+    return any(int(mask, 16) & 1 << (signal.SIGHUP - 1) for mask in masks.values())
 
 
 @pytest.mark.promise("docs/serving.md", "as many as the process may have descriptors, at most")

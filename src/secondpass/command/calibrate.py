@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from secondpass.atomic import at_home
 from secondpass.command.flags import Json, Model, Opening, Revision
 from secondpass.command.output import as_json, watched
+from secondpass.command.plain import argument, option
 from secondpass.command.sets import SetFlags, Sets
 from secondpass.errors import DataError, WrongUse
 
@@ -23,16 +23,14 @@ if TYPE_CHECKING:
 
 def calibrate(
     data: Annotated[
-        list[str], typer.Argument(metavar="DATA", help='Sets as for eval, or lines with "query", "text", "label".')
+        list[str], argument(metavar="DATA", help='Sets as for eval, or lines with "query", "text", "label".')
     ],
     *,
     model: Model = "default",
     revision: Revision = None,
-    output: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Else calibration.json in the model's folder.")
-    ] = None,
-    precision: Annotated[float | None, typer.Option(help="Find the threshold for it, as 0.9.")] = None,
-    depth: Annotated[int, typer.Option(min=1, help="Candidates of each query.")] = 30,
+    output: Annotated[str | None, option(metavar="FILE", help="Else calibration.json in the model's folder.")] = None,
+    precision: Annotated[float | None, option(help="Find the threshold for it, as 0.9.")] = None,
+    depth: Annotated[int, option(min=1, help="Candidates of each query.")] = 30,
     flags: SetFlags,
     opening: Opening,
     json: Json = False,
@@ -72,11 +70,11 @@ def calibrate(
 def _target(model: str, output: str | None) -> Path:
     """Where it is written; known before the work."""
     if output is not None:
-        file = Path(output).expanduser().absolute()
+        file = at_home(output).absolute()
         if not file.parent.is_dir():
             raise WrongUse(f"{output}: there is no folder {file.parent}")
         return file
-    folder = Path(model).expanduser()
+    folder = at_home(model)
     if not folder.is_dir():
         raise WrongUse(f"{model} is no folder to write beside; name a file with --output calibration.json")
     return folder

@@ -11,13 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from secondpass.atomic import at_home
 from secondpass.command import output
-from secondpass.command.flags import Json, Opening, TrainedIn, TrainedOn, wrong_use
-from secondpass.errors import MissingExtra, TrainingError
+from secondpass.command.flags import Json, Opening, TrainedIn, TrainedOn, output_folder, wrong_use
+from secondpass.command.plain import argument, option
+from secondpass.errors import MissingExtra, TrainingError, WrongUse
 
 if TYPE_CHECKING:
+    from secondpass.reranker import Reranker
     from secondpass.training.data import Data, Example
     from secondpass.training.distilling import MadeQuery
     from secondpass.training.settings import TrainingSettings
@@ -33,29 +34,39 @@ class Making:
 
     queries: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="FILE", help="Queries, one a line: a log, or an LLM's; repeat it. Else made of the texts."
-        ),
+        option(metavar="FILE", help="Queries, one a line: a log, or an LLM's; repeat it. Else made of the texts."),
     ] = None
-    max_queries: Annotated[int, typer.Option(min=2, help="Most queries, drawn by the seed.")] = 5000
-    depth: Annotated[int, typer.Option(min=2, help="BM25 candidates that the teacher judges.")] = 20
-    min_spread: Annotated[float, typer.Option(help="A teacher's scores of a query lie at least so far apart.")] = 1.0
-    held_out: Annotated[float, typer.Option(help="Share of queries that are not learnt from.")] = 0.1
+    max_queries: Annotated[int, option(min=2, help="Most queries, drawn by the seed.")] = 5000
+    depth: Annotated[int, option(min=2, help="BM25 candidates that the teacher judges.")] = 20
+    min_spread: Annotated[float, option(help="A teacher's scores of a query lie at least so far apart.")] = 1.0
+    held_out: Annotated[float, option(help="Share of queries that are not learnt from.")] = 0.1
+
+    def check(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise WrongUse(f"--held-out {self.held_out}: give more than 0 and less than 1")
+        if not self.min_spread >= 0:
+            raise WrongUse(f"--min-spread {self.min_spread}: give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lessons:
     """How the student is trained; each field is named as the field of TrainingSettings."""
 
-    epochs: Annotated[int, typer.Option(min=1, help="Times that every query is seen.")] = 2
-    batch: Annotated[int, typer.Option(min=1, help="Queries per step.")] = 16
-    learning_rate: Annotated[float, typer.Option("--lr", help="Highest learning rate.")] = 5e-5
-    num_negatives: Annotated[int, typer.Option("--negatives", min=1, help="Beside the teacher's best.")] = 11
-    temperature: Annotated[float, typer.Option(help="Of both softmaxes.")] = 1.0
-    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a pair; else 512.")] = None
+    epochs: Annotated[int, option(min=1, help="Times that every query is seen.")] = 2
+    batch: Annotated[int, option(min=1, help="Queries per step.")] = 16
+    learning_rate: Annotated[float, option("--lr", help="Highest learning rate.")] = 5e-5
+    num_negatives: Annotated[int, option("--negatives", min=1, help="Beside the teacher's best.")] = 11
+    temperature: Annotated[float, option(help="Of both softmaxes.")] = 1.0
+    max_length: Annotated[int | None, option(min=1, help="Most tokens of a pair; else 512.")] = None
     device: TrainedOn = "auto"
     dtype: TrainedIn = "auto"
-    seed: Annotated[int, typer.Option(help="Of order and draws.")] = 1
+    seed: Annotated[int, option(min=0, help="Of order and draws.")] = 1
+
+    def settings(self) -> TrainingSettings:
+        from secondpass.training.settings import TrainingSettings
+
+        with wrong_use():
+            return TrainingSettings(losses={"kl": 1.0}, **asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +80,14 @@ class Standing:
 
 
 def distil(
-    paths: Annotated[list[str], typer.Argument(metavar="TEXTS", help="Files and folders of plain texts.")],
+    paths: Annotated[list[str], argument(metavar="TEXTS", help="Files and folders of plain texts.")],
     *,
-    teacher: Annotated[str, typer.Option(metavar="MODEL", help="The large reranker.")],
-    student: Annotated[str, typer.Option(metavar="MODEL", help="The small one, or a plain encoder.")] = "default",
-    folder: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder of the result.")],
+    teacher: Annotated[str, option(metavar="MODEL", help="The large reranker.")],
+    student: Annotated[str, option(metavar="MODEL", help="The small one, or a plain encoder.")] = "default",
+    folder: Annotated[str, option("--output", metavar="FOLDER", help="Folder of the result.")],
     making: Making,
     lessons: Lessons,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in OUTPUT was stopped.")] = False,
+    resume: Annotated[bool, option("--resume", help="Go on where a run in OUTPUT was stopped.")] = False,
     json: Json = False,
 ) -> None:
     """Teach a small reranker a large one's orders on your own texts, without labels, and export it to int8.
@@ -89,7 +100,8 @@ def distil(
     from secondpass.training.distilling import parted
     from secondpass.training.processes import open_processes
 
-    target = Path(folder).expanduser()
+    making.check()
+    settings, target = lessons.settings(), output_folder(folder)
     if open_processes(lessons.device).count > 1:
         raise TrainingError("distil runs in one process; launch `secondpass train` in several on data with scores")
     with claimed(target):
@@ -97,24 +109,52 @@ def distil(
         if not is_trained:
             check_output(target, is_resumed=resume)
         opening = Opening(device=lessons.device)
+        beginner = _beginner(student, lessons)  # opened before the teacher's hours, so that they are not in vain
         scorer = opening.reranker(teacher)
         examples = _judged(paths, target, scorer, teacher, making, lessons)
         with wrong_use():
             learnt, kept = parted(examples, share=making.held_out, seed=lessons.seed)
         _say([f"{len(learnt):,} queries to learn from, {len(kept):,} held out"])
-        before = _outcome(kept, opening.reranker(student), _size(student))
-        if not is_trained:
-            _train(student, learnt, target, lessons, resume)
+        before = None if beginner is None else _outcome(kept, beginner, _size(student))
+        if is_trained:
+            _check_same(target, learnt, student)
+        else:
+            _train(student, learnt, target, settings, resume)
     _say(["on the held-out queries, against the teacher's order:"])
-    found = {
-        "teacher": _told("teacher", _outcome(kept, scorer, _size(teacher))),
-        "student before": _told("student before", before),
-        "student": _told("student", _outcome(kept, opening.reranker(str(target)), _bytes(target))),
-    } | _exported(target, kept)
+    found = {"teacher": _told("teacher", _outcome(kept, scorer, _size(teacher)))}
+    if before is not None:
+        found["student before"] = _told("student before", before)
+    found["student"] = _told("student", _outcome(kept, opening.reranker(str(target)), _bytes(target)))
+    found |= _exported(target, kept)
     if json:
         output.as_json({"folder": str(target), **{name: asdict(one) for name, one in found.items()}})
     else:
         sys.stdout.write(f"{target}\n")
+
+
+def _beginner(student: str, lessons: Lessons) -> Reranker | None:
+    """The student as it is; None for a plain encoder, which has no scores yet."""
+    from secondpass.checkpoint.checkpoint import open_checkpoint
+    from secondpass.training.model import is_reranker
+
+    if not is_reranker(open_checkpoint(student)):
+        return None
+    return Opening(device=lessons.device, max_length=lessons.max_length).reranker(student)
+
+
+def _check_same(target: Path, learnt: Sequence[Example], student: str) -> None:
+    """Raises TrainingError where the finished run learnt from other queries, which may be among the held-out ones."""
+    from secondpass.checkpoint.checkpoint import open_checkpoint
+    from secondpass.json_file import read_json
+    from secondpass.training.checkpointing import RUN
+    from secondpass.training.data import Data
+
+    run = read_json(target / "training" / RUN)
+    if (run.get("model"), run.get("data")) != (open_checkpoint(student).name, Data(examples=learnt).fingerprint):
+        raise TrainingError(
+            f"{target} holds the result of a run with another student, texts, queries or draws; for its report give "
+            "the command as it was, else another folder"
+        )
 
 
 def _judged(
@@ -151,6 +191,7 @@ def _queries(paths: Sequence[str], making: Making, seed: int) -> tuple[list[str]
     from secondpass.data.files import lines
     from secondpass.data.passages import ReadOptions, read_passages
     from secondpass.text.documents import clean_query
+    from secondpass.training.data import folded
     from secondpass.training.distilling import MadeQuery, made_queries
 
     inputs = read_passages(paths, (), ReadOptions())
@@ -158,8 +199,9 @@ def _queries(paths: Sequence[str], making: Making, seed: int) -> tuple[list[str]
     documents = [passage.document for passage in inputs.passages if passage.document.text.strip()]
     texts = [clean_query(document.text) for document in documents]
     if making.queries:
-        files = [Path(name).expanduser() for name in making.queries]
-        queries = [MadeQuery(clean_query(line.strip())) for file in files for _, line in lines(file)]
+        files = [at_home(name) for name in making.queries]
+        asked = [clean_query(line.strip()) for file in files for _, line in lines(file)]
+        queries = [MadeQuery(query) for query in {folded(query): query for query in reversed(asked)}.values()][::-1]
     else:
         queries = made_queries(texts, [str(document.fields.get("heading", "")) for document in documents])
     if len(queries) > making.max_queries:
@@ -179,13 +221,11 @@ def _estimate(examples: Sequence[Example], scorer: Scorer, lessons: Lessons) -> 
     _say([f"the teacher will take about {minutes:.1f} minutes; what is judged is kept"])
 
 
-def _train(student: str, examples: Sequence[Example], target: Path, lessons: Lessons, resume: bool) -> None:
+def _train(student: str, examples: Sequence[Example], target: Path, settings: TrainingSettings, resume: bool) -> None:
     from secondpass.training.data import Data
-    from secondpass.training.settings import TrainingSettings
     from secondpass.training.trainer import Trainer
 
     with wrong_use():
-        settings: TrainingSettings = TrainingSettings(losses={"kl": 1.0}, **asdict(lessons))
         data: Data = Data(examples=examples, names=("queries made of own texts",))
         trainer = Trainer(student, data, target, settings=settings)
     _say(trainer.described())
@@ -210,7 +250,7 @@ def _outcome(examples: Sequence[Example], scorer: Scorer, size: int) -> Standing
 
 
 def _exported(target: Path, examples: Sequence[Example]) -> dict[str, Standing]:
-    """The int8 graph and how it does; nothing where nncf is not installed, which makes it."""
+    """The int8 graph and how it does; nothing where nncf is not installed, which makes it, or for a decoder."""
     if find_spec("nncf") is None:
         _say(['not exported: nncf is not installed; pip install "secondpass[export]", then secondpass export'])
         return {}
@@ -218,7 +258,11 @@ def _exported(target: Path, examples: Sequence[Example]) -> dict[str, Standing]:
     from secondpass.checkpoint.export.export import export
     from secondpass.reranker import Reranker
 
-    folder = export(open_checkpoint(target), target / INT8, dtype="int8", overwrite=True)
+    try:
+        folder = export(open_checkpoint(target), target / INT8, dtype="int8", overwrite=True)
+    except ValueError as error:  # a decoder; what was trained and measured is told all the same
+        _say([f"not exported: {error}"])
+        return {}
     scorer = Reranker(folder, engine="openvino")
     return {"student, int8": _told("student, int8", _outcome(examples, scorer, _bytes(folder)))}
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from secondpass.atomic import at_home
 from secondpass.command.flags import Json, Opening, wrong_use
 from secondpass.command.output import as_json, watched
+from secondpass.command.plain import argument, option
 from secondpass.command.sets import SetFlags, Sets
 from secondpass.errors import WrongUse
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 class Written:
     """What is shown and written of a report."""
 
-    examples: Annotated[int, typer.Option(min=0, help="Queries to show that a model hurts most.")] = 3
+    examples: Annotated[int, option(min=0, help="Queries to show that a model hurts most.")] = 3
     json: Json = False
-    markdown: Annotated[str | None, typer.Option(metavar="FILE", help="Write the tables there too.")] = None
-    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a report with plots.")] = None
+    markdown: Annotated[str | None, option(metavar="FILE", help="Write the tables there too.")] = None
+    html: Annotated[str | None, option(metavar="FILE", help="Write a report with plots.")] = None
     run: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the rankings as TREC does; of several, one file each.")
+        str | None, option(metavar="FILE", help="Write the rankings as TREC does; of several, one file each.")
     ] = None
 
 
@@ -44,14 +44,14 @@ class Variants:
     """Layers and ratios at which a layer-wise model is measured, each with each: quality against work."""
 
     layers: Annotated[
-        str | None, typer.Option(metavar="N,N", help="Of a layer-wise model: measured when it is cut off after each.")
+        str | None, option(metavar="N,N", help="Of a layer-wise model: measured when it is cut off after each.")
     ] = None
     ratios: Annotated[
-        str | None, typer.Option(metavar="N,N", help="Of one that merges passage tokens: measured by each ratio.")
+        str | None, option(metavar="N,N", help="Of one that merges passage tokens: measured by each ratio.")
     ] = None
-    compress_layers: Annotated[
-        str | None, typer.Option(metavar="N,N", help="Where --ratios merge; else as published.")
-    ] = None
+    compress_layers: Annotated[str | None, option(metavar="N,N", help="Where --ratios merge; else as published.")] = (
+        None
+    )
 
     def cuts(self) -> list[Cut]:
         """As measured; one that asks for nothing where no flag is given."""
@@ -94,29 +94,29 @@ class Plan:
 def evaluate(
     data: Annotated[
         list[str],
-        typer.Argument(
+        argument(
             metavar="DATA", help="BEIR, MIRACL or MS MARCO folders, reranking sets, ir-datasets:NAME, mteb:NAME."
         ),
     ],
     *,
     models: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--model",
             metavar="MODEL",
             help="default, a folder, owner/name, embedder:NAME or colbert:NAME; repeat it to compare.",
         ),
     ] = None,
     variants: Variants,
-    depth: Annotated[str, typer.Option(metavar="N,N", help="Candidates to rerank, as in 20,50,100.")] = "100",
+    depth: Annotated[str, option(metavar="N,N", help="Candidates to rerank, as in 20,50,100.")] = "100",
     measures: Annotated[
-        str, typer.Option(help="nDCG@k, MRR@k, recall@k, MAP, precision@k, hit_rate@k; the first decides.")
+        str, option(help="nDCG@k, MRR@k, recall@k, MAP, precision@k, hit_rate@k; the first decides.")
     ] = "nDCG@10,MRR@10,recall@10,MAP,hit_rate@1",
     flags: SetFlags,
     written: Written,
-    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Measure time per query.")] = True,
+    latency: Annotated[bool, option("--latency/--no-latency", help="Measure time per query.")] = True,
     pipeline: Annotated[
-        bool, typer.Option("--pipeline", help="The local pipeline after each of its stages instead.")
+        bool, option("--pipeline", help="The local pipeline after each of its stages instead.")
     ] = False,
     opening: Opening,
 ) -> None:
@@ -129,15 +129,19 @@ def evaluate(
     if pipeline:
         from secondpass.command.pipeline import evaluate_pipeline
 
+        if written != replace(Written(), json=written.json) or variants != Variants():
+            raise WrongUse("--pipeline prints a table or --json; leave out what writes files and cuts layers")
         sets = Sets(sources=data, flags=flags, opening=opening)
         evaluate_pipeline(sets, models or ["default"], depth, measures=measures.split(","), is_json=written.json)
         return
     _check_files(written)
+    cuts, named = variants.cuts(), list(dict.fromkeys(models or ["default"]))
+    _check_models(named, cuts, opening)
     plan = _planned(Sets(sources=data, flags=flags, opening=opening), depth, measures, is_timed=latency)
     evaluations: list[Evaluation] = []
     infos: dict[str, Mapping[str, Any]] = {}
-    for model in dict.fromkeys(models or ["default"]):
-        for cut in variants.cuts():
+    for model in named:
+        for cut in cuts:
             found, infos[cut.of(model)] = _evaluated(model, plan, cut)
             evaluations += found
     _tell(Report(evaluations=tuple(evaluations), seed=flags.seed, infos=infos), written)
@@ -157,7 +161,7 @@ def _tell(report: Report, written: Written) -> None:
     else:
         _show(text)
     if written.run is not None:
-        _write_runs(Path(written.run).expanduser(), report.evaluations)
+        _write_runs(at_home(written.run), report.evaluations)
 
 
 def _write_runs(file: Path, evaluations: Sequence[Evaluation]) -> None:
@@ -205,6 +209,17 @@ def _cut_off(scorer: Scorer, model: str, cut: Cut) -> Scorer:
     with wrong_use():
         cut_off.score("a", ["b"])  # said before the work, where there is no such layer
     return cut_off
+
+
+def _check_models(models: Sequence[str], cuts: Sequence[Cut], opening: Opening) -> None:
+    """Each of several opened once before the work, or the first is measured in vain where the second is not there."""
+    if len(models) * len(cuts) == 1:
+        return
+    for model in models:
+        scorer = opening.scorer(model)
+        for cut in cuts:
+            _cut_off(scorer, model, cut)
+        del scorer  # the memory holds one
 
 
 def _numbers(flag: str, written: str | None) -> list[int]:
@@ -273,8 +288,11 @@ def _depths(written: str) -> tuple[int, ...]:
 def _check_files(written: Written) -> None:
     """Before the work, what would fail after it."""
     for name in (written.html, written.markdown, written.run):
-        if name is not None and not Path(name).expanduser().absolute().parent.is_dir():
-            raise WrongUse(f"{name}: there is no folder {Path(name).expanduser().absolute().parent}")
+        file = None if name is None else at_home(name).absolute()
+        if file is not None and not file.parent.is_dir():
+            raise WrongUse(f"{name}: there is no folder {file.parent}")
+        if file is not None and file.is_dir():
+            raise WrongUse(f"{name}: is a folder; name a file")
     if written.html is not None:
         from secondpass.evaluation.rendering import require_plots
 
@@ -295,4 +313,4 @@ def _show(text: str) -> None:
 def _write(name: str, text: str) -> None:
     from secondpass.atomic import write_text
 
-    write_text(Path(name).expanduser(), text)
+    write_text(at_home(name), text)

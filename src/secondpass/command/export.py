@@ -16,10 +16,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from secondpass.atomic import at_home
 from secondpass.command import output
 from secondpass.command.flags import Json, Offline, Revision, wrong_use
+from secondpass.command.plain import argument, option
 from secondpass.errors import MissingExtra, WrongUse
 
 if TYPE_CHECKING:
@@ -41,18 +41,18 @@ class Writing:
 
     format: Annotated[
         str,
-        typer.Option(metavar="openvino|onnx|safetensors", help="safetensors: an adapter merged into its base."),
+        option(metavar="openvino|onnx|safetensors", help="safetensors: an adapter merged into its base."),
     ] = "openvino"
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="float32|bfloat16|int8", help="How matrices are stored; else float32."),
+        option(metavar="float32|bfloat16|int8", help="How matrices are stored; else float32."),
     ] = None
     calibration: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Pairs by which activations become int8 too (openvino).")
+        str | None, option(metavar="FILE", help="Pairs by which activations become int8 too (openvino).")
     ] = None
-    check: Annotated[str | None, typer.Option(metavar="FILE", help="Pairs to compare on; else built in.")] = None
+    check: Annotated[str | None, option(metavar="FILE", help="Pairs to compare on; else built in.")] = None
     revision: Revision = None
-    force: Annotated[bool, typer.Option("--force", help="Replace the earlier export in FOLDER.")] = False
+    force: Annotated[bool, option("--force", help="Replace the earlier export in FOLDER.")] = False
     local_files_only: Offline = False
 
 
@@ -85,9 +85,9 @@ class ParityReport:
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A reranker: a folder or owner/name; default.")],
+    model: Annotated[str, argument(metavar="MODEL", help="A reranker: a folder or owner/name; default.")],
     *,
-    folder: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Where the result goes.")],
+    folder: Annotated[str, option("--output", metavar="FOLDER", help="Where the result goes.")],
     writing: Writing,
     json: Json = False,
 ) -> None:
@@ -107,7 +107,7 @@ def export(
     calibration = [] if writing.calibration is None else read_pairs(Path(writing.calibration))
     with wrong_use():
         checkpoint = open_checkpoint(model, revision=writing.revision, local_files_only=writing.local_files_only)
-    target = _written(checkpoint, Path(folder).expanduser(), calibration, writing)
+    target = _written(checkpoint, at_home(folder), calibration, writing)
     report = _report(checkpoint, target, check, writing)
     write_text(target / REPORT, dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
     if json:

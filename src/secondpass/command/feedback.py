@@ -6,22 +6,21 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from secondpass.command import output
 from secondpass.command.flags import Json
 from secondpass.command.index import IndexLocation
+from secondpass.command.plain import argument, option
 from secondpass.command.search import Asking, source_of
 from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
     from secondpass.search.index import Index
 
-Ranks = Annotated[list[int] | None, typer.Option(min=1, metavar="RANK", help="As search showed it; repeat it.")]
+Ranks = Annotated[list[int] | None, option(min=1, metavar="RANK", help="As search showed it; repeat it.")]
 
 
 def feedback(
-    query: Annotated[str | None, typer.Argument(metavar="QUESTION", help="What was searched for.")] = None,
+    query: Annotated[str | None, argument(metavar="QUESTION", help="What was searched for.")] = None,
     *,
     location: IndexLocation,
     asking: Asking,
@@ -29,7 +28,7 @@ def feedback(
     kept: Ranks = None,
     used: Ranks = None,
     rejected: Ranks = None,
-    fit: Annotated[bool, typer.Option("--fit", help="Learn weights from all that was recorded.")] = False,
+    fit: Annotated[bool, option("--fit", help="Learn weights from all that was recorded.")] = False,
     json: Json = False,
 ) -> None:
     """Record what was of use among the results of a search, or learn from all that was recorded.
@@ -49,9 +48,10 @@ def feedback(
         raise WrongUse("say what was opened, kept, used or rejected, as in --used 2")
     index = location.open(reranker="auto")
     ranking = asking.search(index, query or "", explain=False)
-    for kind, rank in given:
+    for kind, rank in given:  # all, before any is recorded
         if rank > len(ranking):
-            raise WrongUse(f"--{kind} is {rank}, but {len(ranking)} results were found")
+            raise WrongUse(f"--{kind} is {rank}, but {len(ranking)} results were found; nothing is recorded")
+    for kind, rank in given:
         index.feedback(ranking, ranking[rank - 1], kind)
         sys.stderr.write(f"{kind}: {source_of(ranking[rank - 1])}\n")
 
@@ -65,6 +65,9 @@ def _fit(index: Index, *, is_json: bool) -> None:
     if len(found) < MIN_IMPRESSIONS:
         raise WrongUse(f"{index.name} has {len(found)} judged searches; {MIN_IMPRESSIONS} are needed to learn from")
     learnt = learn(found, Cognitive())
+    if not len(learnt.learnt):
+        missing = f"of the last {len(found) - learnt.num_fitted} judgements none says that something was of use"
+        raise WrongUse(f"{index.name}: {missing}, so that nothing can be measured; record --used, --kept or --opened")
     change = difference([learnt.default], [learnt.learnt])
     helps = change.verdict == "helps"
     if helps:

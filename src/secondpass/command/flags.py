@@ -5,14 +5,16 @@ A dataclass here is one parameter of a command; its fields are the flags (see `s
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from secondpass.atomic import at_home
+from secondpass.command.plain import option
 from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -22,28 +24,24 @@ if TYPE_CHECKING:
 
 EMBEDDER, COLBERT = "embedder:", "colbert:"
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON with everything.")]
+Json = Annotated[bool, option("--json", help="Print JSON with everything.")]
 Model = Annotated[
     str,
-    typer.Option(
+    option(
         metavar="MODEL",
         help="auto (what fits the texts), default (embedded), multilingual, a folder, or owner/name[@revision].",
     ),
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model of the hub.")]
-Offline = Annotated[bool, typer.Option("--local-files-only", "--offline", help="Never use the network.")]
-Seed = Annotated[int, typer.Option(help="Of draws.")]
-SetSplit = Annotated[str | None, typer.Option(help="Else the first there is of test, dev, validation, train.")]
-Search = Annotated[str, typer.Option(metavar="bm25|embedder:NAME", help="What finds negatives in BEIR folders.")]
-GradientCheckpointing = Annotated[
-    bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
-]
-TokenBudget = Annotated[int | None, typer.Option(min=1, help="Tokens in one forward pass.")]
-TrainedOn = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where it is trained.")]
-TrainedIn = Annotated[
-    str, typer.Option(metavar="auto|float32|bfloat16", help="Of the computation; weights are float32.")
-]
-JudgedSplit = Annotated[str | None, typer.Option(help="Judgements of BEIR folders; else train.")]
+Revision = Annotated[str | None, option(help="Branch, tag or commit of a model of the hub.")]
+Offline = Annotated[bool, option("--local-files-only", "--offline", help="Never use the network.")]
+Seed = Annotated[int, option(min=0, help="Of draws.")]
+SetSplit = Annotated[str | None, option(help="Else the first there is of test, dev, validation, train.")]
+Search = Annotated[str, option(metavar="bm25|embedder:NAME", help="What finds negatives in BEIR folders.")]
+GradientCheckpointing = Annotated[bool, option("--gradient-checkpointing", help="Less memory, a third more time.")]
+TokenBudget = Annotated[int | None, option(min=1, help="Tokens in one forward pass.")]
+TrainedOn = Annotated[str, option(metavar="auto|cpu|cuda|mps", help="Where it is trained.")]
+TrainedIn = Annotated[str, option(metavar="auto|float32|bfloat16", help="Of the computation; weights are float32.")]
+JudgedSplit = Annotated[str | None, option(help="Judgements of BEIR folders; else train.")]
 
 
 class On(str, Enum):
@@ -51,6 +49,18 @@ class On(str, Enum):
 
     process = "process"
     ray = "ray"
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Imports and opening without the garbage collector: there is no garbage in what they make, and looking for it
+    takes a tenth of a start.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager
@@ -62,21 +72,39 @@ def wrong_use() -> Iterator[None]:
         raise WrongUse(str(error)) from error
 
 
+def output_folder(written: str) -> Path:
+    """What --output names. Raises WrongUse for "" (a variable without value), which would be the current folder."""
+    if not written.strip():
+        raise WrongUse("--output is empty; name a folder")
+    return at_home(written)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Opening:
     """How a model is opened."""
 
-    engine: Annotated[str, typer.Option(metavar="auto|torch|openvino", help="What runs the model.")] = "auto"
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where torch runs it.")] = "auto"
+    engine: Annotated[str, option(metavar="auto|torch|openvino", help="What runs the model.")] = "auto"
+    device: Annotated[str, option(metavar="auto|cpu|cuda|mps", help="Where torch runs it.")] = "auto"
     dtype: Annotated[
         str,
-        typer.Option(
+        option(
             metavar="auto|float32|bfloat16|float16|int8",
             help="auto: by model and processor; int8: encoders on the CPU; float16: on a GPU.",
         ),
     ] = "auto"
-    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a pair; else the model's.")] = None
+    max_length: Annotated[int | None, option(min=1, help="Most tokens of a pair; else the model's.")] = None
     local_files_only: Offline = False
+
+    def imported(self, model: str) -> None:
+        """Import what opening a model takes, before a thread opens it: imports of two threads take turns, and what
+        opening does without Python's lock would begin later.
+        """
+        from secondpass import reranker  # noqa: F401
+
+        if self.engine != "torch" and model in ("auto", "default"):
+            from secondpass.checkpoint.graph import import_openvino
+
+            import_openvino()
 
     def reranker(
         self,

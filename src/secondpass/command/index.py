@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from secondpass.atomic import at_home
 from secondpass.command import output
 from secondpass.command.flags import Json, wrong_use
-from secondpass.errors import MissingExtra, WrongUse
+from secondpass.command.plain import argument, option
+from secondpass.errors import MissingExtra, StoreError, WrongUse
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     from secondpass.search.index import Index
     from secondpass.search.indexing import IndexReport
 
 MAX_FAILURES_SHOWN = 5
+LOOK_MS = 1000  # how often it is seen whether folders have come or gone
 DEBOUNCE_MS = 1500  # after a change, so that what an editor writes in several steps is read once
 
-Paths = Annotated[list[str], typer.Argument(metavar="PATH", help="Files and folders.")]
+Paths = Annotated[list[str], argument(metavar="PATH", help="Files and folders.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexLocation:
     """Which index, and where indexes are."""
 
-    name: Annotated[str, typer.Option(help="Of the index.")] = "default"
+    name: Annotated[str, option(help="Of the index.")] = "default"
     folder: Annotated[
         str | None,
-        typer.Option(
+        option(
             envvar="SECONDPASS_INDEXES",
             help="Where indexes are kept; else your data folder. Or postgresql://..., lancedb:///FOLDER.",
         ),
@@ -43,6 +46,7 @@ class IndexLocation:
         embedder: str | None = None,
         reranker: str | None = None,
         keeps_states: bool | None = None,
+        retrievers: Retrievers | None = None,
         create: bool = False,
     ) -> Index:
         from secondpass.search.index import Index
@@ -54,12 +58,37 @@ class IndexLocation:
                 embedder=embedder,
                 reranker=reranker,
                 keeps_states=keeps_states,
+                retrievers=None if retrievers is None else retrievers.asked,
                 create=create,
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Retrievers:
+    """First stages beside words and vectors."""
+
+    sparse: Annotated[
+        str | None,
+        option(
+            metavar="MODEL", help="Search by its sparse weights too, as BAAI/bge-m3 has them; none; else as before."
+        ),
+    ] = None
+    colbert: Annotated[
+        str | None,
+        option(metavar="MODEL", help="Search by its token vectors too (ColBERT, BGE-M3); none; else as before."),
+    ] = None
+
+    @property
+    def asked(self) -> dict[str, str | None]:
+        given = {"sparse": self.sparse, "colbert": self.colbert}
+        return {stage: None if model == "none" else model for stage, model in given.items() if model is not None}
+
+
 Embedder = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="auto (embedded), none, a folder or a name; else as before.")
+    str | None,
+    option(
+        metavar="MODEL", help="auto (embedded, by script), multilingual, none, a folder or a name; else as before."
+    ),
 ]
 
 
@@ -67,15 +96,16 @@ def add(
     paths: Paths,
     *,
     location: IndexLocation,
+    retrievers: Retrievers,
     embedder: Embedder = None,
     states: Annotated[
         bool | None,
-        typer.Option(
+        option(
             "--states/--no-states",
             help="Keep what the embedded reranker reads of each chunk: faster first questions, some 140 kB a chunk.",
         ),
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on, and follow changes until Ctrl-C.")] = False,
+    watch: Annotated[bool, option("--watch", help="Go on, and follow changes until Ctrl-C.")] = False,
     json: Json = False,
 ) -> None:
     """Index files and folders, so that `secondpass search` finds what is in them.
@@ -85,10 +115,10 @@ def add(
     changed; ending it at any moment keeps what was done.
     """
     for path in paths:
-        if not Path(path).expanduser().exists():
+        if not at_home(path).exists():
             raise WrongUse(f"{path}: there is no such file or folder")
-    index = location.open(embedder=embedder, reranker="auto", keeps_states=states, create=True)
-    with output.watched("indexing") as progress:
+    index = location.open(embedder=embedder, reranker="auto", keeps_states=states, retrievers=retrievers, create=True)
+    with wrong_use(), output.watched("indexing") as progress:
         report = index.add(*paths, progress=progress)
     _show(index, report, is_json=json)
     if watch:
@@ -98,13 +128,14 @@ def add(
 def update(
     *,
     location: IndexLocation,
+    retrievers: Retrievers,
     embedder: Embedder = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on, and follow changes until Ctrl-C.")] = False,
+    watch: Annotated[bool, option("--watch", help="Go on, and follow changes until Ctrl-C.")] = False,
     json: Json = False,
 ) -> None:
     """Bring an index up to what its files and folders now hold."""
-    index = location.open(embedder=embedder, reranker="auto")
-    with output.watched("indexing") as progress:
+    index = location.open(embedder=embedder, reranker="auto", retrievers=retrievers)
+    with wrong_use(), output.watched("indexing") as progress:
         report = index.update(progress=progress)
     _show(index, report, is_json=json)
     if watch:
@@ -112,33 +143,43 @@ def update(
 
 
 def collections(*, location: IndexLocation, json: Json = False) -> None:
-    """List the indexes: name, files, chunks, size, embedder and folders."""
+    """List the indexes: name, files, chunks, size, embedder and folders.
+
+    One that is damaged is named and left out; the exit code is then 1.
+    """
     from secondpass.search.index import Index
     from secondpass.search.stores.open import index_names
 
-    status = [Index(name, folder=location.folder).status() for name in index_names(location.folder)]
+    status, is_whole = [], True
+    for name in index_names(location.folder):
+        try:
+            status.append(Index(name, folder=location.folder).status())
+        except StoreError as error:
+            sys.stderr.write(f"{error}\n")
+            is_whole = False
     if json:
         output.as_json([asdict(each) for each in status])
     elif sys.stdout.isatty():
         for each in status:
             size = f"{output.counted(each.files, 'file')}, {output.counted(each.chunks, 'chunk')}"
             size += f", {each.bytes / 1e6:.1f} MB, embedder {each.embedder}"
+            size += "".join(f", {stage} {model}" for stage, model in each.retrievers.items())
             output.named_values([(each.name, size), *(("", root) for root in each.roots)])
-        if not status:
+        if not status and is_whole:
             sys.stderr.write("there are no indexes yet; make one with: secondpass add FOLDER\n")
     else:
         output.tab_separated(
             [s.name, s.files, s.chunks, s.vectors, s.bytes, s.embedder, " ".join(s.roots)] for s in status
         )
+    if not is_whole:
+        raise SystemExit(1)
 
 
 def remove(
-    paths: Annotated[
-        list[str] | None, typer.Argument(metavar="PATH", help="Files and folders; none with --all.")
-    ] = None,
+    paths: Annotated[list[str] | None, argument(metavar="PATH", help="Files and folders; none with --all.")] = None,
     *,
     location: IndexLocation,
-    all: Annotated[bool, typer.Option("--all", help="The whole index, with its file.")] = False,
+    all: Annotated[bool, option("--all", help="The whole index, with its file.")] = False,
 ) -> None:
     """Forget files or folders of an index, or all of it. The files themselves stay."""
     if bool(paths) == all:
@@ -186,10 +227,34 @@ def _watch(index: Index) -> None:
         import watchfiles
     except ImportError as error:
         raise MissingExtra("watchfiles", "search") from error
+    from secondpass.search.indexing import IndexReport
+
+    if not index.roots:
+        raise WrongUse(f"{index.name} has no files or folders to watch; add some")
     sys.stderr.write("watching; Ctrl-C ends it\n")
-    folders = [root for root in index.roots if Path(root).exists()]
-    for _ in watchfiles.watch(*folders, debounce=DEBOUNCE_MS, raise_interrupt=True):
-        report = index.update()
-        if report.added or report.changed or report.removed or report.failed:
-            sys.stderr.write(time.strftime("%H:%M:%S "))
-            _show(index, report, is_json=False)
+    while True:
+        roots, is_new = _there(index), True
+        changed = watchfiles.watch(
+            *roots, debounce=DEBOUNCE_MS, rust_timeout=LOOK_MS, yield_on_timeout=True, raise_interrupt=True
+        )
+        for changes in _while_there(changed):
+            report = index.update() if changes or is_new else IndexReport()
+            if report.added or report.changed or report.removed or (changes and report.failed):
+                sys.stderr.write(time.strftime("%H:%M:%S "))
+                _show(index, report, is_json=False)
+            is_new = False
+            # An editor that writes by renaming has put another file in the place of the one that is watched.
+            if (changes and any(map(os.path.isfile, roots))) or _there(index) != roots:
+                break
+
+
+def _while_there(changed: Iterator[Collection[object]]) -> Iterator[Collection[object]]:
+    """What changed; the end where a root is not there, which went after it had been seen."""
+    try:
+        yield from changed
+    except FileNotFoundError:
+        time.sleep(LOOK_MS / 1000)  # whoever asks looks again
+
+
+def _there(index: Index) -> list[str]:
+    return [root for root in index.roots if os.path.exists(root)]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Annotated
 
-import typer
-
 from secondpass.command.index import IndexLocation
+from secondpass.command.plain import option
 from secondpass.errors import MissingExtra, WrongUse
 
 
 def mcp(
     *,
     location: IndexLocation,
-    namespace: Annotated[str, typer.Option(help="Whose memory it is.")] = "default",
-    model: Annotated[str, typer.Option(metavar="MODEL", help="The reranker.")] = "auto",
+    namespace: Annotated[str, option(help="Whose memory it is.")] = "default",
+    model: Annotated[str, option(metavar="MODEL", help="The reranker.")] = "auto",
     http: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Serve at http://HOST:PORT/mcp instead of stdin.")
+        str | None, option(metavar="HOST:PORT", help="Serve at http://HOST:PORT/mcp instead of stdin.")
     ] = None,
 ) -> None:
     """Serve search, get, rerank, remember, recall, forget and status to agents (Model Context Protocol).
@@ -24,7 +25,7 @@ def mcp(
     A host starts it by itself: its command is `secondpass`, its argument `mcp`. Over HTTP it is for this machine.
     """
     try:
-        from secondpass.mcp import Tools, make_server
+        from secondpass.mcp import Tools, http_app, make_server
     except ImportError as error:
         if error.name is None or error.name.split(".")[0] == "secondpass":
             raise
@@ -32,9 +33,23 @@ def mcp(
     tools = Tools(index_name=location.name, folder=location.folder, namespace=namespace, reranker_name=model)
     server = make_server(tools)
     if http is None:
+        _end_when_told()
         server.run("stdio")
         return
     host, _, port = http.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or int(port) > 65535:
         raise WrongUse(f"--http is {http!r}; give HOST:PORT, as in 127.0.0.1:8790")
-    server.run("streamable-http", host=host, port=int(port), json_response=True, stateless_http=True)
+    import uvicorn
+
+    host = host.strip("[]")
+    uvicorn.run(http_app(server, host=host), host=host, port=int(port), log_level="warning")
+
+
+def _end_when_told() -> None:
+    """End at once on SIGTERM and Ctrl-C: else the thread that reads standard input is waited for until there is more.
+
+    What is kept is whole at any moment.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, frame: os._exit(128 + number))

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from secondpass.atomic import at_home
 from secondpass.command.flags import EMBEDDER, JudgedSplit, Opening, Search, wrong_use
 from secondpass.command.output import watched
+from secondpass.command.plain import argument, option
 from secondpass.errors import DataError, WrongUse
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Miner:
     search: Search = "bm25"
     judge: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="A reranker (or embedder:NAME) whose scores filter and are kept."),
+        option(metavar="MODEL", help="A reranker (or embedder:NAME) whose scores filter and are kept."),
     ] = None
     split: JudgedSplit = None
 
@@ -39,16 +39,16 @@ class Miner:
 class Choice:
     """Which of the passages that are found become negatives."""
 
-    negatives: Annotated[int, typer.Option(min=1, help="Per query.")] = 15
-    first: Annotated[int, typer.Option(min=0, help="Ranks to leave out at the top.")] = 0
-    depth: Annotated[int, typer.Option(min=1, help="Ranks to look at.")] = 100
-    margin: Annotated[
-        float | None, typer.Option(help="A negative scores so much below the lowest positive, at least.")
-    ] = None
-    ratio: Annotated[
-        float | None, typer.Option(help="A negative scores this share of the lowest positive, at most.")
-    ] = None
-    spread: Annotated[bool, typer.Option("--spread", help="Evenly from all ranks, not the first ones.")] = False
+    negatives: Annotated[int, option(min=1, help="Per query.")] = 15
+    first: Annotated[int, option(min=0, help="Ranks to leave out at the top.")] = 0
+    depth: Annotated[int, option(min=1, help="Ranks to look at.")] = 100
+    margin: Annotated[float | None, option(help="A negative scores so much below the lowest positive, at least.")] = (
+        None
+    )
+    ratio: Annotated[float | None, option(help="A negative scores this share of the lowest positive, at most.")] = (
+        None
+    )
+    spread: Annotated[bool, option("--spread", help="Evenly from all ranks, not the first ones.")] = False
 
     def settings(self) -> MiningSettings:
         from secondpass.training.mining import MiningSettings
@@ -66,10 +66,10 @@ class Choice:
 
 def mine(
     data: Annotated[
-        list[str], typer.Argument(metavar="DATA", help="BEIR folders, or JSONL files with queries and positives.")
+        list[str], argument(metavar="DATA", help="BEIR folders, or JSONL files with queries and positives.")
     ],
     *,
-    output: Annotated[str, typer.Option(metavar="FILE", help="File to write, .jsonl or .jsonl.gz.")],
+    output: Annotated[str, option(metavar="FILE", help="File to write, .jsonl or .jsonl.gz.")],
     miner: Miner,
     choice: Choice,
     opening: Opening,
@@ -78,7 +78,7 @@ def mine(
     from secondpass.training.data import save_data
 
     settings = choice.settings()
-    file = Path(output).expanduser()
+    file = at_home(output)
     if file.exists():
         raise WrongUse(f"{file} is there already; name another file")
     if not file.absolute().parent.is_dir():
@@ -110,7 +110,7 @@ def parted(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
     """BEIR folders, and all other files and folders."""
     from secondpass.evaluation.datasets.beir import is_collection
 
-    every = [Path(path).expanduser() for path in paths]
+    every = [at_home(path) for path in paths]
     folders = [path for path in every if path.is_dir() and is_collection(path)]
     return folders, [path for path in every if path not in folders]
 
@@ -146,7 +146,7 @@ def mined(
         sys.stderr.write(f"{collection.name}: negatives for {len(kept):,} of {num_queries:,} queries\n")
         examples += kept
     if not examples:
-        raise DataError("no negatives were found for any query; raise --depth, or lower --first or --margin")
+        raise DataError("no negatives were found; raise --depth or --ratio, or lower --first or --margin")
     return examples
 
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from secondpass.command import output
 from secondpass.command.flags import Json, Revision, wrong_use
+from secondpass.command.plain import argument, option
 from secondpass.errors import SecondpassError
 
 if TYPE_CHECKING:
@@ -41,12 +40,12 @@ def models(*, json: Json = False) -> None:
 
 
 def pull(
-    model: Annotated[str, typer.Argument(metavar="NAME[@REVISION]", help="A model of the hub.")],
+    model: Annotated[str, argument(metavar="NAME[@REVISION]", help="A model of the hub.")],
     *,
     revision: Revision = None,
     engine: Annotated[
         str,
-        typer.Option(metavar="auto|openvino", help="openvino: the exported graph in place of the weights."),
+        option(metavar="auto|openvino", help="openvino: the exported graph in place of the weights."),
     ] = "auto",
 ) -> None:
     """Fetch a model, and print its commit and folder."""

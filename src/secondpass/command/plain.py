@@ -1,22 +1,49 @@
-"""Plain command lines, read without typer: what it makes of each flag's type takes a tenth of a second of a start.
+"""Flags, and plain command lines, which are read without typer: its import takes 50 ms of a start, what it makes of
+each flag's type twice that.
 
-Plain are known flags, each with a value of its kind. Whatever else there is, --help or a mistake, typer explains.
+Plain are known flags, each with a value of its kind. Whatever else there is, --help or a mistake, typer explains
+(`secondpass.command.typed`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from inspect import Parameter
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from typer.models import ArgumentInfo, OptionInfo, ParameterInfo
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """What stands for a parameter on the command line: one of `names`, else its own name; None: its place."""
+
+    names: tuple[str, ...] | None
+    help: str
+    metavar: str | None = None
+    min: float | None = None
+    max: float | None = None
+    envvar: str | None = None
+
+
+def option(
+    *names: str,
+    help: str,
+    metavar: str | None = None,
+    min: float | None = None,
+    max: float | None = None,
+    envvar: str | None = None,
+) -> Flag:
+    return Flag(names=names, help=help, metavar=metavar, min=min, max=max, envvar=envvar)
+
+
+def argument(*, help: str, metavar: str) -> Flag:
+    return Flag(names=None, help=help, metavar=metavar)
+
 
 _NUMBERS = {int: re.compile(r"-?\d+", re.ASCII), float: re.compile(r"-?\d+(\.\d+)?", re.ASCII)}
-# What typer does with a value beside making it of its kind.
-_SPECIAL = ("callback", "parser", "click_type", "default_factory", "prompt")
 
 
 class _NotPlainError(Exception):
@@ -28,7 +55,7 @@ def plain_arguments(
 ) -> dict[str, Any] | None:
     """The parameters of a command by name, as typer would make them; None for what is not plain.
 
-    parameters are annotated with a kind and with what typer knows of it. environment has the names of variables;
+    parameters are annotated with a kind and a Flag. environment has the names of variables;
     where one of them stands for a flag, the line is not plain.
     """
     try:
@@ -49,13 +76,13 @@ def plain_arguments(
         return None
 
 
-def _info(parameter: Parameter) -> ParameterInfo:
-    info: ParameterInfo = get_args(parameter.annotation)[1]
+def _info(parameter: Parameter) -> Flag:
+    info: Flag = get_args(parameter.annotation)[1]
     return info
 
 
 def _is_argument(parameter: Parameter) -> bool:
-    return isinstance(_info(parameter), ArgumentInfo)
+    return _info(parameter).names is None
 
 
 def _kind(parameter: Parameter) -> tuple[Any, bool]:
@@ -70,12 +97,11 @@ def _flags(parameters: Iterable[Parameter]) -> Mapping[str, tuple[str, bool | No
     """The names of flags: of each the parameter, and what it stands for where it takes no value."""
     found: dict[str, tuple[str, bool | None]] = {}
     for parameter in parameters:
-        info = _info(parameter)
-        if not isinstance(info, OptionInfo) or any(getattr(info, name, None) for name in _SPECIAL):
+        said = _info(parameter).names
+        if said is None:
             continue
         is_switch = _kind(parameter)[0] is bool
         usual = f"--{parameter.name.replace('_', '-')}"
-        said = [*([info.default] if isinstance(info.default, str) else []), *(info.param_decls or ())]
         for names in said or ([f"{usual}/--no-{usual[2:]}"] if is_switch else [usual]):
             on, _, off = names.partition("/")
             found[on] = parameter.name, True if is_switch else None

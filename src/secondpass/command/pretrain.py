@@ -8,12 +8,17 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from secondpass.command.flags import GradientCheckpointing, TokenBudget, TrainedIn, TrainedOn, wrong_use
+from secondpass.command.flags import (
+    GradientCheckpointing,
+    TokenBudget,
+    TrainedIn,
+    TrainedOn,
+    output_folder,
+    wrong_use,
+)
+from secondpass.command.plain import argument, option
 from secondpass.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -27,15 +32,15 @@ class Hiding:
 
     method: Annotated[
         str,
-        typer.Option(metavar="retromae|dupmae|mlm", help="dupmae: a bag of words too; mlm: no decoder, the control."),
+        option(metavar="retromae|dupmae|mlm", help="dupmae: a bag of words too; mlm: no decoder, the control."),
     ] = "retromae"
-    encoder_share: Annotated[float, typer.Option("--encoder-mask", help="Share hidden from the encoder.")] = 0.3
-    decoder_share: Annotated[float, typer.Option("--decoder-mask", help="Share hidden from the decoder.")] = 0.5
+    encoder_share: Annotated[float, option("--encoder-mask", help="Share hidden from the encoder.")] = 0.3
+    decoder_share: Annotated[float, option("--decoder-mask", help="Share hidden from the decoder.")] = 0.5
     has_bare_queries: Annotated[
-        bool, typer.Option("--bare-queries", help="The decoder's queries as in RetroMAE, without a norm.")
+        bool, option("--bare-queries", help="The decoder's queries as in RetroMAE, without a norm.")
     ] = False
     has_reference_masks: Annotated[
-        bool, typer.Option("--reference-masks", help="Words by ## alone; hides <s> too, as the reference does.")
+        bool, option("--reference-masks", help="Words by ## alone; hides <s> too, as the reference does.")
     ] = False
 
 
@@ -43,30 +48,30 @@ class Hiding:
 class PretrainCourse:
     """How it is trained; each field is named as the field of TrainingSettings."""
 
-    epochs: Annotated[int, typer.Option(min=1, help="Times that every text is seen.")] = 1
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None
-    batch: Annotated[int, typer.Option(min=1, help="Texts per step, over all processes.")] = 32
-    learning_rate: Annotated[float, typer.Option("--lr", help="Highest learning rate.")] = 1e-4
-    warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.1
-    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.01
-    max_length: Annotated[int | None, typer.Option(min=8, help="Most tokens of a text; else 512.")] = None
+    epochs: Annotated[int, option(min=1, help="Times that every text is seen.")] = 1
+    max_steps: Annotated[int | None, option(min=1, help="Stop after so many steps.")] = None
+    batch: Annotated[int, option(min=1, help="Texts per step, over all processes.")] = 32
+    learning_rate: Annotated[float, option("--lr", help="Highest learning rate.")] = 1e-4
+    warmup: Annotated[float, option(help="Share of the steps in which the rate rises.")] = 0.1
+    weight_decay: Annotated[float, option(help="Of matrices.")] = 0.01
+    max_length: Annotated[int | None, option(min=8, help="Most tokens of a text; else 512.")] = None
     has_gradient_checkpointing: GradientCheckpointing = False
     token_budget: TokenBudget = None
     device: TrainedOn = "auto"
     dtype: TrainedIn = "auto"
-    seed: Annotated[int, typer.Option(help="Of order, masks and new weights.")] = 1
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200
-    log_every: Annotated[int, typer.Option(min=1, help="Steps between lines.")] = 10
+    seed: Annotated[int, option(min=0, help="Of order, masks and new weights.")] = 1
+    save_every: Annotated[int, option(min=1, help="Steps between checkpoints.")] = 200
+    log_every: Annotated[int, option(min=1, help="Steps between lines.")] = 10
 
 
 def pretrain(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="An encoder: BERT, RoBERTa, XLM-R or ModernBERT.")],
-    paths: Annotated[list[str], typer.Argument(metavar="TEXTS", help="Files and folders of plain texts.")],
+    base: Annotated[str, argument(metavar="BASE", help="An encoder: BERT, RoBERTa, XLM-R or ModernBERT.")],
+    paths: Annotated[list[str], argument(metavar="TEXTS", help="Files and folders of plain texts.")],
     *,
-    folder: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder of the result.")],
+    folder: Annotated[str, option("--output", metavar="FOLDER", help="Folder of the result.")],
     hiding: Hiding,
     pace: PretrainCourse,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in OUTPUT was stopped.")] = False,
+    resume: Annotated[bool, option("--resume", help="Go on where a run in OUTPUT was stopped.")] = False,
 ) -> None:
     """Pre-train an encoder on plain texts; the result is an ordinary encoder for `train`.
 
@@ -78,7 +83,7 @@ def pretrain(
     from secondpass.training.processes import open_processes
     from secondpass.training.trainer import Trainer
 
-    settings, target = _settings(hiding, pace), Path(folder).expanduser()
+    settings, target = _settings(hiding, pace), output_folder(folder)
     processes = open_processes(settings.device)
     with claimed(target) if processes.is_first else nullcontext():
         check_output(target, is_resumed=resume)

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from secondpass.command import output
-from secondpass.command.flags import Json, Model, Opening, Revision, wrong_use
+from secondpass.command.flags import Json, Model, Opening, Revision, uncollected, wrong_use
+from secondpass.command.plain import argument, option
 from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -37,12 +36,12 @@ class Long(str, Enum):
 class Showing:
     """What is ranked of a document, how many are shown, and what is said of them."""
 
-    fields: Annotated[str, typer.Option(help="Fields to read, as in title,body; else text.")] = ""
-    top: Annotated[int, typer.Option(min=0, help="How many to show; 0: all.")] = 10
+    fields: Annotated[str, option(help="Fields to read, as in title,body; else text.")] = ""
+    top: Annotated[int, option(min=0, help="How many to show; 0: all.")] = 10
     json: Json = False
-    explain: Annotated[bool, typer.Option("--explain", help="Add tokens, truncation, timing and engine.")] = False
+    explain: Annotated[bool, option("--explain", help="Add tokens, truncation, timing and engine.")] = False
     budget_ms: Annotated[
-        float | None, typer.Option(min=0.001, help="Milliseconds for ranking; passages beyond stay unscored, last.")
+        float | None, option(min=0.001, help="Milliseconds for ranking; passages beyond stay unscored, last.")
     ] = None
 
     @property
@@ -51,24 +50,24 @@ class Showing:
 
 
 def rank(
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="What is asked.")],
+    query: Annotated[str, argument(metavar="QUERY", help="What is asked.")],
     paths: Annotated[
-        list[str] | None, typer.Argument(metavar="PATH", help="Files, folders, or - for standard input.")
+        list[str] | None, argument(metavar="PATH", help="Files, folders, or - for standard input.")
     ] = None,
     *,
-    passage: Annotated[list[str] | None, typer.Option(help="A passage; repeat it for more.")] = None,
+    passage: Annotated[list[str] | None, option(help="A passage; repeat it for more.")] = None,
     split: Annotated[
-        Split, typer.Option(help="How texts are cut; auto: paragraphs where blank lines part them, else lines.")
+        Split, option(help="How texts are cut; auto: paragraphs where blank lines part them, else lines.")
     ] = Split.auto,
     showing: Showing,
     model: Model = "auto",
     revision: Revision = None,
     long: Annotated[
-        Long, typer.Option(help="Long passages: cut as the model's makers do, or read in windows.")
+        Long, option(help="Long passages: cut as the model's makers do, or read in windows.")
     ] = Long.truncate,
     opening: Opening,
     calibration: Annotated[
-        str | None, typer.Option(metavar="FILE", help="What `secondpass calibrate` fitted, for the probabilities.")
+        str | None, option(metavar="FILE", help="What `secondpass calibrate` fitted, for the probabilities.")
     ] = None,
 ) -> None:
     """Rank passages by how well they answer a query.
@@ -78,18 +77,19 @@ def rank(
     a table on a terminal, else tab-separated lines: rank (from 1), probability, score (raw logit), source, text, and
     with --long chunk the characters that won.
     """
-    from secondpass.data.passages import ReadOptions, read_passages
-
     if not query.strip():
         raise WrongUse('the query is empty; give one, as in: secondpass rank "how long" notes.txt')
-    with ThreadPoolExecutor(1) as pool:  # most of opening is done without Python's lock
+    with uncollected(), ThreadPoolExecutor(1) as pool:  # most of opening is done without Python's lock
+        opening.imported(model)
         coming = pool.submit(
             opening.reranker, model, revision=revision, long_documents=long.value, calibration=calibration
         )
+        from secondpass.data.passages import ReadOptions, read_passages
+
         inputs = read_passages(paths or [], passage or [], ReadOptions(split=split.value, fields=showing.names))
-    sys.stderr.writelines(f"secondpass: {told}\n" for told in (*inputs.left_out, *inputs.problems))
+        sys.stderr.writelines(f"secondpass: {told}\n" for told in (*inputs.left_out, *inputs.problems))
+        reranker = coming.result()
     passages = inputs.passages
-    reranker = coming.result()
     with wrong_use():
         ranking = _ranked(reranker, query, passages, showing)
     sources = [passage.source for passage in passages]
@@ -105,7 +105,7 @@ def rank(
     sys.stdout.flush()
     _remark(ranking, info, showing, is_chunked=long is Long.chunk)
     if inputs.problems:
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def _ranked(reranker: Reranker, query: str, passages: Sequence[Passage], showing: Showing) -> Ranking:

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from secondpass.atomic import at_home
 from secondpass.command.flags import Model, On, Opening, Revision, SetSplit, wrong_use
 from secondpass.command.output import watched
+from secondpass.command.plain import argument, option
 from secondpass.command.sets import FirstStage, SetFlags, Sets
 from secondpass.errors import WrongUse
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 class Placement:
     """Who scores."""
 
-    on: Annotated[On, typer.Option(help="This process, or actors on Ray.")] = On.process
-    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; else a local one is started.")] = None
-    actors: Annotated[int, typer.Option(min=1, help="Models that are opened on Ray.")] = 2
-    cpus: Annotated[float, typer.Option(min=0.0, help="Processors of an actor.")] = 1.0
-    gpus: Annotated[float, typer.Option(min=0.0, help="GPUs of an actor.")] = 0.0
-    stall_s: Annotated[
-        float, typer.Option(min=1.0, help="Ray is given up where no block is finished for so long.")
-    ] = 1800.0
+    on: Annotated[On, option(help="This process, or actors on Ray.")] = On.process
+    address: Annotated[str | None, option(help="Of a running Ray cluster; else a local one is started.")] = None
+    actors: Annotated[int, option(min=1, help="Models that are opened on Ray.")] = 2
+    cpus: Annotated[float, option(min=0.0, help="Processors of an actor.")] = 1.0
+    gpus: Annotated[float, option(min=0.0, help="GPUs of an actor.")] = 0.0
+    stall_s: Annotated[float, option(min=1.0, help="Ray is given up where no block is finished for so long.")] = (
+        1800.0
+    )
 
     def over(self, device: str) -> tuple[Placement, str]:
         """Where it is scored, and what each model is told, where the device is a list: on a local Ray."""
@@ -66,7 +66,7 @@ class Pairing:
     """What is paired with the queries of a set."""
 
     first_stage: FirstStage = "bm25"
-    depth: Annotated[int, typer.Option(min=1, help="Candidates of each query of a folder.")] = 100
+    depth: Annotated[int, option(min=1, help="Candidates of each query of a folder.")] = 100
     split: SetSplit = None
 
     def rows(self, opening: Opening) -> FolderRows:
@@ -89,13 +89,13 @@ class Pairing:
 
 def score(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="FILE", help="JSON Lines, CSV or parquet with pairs, or BEIR folders.")
+        list[str], argument(metavar="FILE", help="JSON Lines, CSV or parquet with pairs, or BEIR folders.")
     ],
     *,
-    output: Annotated[str, typer.Option(metavar="FOLDER", help="Where the scores go.")],
+    output: Annotated[str, option(metavar="FOLDER", help="Where the scores go.")],
     model: Model = "default",
     revision: Revision = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of a block, which is finished or not.")] = 2000,
+    rows: Annotated[int, option(min=1, help="Rows of a block, which is finished or not.")] = 2000,
     pairing: Pairing,
     placement: Placement,
     opening: Opening,
@@ -107,10 +107,10 @@ def score(
     cannot be scored go to errors/ with the reason; the exit code is then 1. Interrupted, it goes on where it stopped
     when it is called again.
     """
-    from secondpass.scale.batch import open_job
+    from secondpass.scale.batch import FACTS, open_job
     from secondpass.scoring.open import ModelOptions
 
-    files = [Path(name).expanduser() for name in inputs]
+    files = [at_home(name) for name in inputs]
     for file in files:
         if not file.exists():
             raise WrongUse(f"{file}: no such file or folder")
@@ -124,13 +124,15 @@ def score(
         max_length=opening.max_length,
         local_files_only=opening.local_files_only,
     )
+    if placement.on is On.process and not (at_home(output) / FACTS).is_file():
+        opening.reranker(model, revision=revision).close()  # what it cannot do is said before the folder is a job's
     folders = pairing.rows(opening) if any(file.is_dir() for file in files) else None
     with wrong_use():
-        job = open_job(files, Path(output).expanduser(), options, rows_per_block=rows, folders=folders)
+        job = open_job(files, at_home(output), options, rows_per_block=rows, folders=folders)
     placement.run(job)
     scored, failed = job.totals()
     job.close()
     sys.stderr.write(f"{scored:,} pairs with scores in {job.folder}\n")
     if failed:
         sys.stderr.write(f"{failed:,} rows could not be scored: {job.folder / 'errors'} says why\n")
-        raise typer.Exit(1)
+        raise SystemExit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_text
 import os
 import re
 import shutil
@@ -10,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from secondpass.command import output
-from secondpass.command.flags import Json, wrong_use
+from secondpass.command.flags import Json, uncollected, wrong_use
 from secondpass.command.index import IndexLocation
+from secondpass.command.plain import argument, option
 from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -32,26 +32,23 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 class Asking:
     """What may be found, and how it is ordered."""
 
-    top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many to show.")] = 5
-    path: Annotated[str | None, typer.Option(help="Only files with this in their path, or that match this glob.")] = (
-        None
-    )
-    since: Annotated[str | None, typer.Option(metavar="DATE", help="Only what is dated so or later.")] = None
-    until: Annotated[str | None, typer.Option(metavar="DATE", help="Only what is dated so or earlier.")] = None
-    language: Annotated[str | None, typer.Option(help="Only what is written in it, as in en or zh.")] = None
+    top: Annotated[int, option("--top", "-n", min=1, help="How many to show.")] = 5
+    path: Annotated[str | None, option(help="Only files with this in their path, or that match this glob.")] = None
+    since: Annotated[str | None, option(metavar="DATE", help="Only what is dated so or later.")] = None
+    until: Annotated[str | None, option(metavar="DATE", help="Only what is dated so or earlier.")] = None
+    language: Annotated[str | None, option(help="Only what is written in it, as in en or zh.")] = None
     field: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only with this field; repeat it for more.")
+        list[str] | None,
+        option(metavar="NAME=VALUE", help="Only with this field, or this in its list; repeat it."),
     ] = None
     cognitive: Annotated[
-        bool, typer.Option("--cognitive", help="Let recency, use, confidence and names order what is near.")
+        bool, option("--cognitive", help="Let recency, use, confidence and names order what is near.")
     ] = False
-    diversity: Annotated[
-        str | None, typer.Option(metavar="mmr|file", help="Unlike passages; or one of each file.")
-    ] = None
-    depth: Annotated[int, typer.Option(min=1, help="Chunks that each first stage finds.")] = 100
-    candidates: Annotated[int, typer.Option(min=1, help="Of those, how many are reranked.")] = 30
-    budget_ms: Annotated[float | None, typer.Option(min=0.001, help="Milliseconds for all stages.")] = None
-    no_rerank: Annotated[bool, typer.Option("--no-rerank", help="Keep the order of the first stages.")] = False
+    diversity: Annotated[str | None, option(metavar="mmr|file", help="Unlike passages; or one of each file.")] = None
+    depth: Annotated[int, option(min=1, help="Chunks that each first stage finds.")] = 100
+    candidates: Annotated[int, option(min=1, help="Of those, how many are reranked.")] = 30
+    budget_ms: Annotated[float | None, option(min=0.001, help="Milliseconds for all stages.")] = None
+    no_rerank: Annotated[bool, option("--no-rerank", help="Keep the order of the first stages.")] = False
 
     def search(self, index: Index, query: str, *, explain: bool) -> Ranking:
         with wrong_use():
@@ -74,14 +71,14 @@ class Asking:
 
 
 def search(
-    query: Annotated[str, typer.Argument(metavar="QUESTION", help="What is asked.")],
+    query: Annotated[str, argument(metavar="QUESTION", help="What is asked.")],
     *,
     location: IndexLocation,
     asking: Asking,
-    explain: Annotated[bool, typer.Option("--explain", help="Show what every stage thought.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Show whole chunks.")] = False,
+    explain: Annotated[bool, option("--explain", help="Show what every stage thought.")] = False,
+    full: Annotated[bool, option("--full", help="Show whole chunks.")] = False,
     json: Json = False,
-    model: Annotated[str, typer.Option(metavar="MODEL", help="The reranker.")] = "auto",
+    model: Annotated[str, option(metavar="MODEL", help="The reranker.")] = "auto",
 ) -> None:
     """Find what answers a question in an index.
 
@@ -90,8 +87,9 @@ def search(
     """
     if not query.strip():
         raise WrongUse('the question is empty; give one, as in: secondpass search "how long do beans cook"')
-    index = location.open(reranker=model)
-    ranking = asking.search(index, query, explain=explain or json)
+    with uncollected():  # the models are opened by the search
+        index = location.open(reranker=model)
+        ranking = asking.search(index, query, explain=explain or json)
     if json:
         results = [hit_object(hit) for hit in ranking]
         warnings = list(ranking.warnings)
@@ -146,26 +144,25 @@ def _show(index: Index, ranking: Ranking, *, is_full: bool, is_explained: bool) 
     from rich.text import Text
 
     console = Console(highlight=False)
-    for hit in ranking:
+    for hit, sentence in zip(ranking, index.winning_sentences(ranking), strict=True):
         head = Text(f"{hit.rank:>2} ")
         head.append(bar(hit.probability), style="green")
         head.append(f" {hit.probability:.2f}  ")
         head.append(_printable(source_of(hit)), style="bold cyan")
         head.append(f"  {_printable(hit.document['heading'])}", style="dim")
         console.print(head, no_wrap=True, overflow="ellipsis")
-        console.print(Padding(_body(index, ranking.query, hit, is_full=is_full), (0, 0, 0, 3)))
+        console.print(Padding(_body(hit.document.text, sentence, is_full=is_full), (0, 0, 0, 3)))
         if is_explained:
             console.print(Text("   " + explained(hit.parts or {}), style="dim"))
         for copy in hit.document.fields.get("copies", []):
             console.print(Text(f"   also in {_printable(str(copy))}", style="dim"))
 
 
-def _body(index: Index, query: str, hit: Hit, *, is_full: bool) -> Text:
+def _body(text: str, sentence: tuple[int, int], *, is_full: bool) -> Text:
     """The text, indented, with the winning sentence bold; without `is_full` only some lines around it."""
     from rich.text import Text
 
-    text = hit.document.text
-    start, stop = index.winning_sentence(query, hit)
+    start, stop = sentence
     if not is_full:
         room = MAX_LINES * max(40, shutil.get_terminal_size().columns - 4)
         first = max(0, min(start - room // 4, len(text) - room))
@@ -197,8 +194,17 @@ def _fields(asked: list[str]) -> dict[str, str | int | float | bool]:
         name, equals, value = each.partition("=")
         if not equals or not name:
             raise WrongUse(f"--field is {each!r}; give NAME=VALUE, as in --field tags=work")
-        found[name] = int(value) if value.lstrip("-").isdigit() else value
+        found[name] = _value(value)
     return found
+
+
+def _value(text: str) -> str | int | float | bool:
+    """A number, true, false or a quoted text as JSON has it, else the text itself."""
+    try:
+        value = json_text.loads(text, parse_constant=str)
+    except ValueError:
+        return text
+    return value if isinstance(value, str | int | float) else text
 
 
 def _remark(index: Index, ranking: Ranking) -> None:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from secondpass.command.flags import On, wrong_use
+from secondpass.command.plain import argument, option
 from secondpass.errors import MissingExtra, WrongUse
 
 if TYPE_CHECKING:
@@ -25,42 +24,40 @@ Texts = list[str] | None
 class ServerFlags:
     """Settings that have a flag; each field is named as the field of the server's Settings."""
 
-    host: Annotated[str | None, typer.Option(help="Address to listen on; else 127.0.0.1.")] = None
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; else 8787. 0: any free one.")] = None
-    api_key_file: Annotated[str | None, typer.Option(metavar="FILE", help="File with keys, one a line.")] = None
+    host: Annotated[str | None, option(help="Address to listen on; else 127.0.0.1.")] = None
+    port: Annotated[int | None, option(min=0, max=65535, help="Port; else 8787. 0: any free one.")] = None
+    api_key_file: Annotated[str | None, option(metavar="FILE", help="File with keys, one a line.")] = None
     calibration: Annotated[
-        Texts, typer.Option(metavar="[NAME=]FILE", help="What `secondpass calibrate` fitted, for the probabilities.")
+        Texts, option(metavar="[NAME=]FILE", help="What `secondpass calibrate` fitted, for the probabilities.")
     ] = None
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes, each with the models; else 1.")] = None
+    workers: Annotated[int | None, option(min=1, help="Processes, each with the models; else 1.")] = None
     allowed_hosts: Annotated[
-        Texts, typer.Option("--allowed-host", metavar="NAME", help="A name under which clients reach it.")
+        Texts, option("--allowed-host", metavar="NAME", help="A name under which clients reach it.")
     ] = None
     cors_origins: Annotated[
-        Texts, typer.Option("--cors-origin", metavar="ORIGIN", help="An origin whose pages may call.")
+        Texts, option("--cors-origin", metavar="ORIGIN", help="An origin whose pages may call.")
     ] = None
     trusted_proxies: Annotated[
         Texts,
-        typer.Option("--trusted-proxy", metavar="ADDRESS", help="A proxy that ends TLS; else those on this machine."),
+        option("--trusted-proxy", metavar="ADDRESS", help="A proxy that ends TLS; else those on this machine."),
     ] = None
     tls_certificate: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Certificate chain in PEM; with --tls-key.")
+        str | None, option(metavar="FILE", help="Certificate chain in PEM; with --tls-key.")
     ] = None
-    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Private key in PEM.")] = None
-    insecure: Annotated[bool | None, typer.Option("--insecure", help="Listen beyond this machine without a key.")] = (
-        None
-    )
-    index: Annotated[str | None, typer.Option(metavar="NAME", help="Serve an index too, at /v1/index.")] = None
-    index_folder: Annotated[str | None, typer.Option(envvar="SECONDPASS_INDEXES", help="Where indexes are kept.")] = (
-        None
-    )
-    mcp: Annotated[bool | None, typer.Option("--mcp", help="Serve tools for agents too, at /mcp.")] = None
+    tls_key: Annotated[str | None, option(metavar="FILE", help="Private key in PEM.")] = None
+    insecure: Annotated[bool | None, option("--insecure", help="Listen beyond this machine without a key.")] = None
+    index: Annotated[str | None, option(metavar="NAME", help="Serve an index too, at /v1/index.")] = None
+    index_folder: Annotated[
+        str | None, option(help="Where indexes are kept; else SECONDPASS_INDEXES, or the data folder.")
+    ] = None
+    mcp: Annotated[bool | None, option("--mcp", help="Serve tools for agents too, at /mcp.")] = None
     allow_model_changes: Annotated[
-        bool | None, typer.Option("--allow-model-changes", help="Load and unload over /admin/models.")
+        bool | None, option("--allow-model-changes", help="Load and unload over /admin/models.")
     ] = None
     local_files_only: Annotated[
-        bool | None, typer.Option("--local-files-only", "--offline", help="Never use the network.")
+        bool | None, option("--local-files-only", "--offline", help="Never use the network.")
     ] = None
-    log_texts: Annotated[bool | None, typer.Option("--log-texts", help="Log queries and documents.")] = None
+    log_texts: Annotated[bool | None, option("--log-texts", help="Log queries and documents.")] = None
 
     def given(self) -> dict[str, Any]:
         """Those that were given."""
@@ -76,15 +73,15 @@ class ServerFlags:
 class Replicas:
     """Who answers."""
 
-    on: Annotated[On, typer.Option(help="This process and its workers, or replicas on Ray.")] = On.process
-    replicas: Annotated[str, typer.Option(metavar="N|N..M", help="On Ray: of each model; N..M as is needed.")] = "1"
-    cpus: Annotated[float, typer.Option(min=0.0, help="On Ray: processors of a replica.")] = 1.0
-    gpus: Annotated[float, typer.Option(min=0.0, help="On Ray: GPUs of a replica.")] = 0.0
+    on: Annotated[On, option(help="This process and its workers, or replicas on Ray.")] = On.process
+    replicas: Annotated[str, option(metavar="N|N..M", help="On Ray: of each model; N..M as is needed.")] = "1"
+    cpus: Annotated[float, option(min=0.0, help="On Ray: processors of a replica.")] = 1.0
+    gpus: Annotated[float, option(min=0.0, help="On Ray: GPUs of a replica.")] = 0.0
     device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="Of all models; cuda:0,cuda:1: a replica on each, on Ray.")
+        str | None, option(metavar="DEVICE", help="Of all models; cuda:0,cuda:1: a replica on each, on Ray.")
     ] = None
     address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster, which keeps the service; else a local one is started.")
+        str | None, option(help="Of a Ray cluster, which keeps the service; else a local one is started.")
     ] = None
 
     def run(self, settings: Settings, keys: tuple[str, ...], on_ready: Callable[[int], None]) -> int:
@@ -114,20 +111,18 @@ def _on_device(settings: Settings, device: str) -> Settings:
 
 
 def serve(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A folder, owner/name, or name=path.")] = None,
+    model: Annotated[str | None, argument(metavar="MODEL", help="A folder, owner/name, or name=path.")] = None,
     *,
     models: Annotated[
-        Texts, typer.Option("--model", metavar="NAME=PATH", help="One more reranker; repeat it for more.")
+        Texts, option("--model", metavar="NAME=PATH", help="One more reranker; repeat it for more.")
     ] = None,
     embedders: Annotated[
-        Texts, typer.Option("--embedder", metavar="NAME=PATH", help="An embedder, for /v1/embeddings.")
+        Texts, option("--embedder", metavar="NAME=PATH", help="An embedder, for /v1/embeddings.")
     ] = None,
     flags: ServerFlags,
     placement: Replicas,
-    config: Annotated[str | None, typer.Option(metavar="FILE", help="Settings in TOML.")] = None,
-    more: Annotated[
-        Texts, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of docs/serving.md.")
-    ] = None,
+    config: Annotated[str | None, option(metavar="FILE", help="Settings in TOML.")] = None,
+    more: Annotated[Texts, option("--set", metavar="NAME=VALUE", help="Any setting of docs/serving.md.")] = None,
 ) -> None:
     """Serve rerankers over HTTP, in the APIs that rerank clients already speak.
 
@@ -153,10 +148,12 @@ def serve(
     def say(port: int) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         scheme = "https" if settings.tls_certificate else "http"
-        sys.stdout.write(greeting(f"{scheme}://{host}:{port}{settings.root_path}", has_keys=bool(keys)))
+        ranks = any(model.kind == "reranker" for model in settings.models)
+        url = f"{scheme}://{host}:{port}{settings.root_path}"
+        sys.stdout.write(greeting(url, has_keys=bool(keys), has_reranker=ranks))
         sys.stdout.flush()
 
-    raise typer.Exit(placement.run(settings, keys, say))
+    raise SystemExit(placement.run(settings, keys, say))
 
 
 def _sources(first: Sequence[str], models: Sequence[str], embedders: Sequence[str]) -> tuple[ModelSource, ...]:
@@ -167,11 +164,13 @@ def _sources(first: Sequence[str], models: Sequence[str], embedders: Sequence[st
     return (*found, *(replace(model_source(text), kind="embedder") for text in embedders))
 
 
-def greeting(url: str, *, has_keys: bool) -> str:
+def greeting(url: str, *, has_keys: bool, has_reranker: bool = True) -> str:
     """Where the server is, and a line that shows that it works."""
     key = ' -H "Authorization: Bearer $KEY"' if has_keys else ""
-    body = '{"query": "who wrote Faust?", "documents": ["Goethe wrote it.", "Bread is baked."]}'
-    return (
-        f"secondpass serves at {url}\n"
-        f"try: curl {url}/v1/rerank{key} -H 'Content-Type: application/json' -d '{body}'\n"
-    )
+    path, body = "/v1/embeddings", '{"input": "Goethe wrote Faust."}'
+    if has_reranker:
+        path, body = (
+            "/v1/rerank",
+            '{"query": "who wrote Faust?", "documents": ["Goethe wrote it.", "Bread is baked."]}',
+        )
+    return f"secondpass serves at {url}\ntry: curl {url}{path}{key} -H 'Content-Type: application/json' -d '{body}'\n"

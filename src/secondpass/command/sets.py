@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from secondpass.command.flags import EMBEDDER, Opening, Seed, SetSplit
 from secondpass.command.output import watched
+from secondpass.command.plain import option
 from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ FIRST_STAGES = "bm25, run:FILE or embedder:NAME"
 
 
 FirstStage = Annotated[
-    str, typer.Option(metavar="bm25|run:FILE|embedder:NAME", help="FILE: a path, or in the folder of the set.")
+    str, option(metavar="bm25|run:FILE|embedder:NAME", help="FILE: a path, or in the folder of the set.")
 ]
 
 
@@ -28,13 +27,11 @@ FirstStage = Annotated[
 class SetFlags:
     first_stage: FirstStage = "bm25"
     num_queries: Annotated[
-        int | None, typer.Option("--queries", min=1, help="Only so many queries of each set, drawn once.")
+        int | None, option("--queries", min=1, help="Only so many queries of each set, drawn once.")
     ] = None
     split: SetSplit = None
     seed: Seed = 0
-    cache: Annotated[str | None, typer.Option(metavar="FILE", help="Keep scores there, to go on or run again.")] = (
-        None
-    )
+    cache: Annotated[str | None, option(metavar="FILE", help="Keep scores there, to go on or run again.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,12 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from secondpass.command import mine, output
 from secondpass.command.course import Course, Layers, LossFlags, VectorFlags, settings_of
-from secondpass.command.flags import Json, JudgedSplit, Opening, Search, wrong_use
-from secondpass.errors import DataError, MissingExtra, TrainingError, WrongUse
+from secondpass.command.flags import Json, JudgedSplit, Opening, Search, output_folder, wrong_use
+from secondpass.command.plain import argument, option
+from secondpass.errors import MissingExtra, NoSuchSplit, TrainingError, WrongUse
 
 if TYPE_CHECKING:
     from secondpass.training.data import Data, Example
@@ -38,36 +38,38 @@ class Sources:
 
     teacher: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL", help="Scores for kl and margin_mse: a reranker, or embedder:NAME; else the data's."
-        ),
+        option(metavar="MODEL", help="Scores for kl and margin_mse: a reranker, or embedder:NAME; else the data's."),
     ] = None
     search: Search = "bm25"
     split: JudgedSplit = None
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that are wrong.")] = False
-    dev: Annotated[str | None, typer.Option("--eval", metavar="DATA", help="A set to measure on.")] = None
-    dev_split: Annotated[str | None, typer.Option("--eval-split", help="Its split; else dev, if there is one.")] = (
+    skip_bad: Annotated[bool, option("--skip-bad", help="Leave out lines that are wrong.")] = False
+    dev: Annotated[str | None, option("--eval", metavar="DATA", help="A set to measure on.")] = None
+    dev_split: Annotated[str | None, option("--eval-split", help="Its split; else dev, if there is one.")] = None
+    dev_depth: Annotated[int, option("--eval-depth", min=1, help="BM25 candidates to rerank.")] = 30
+    dev_queries: Annotated[int | None, option("--eval-queries", min=1, help="Only so many queries, drawn once.")] = (
         None
     )
-    dev_depth: Annotated[int, typer.Option("--eval-depth", min=1, help="BM25 candidates to rerank.")] = 30
-    dev_queries: Annotated[
-        int | None, typer.Option("--eval-queries", min=1, help="Only so many queries, drawn once.")
-    ] = None
+
+    @property
+    def names_dev_set(self) -> bool:
+        """Whether it is said how to measure."""
+        told = (self.dev_split, self.dev_depth, self.dev_queries)
+        return told != (Sources.dev_split, Sources.dev_depth, Sources.dev_queries)
 
 
 def train(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A reranker of any kind, or a plain encoder.")],
+    model: Annotated[str, argument(metavar="MODEL", help="A reranker of any kind, or a plain encoder.")],
     data: Annotated[
-        list[str], typer.Argument(metavar="DATA", help="FlagEmbedding's JSONL, in files or folders; BEIR folders.")
+        list[str], argument(metavar="DATA", help="FlagEmbedding's JSONL, in files or folders; BEIR folders.")
     ],
     *,
-    folder: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Folder of the result.")],
+    folder: Annotated[str, option("--output", metavar="FOLDER", help="Folder of the result.")],
     loss: LossFlags,
     layers: Layers,
     vectors: VectorFlags,
     course: Course,
     sources: Sources,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in OUTPUT was stopped.")] = False,
+    resume: Annotated[bool, option("--resume", help="Go on where a run in OUTPUT was stopped.")] = False,
     json: Json = False,
 ) -> None:
     """Train a reranker, an embedder or late interaction: the result is an ordinary Hugging Face folder.
@@ -82,14 +84,16 @@ def train(
     from secondpass.training.trainer import Trainer
 
     settings = settings_of(loss, layers, vectors, course)
-    target = Path(folder).expanduser()
+    if sources.dev is None and (sources.names_dev_set or settings.eval_every is not None):
+        raise WrongUse("--eval-split, --eval-depth, --eval-queries and --eval-every do nothing without --eval")
+    target = output_folder(folder)
     processes = open_processes(settings.device)
     with claimed(target) if processes.is_first else nullcontext():
         check_output(target, is_resumed=resume)
-        examples = _data(data, target, settings, sources, processes)
+        dev = _dev_set(sources)  # what is wrong with it is said before negatives are mined
+        examples = _data(data, target, settings, sources, processes, model)
         if processes.is_first:
             _say(described(examples, has_other_negatives=settings.has_other_negatives))
-        dev = _dev_set(sources)
         with wrong_use():
             trainer = Trainer(model, examples, target, settings=settings, dev=dev)
         if trainer.is_first:
@@ -104,7 +108,12 @@ def train(
 
 
 def _data(
-    paths: Sequence[str], folder: Path, settings: TrainingSettings, sources: Sources, processes: Processes
+    paths: Sequence[str],
+    folder: Path,
+    settings: TrainingSettings,
+    sources: Sources,
+    processes: Processes,
+    model: str,
 ) -> Data:
     """The examples; where they have to be mined or taught, that is done once and kept beside the run."""
     from secondpass.training.data import read_data
@@ -117,7 +126,8 @@ def _data(
         return read_data(files, is_skipping=sources.skip_bad, needs_negatives=needs_negatives)
     file = folder / "training" / PREPARED
     if processes.is_first:
-        _prepare_once(_Preparation(folders=folders, files=files, settings=settings, sources=sources), file)
+        how = _Preparation(folders=folders, files=files, settings=settings, sources=sources, model=model)
+        _prepare_once(how, file)
     processes.wait()
     return replace(read_data([file], needs_negatives=needs_negatives), names=tuple(paths))
 
@@ -130,6 +140,7 @@ class _Preparation:
     files: Sequence[Path]
     settings: TrainingSettings
     sources: Sources
+    model: str
 
     @property
     def miner(self) -> mine.Miner:
@@ -148,10 +159,24 @@ class _Preparation:
         """What the result depends on."""
         return {
             "data": [str(path.resolve()) for path in (*self.folders, *self.files)],
+            "digest": self._digest(),
             "teacher": self.sources.teacher,
             "mining": asdict(self.miner) | asdict(self.choice.settings()),
             "is_skipping": self.sources.skip_bad,
         }
+
+    def _digest(self) -> str:
+        """sha256 over the files that are read."""
+        from secondpass.evaluation.datasets.beir import collection_files
+        from secondpass.training.data import data_files
+
+        digest = hashlib.sha256()
+        read = [file for folder in self.folders for file in collection_files(folder)]
+        for file in [*read, *(file for path in self.files for file in data_files(path))]:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
 
 
 def _prepare_once(preparation: _Preparation, file: Path) -> None:
@@ -171,6 +196,7 @@ def _prepare_once(preparation: _Preparation, file: Path) -> None:
 
 
 def _prepare(preparation: _Preparation, file: Path) -> None:
+    from secondpass.checkpoint.checkpoint import open_checkpoint
     from secondpass.training.data import read_data, save_data
 
     sources, opening = preparation.sources, preparation.opening
@@ -179,6 +205,7 @@ def _prepare(preparation: _Preparation, file: Path) -> None:
         needs_negatives = not preparation.settings.has_other_negatives
         read = read_data(preparation.files, is_skipping=sources.skip_bad, needs_negatives=needs_negatives)
         examples += read.examples
+    open_checkpoint(preparation.model)  # a wrong name is said before hours of mining, not after
     unfinished = file.with_name("unfinished")
     if preparation.folders:
         collections = mine.collections([str(folder) for folder in preparation.folders], sources.split)
@@ -215,7 +242,7 @@ def _dev_set(sources: Sources) -> DevSet | None:
     for split in _DEV_SPLITS if sources.dev_split is None else (sources.dev_split,):
         try:
             dataset = load_dataset(sources.dev, split=split)
-        except DataError:
+        except NoSuchSplit:
             if split == (sources.dev_split or _DEV_SPLITS[-1]):
                 raise
             continue

@@ -48,7 +48,7 @@ class Rerank(dspy.Module):
         )
 
     async def aforward(self, query: str, passages: Sequence[str], k: int | None = None) -> dspy.Prediction:
-        return await asyncio.to_thread(self.forward, query, passages, k)
+        return await asyncio.to_thread(type(self).forward, self, query, passages, k)
 
 
 class Retrieve(dspy.Module):
@@ -71,4 +71,4 @@ class Retrieve(dspy.Module):
         return dspy.Prediction(passages=ranked.passages, indices=indices, scores=ranked.scores)
 
     async def aforward(self, query: str, k: int | None = None) -> dspy.Prediction:
-        return await asyncio.to_thread(self.forward, query, k)
+        return await asyncio.to_thread(type(self).forward, self, query, k)

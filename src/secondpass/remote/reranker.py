@@ -9,12 +9,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from secondpass.cognitive import Cognitive
 from secondpass.errors import RemoteError
-from secondpass.public import for_each_query, hinted, opened_again
+from secondpass.public import Opened, for_each_query, hinted
 from secondpass.remote.transport import Patience, Transport, shown
 from secondpass.scoring.ranking import RankOptions, log_odds, ranked, unscored_hit
 from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
@@ -37,7 +36,7 @@ class _Asked:
     texts: list[str]
 
 
-class RemoteReranker:
+class RemoteReranker(Opened):
     """Scores with a server over HTTP: `secondpass serve`, another that speaks its dialects, or a hosted API.
 
     url: the server's base, as in "http://127.0.0.1:8787", or the whole address of its rerank route.
@@ -167,17 +166,6 @@ class RemoteReranker:
     def close(self) -> None:
         """Close the connections; a later call opens new ones. Also done when the object is forgotten."""
         self._transport.close()
-
-    def __enter__(self) -> RemoteReranker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return opened_again, (type(self), self._arguments)
 
     def __repr__(self) -> str:
         return f"RemoteReranker({shown(self._transport.address)!r}, dialect={self._dialect!r}, model={self._model!r})"

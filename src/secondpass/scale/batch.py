@@ -114,6 +114,7 @@ def open_job(
             [str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns]
             for each in inputs
             for file in (sorted(each.rglob("*")) if each.is_dir() else [each])
+            if file.is_file() and not file.resolve().is_relative_to(folder.resolve())  # what the job writes there
         ],
         **({"folders": dict(folders.choices)} if folders is not None else {}),
         "weights": _identity(options),
@@ -158,9 +159,12 @@ def _claim(folder: Path, facts: Mapping[str, Any]) -> None:
                 f"{folder}: holds scores of another job ({', '.join(changed)} differ); name another folder"
             )
         return
-    if folder.exists() and any(folder.iterdir()):
-        raise DataError(f"{folder}: is not empty and holds no scores; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise DataError(f"{folder}: is not empty and holds no scores; name another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror or error}; name another folder") from error
     write_text(file, json.dumps(facts, indent=2))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,6 +75,10 @@ def open_scoring(options: ModelOptions) -> Scoring:
     return replace(own, other=Other(MULTILINGUAL, lambda: _open(replace(options, model=MULTILINGUAL))))
 
 
+def _told(checkpoint: Checkpoint, key: str) -> tuple[str, ...] | None:
+    return tuple(checkpoint.config[key]) if key in checkpoint.config else None
+
+
 def _open(options: ModelOptions) -> Scoring:
     calibration = as_calibration(options.calibration)
     checkpoint = open_checkpoint(
@@ -82,15 +87,17 @@ def _open(options: ModelOptions) -> Scoring:
         local_files_only=options.local_files_only,
         graph=options.engine == "openvino",
     )
-    engine = open_engine(
-        checkpoint,
-        engine=options.engine,
-        device=options.device,
-        dtype=options.dtype,
-        token_budget=options.token_budget,
-        score_cache=options.score_cache,
-        passage_cache_bytes=options.passage_cache_bytes,
-    )
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: checkpoint.tokenizer)  # read meanwhile; what is wrong with it is said when it is used
+        engine = open_engine(
+            checkpoint,
+            engine=options.engine,
+            device=options.device,
+            dtype=options.dtype,
+            token_budget=options.token_budget,
+            score_cache=options.score_cache,
+            passage_cache_bytes=options.passage_cache_bytes,
+        )
     run = changed(Run(), options.cutoff_layer, options.compress_ratio, options.compress_layers)
     engine.check(run)
     reader = _reader(checkpoint, options, engine.facts.max_length)
@@ -105,7 +112,8 @@ def _open(options: ModelOptions) -> Scoring:
         run=run,
         calibration=calibration,
         model=checkpoint.name,
-        scripts=tuple(checkpoint.config["scripts"]) if "scripts" in checkpoint.config else None,
+        scripts=_told(checkpoint, "scripts"),
+        languages=_told(checkpoint, "languages"),
         revision=checkpoint.revision,
     )
 

@@ -21,9 +21,9 @@ from secondpass.scoring.deadline import STEP, Deadline, Pace, score_within, work
 from secondpass.scoring.ranking import RankOptions, ranked, unscored_hit
 from secondpass.scoring.scored import Scored
 from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
+from secondpass.text.languages import suits, unread, warning_of
 from secondpass.text.reader import Pair, Reader, Reading
 from secondpass.text.recipe import Limits
-from secondpass.text.scripts import unread, warning_of
 from secondpass.types import (
     Advance,
     Document,
@@ -86,21 +86,24 @@ class Scoring:
     pace: Pace = field(default_factory=Pace)
     model: str = ""
     scripts: tuple[str, ...] | None = None  # that the model reads; None: not known
+    languages: tuple[str, ...] | None = None  # that it reads best
     revision: str | None = None
     other: Other | None = None
     said: set[str] = field(default_factory=set)
 
     def fitting(self, query: str, texts: Sequence[str]) -> Scoring:
-        """What reads these texts: this model, or the other one as soon as it cannot read the query or a passage."""
-        found = unread(query, texts, self.scripts)
-        if found is None:
-            return self
+        """What reads these texts: this model, or where there is another one and this does not suit them, that."""
         if self.other is not None:
-            return self.other.scoring()
-        if found.script not in self.said:
+            return self if self.suits(query, texts) else self.other.scoring()
+        found = unread(query, texts, self.scripts)
+        if found is not None and found.script not in self.said:
             self.said.add(found.script)
             logger.warning("%s", warning_of(found, self.model))
         return self
+
+    def suits(self, query: str, texts: Sequence[str]) -> bool:
+        """Whether these texts are in scripts that the model reads, and in languages that it reads best."""
+        return suits(query, texts, self.scripts, self.languages)
 
     def warning(self, query: str, texts: Sequence[str] = ()) -> str | None:
         """What a person should know before reading the scores of these texts by what fits them."""
@@ -213,7 +216,7 @@ class Scoring:
         return [found.get(text, b"") for text in passages]
 
     def _is_others(self, text: str) -> bool:
-        return self.other is not None and unread("", [text], self.scripts) is not None
+        return self.other is not None and not self.suits("", [text])
 
     def probability(self, score: float) -> float:
         """A raw logit as a probability in 0..1, by the given calibration, else by the family's activation."""
@@ -234,7 +237,7 @@ class Scoring:
         )
         if self.other is None:
             return info
-        return replace(info, reason=f"{info.reason}; {self.other.name!r} reads texts in other scripts")
+        return replace(info, reason=f"{info.reason}; {self.other.name!r} reads texts in other scripts and languages")
 
     def close(self) -> None:
         """Give the memory back, the other model's too; calls after that raise EngineError."""

@@ -8,10 +8,11 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from secondpass.errors import SecondpassError
-from secondpass.server.body import Disconnected, read_body
+from secondpass.server.api import CLOSED, HttpApi
+from secondpass.server.body import Disconnected
 from secondpass.server.dialects import refusals
 from secondpass.server.json_body import parsed
 from secondpass.server.service import Service
@@ -21,16 +22,15 @@ from secondpass.wire.calls import Fault, Refusal
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def admin_routes(service: Service, settings: Settings) -> list[BaseRoute]:
+def admin_routes(service: Service, api: HttpApi, settings: Settings) -> list[Route]:
     """GET and POST /admin/models, DELETE /admin/models/NAME."""
 
     async def models(request: Request) -> Response:
         if request.method != "POST":
             return JSONResponse({"models": [asdict(card) for card in service.models()]})
-        raw = await read_body(
-            request.receive, request.headers, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
-        )
-        card = await service.load(_source(await parsed(raw, max_depth=settings.max_depth)))
+        async with api.body(request.receive, request.headers) as raw:
+            source = _source(await parsed(raw, max_depth=settings.max_depth))
+        card = await service.load(source)
         return JSONResponse(asdict(card), 201)
 
     async def unload(request: Request) -> Response:
@@ -72,7 +72,8 @@ def refusing(endpoint: Endpoint, *, prefix: str = "", parameter: str | None = No
         except (SecondpassError, ValueError) as error:
             found = Refusal(Fault.invalid, f"{prefix}{error}", parameter=parameter)
         except Disconnected:
-            return Response(status_code=499)
+            return Response(status_code=CLOSED)
+        request.state.refusal = found
         reply = refusals.cohere(found, request.state.request_id)
         return JSONResponse(reply.body, reply.status, headers=dict(reply.headers))
 

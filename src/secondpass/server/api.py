@@ -6,9 +6,12 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from starlette import types
 
 from secondpass.server import dialects, telemetry
 from secondpass.server.body import Bodies, Disconnected, Receive, deadline_of, effort_of, read_body
@@ -26,6 +29,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ACTIVE = 2  # requests that may be in memory for one that may wait for the engine
 WARNINGS = "x-warnings"  # a list in JSON
 UNREAD = "unread"  # the route of a request that was refused before its body was read
+CLOSED = 499  # the status of a request whose client went away
 MANY_VECTORS = 16  # of an answer that is written beside the event loop
 
 
@@ -66,10 +70,31 @@ class HttpApi:
             self._active -= 1
         await self.finish(exchange, reply, send)
 
+    def watched(self, app: types.ASGIApp, address: str, kind: str) -> types.ASGIApp:
+        """What answers at an address of no dialect; its requests are limited, counted and logged like the others."""
+
+        async def watching(scope: Scope, receive: types.Receive, send: Send) -> None:
+            exchange, status = replace(begin(scope), dialect=dialects.NATIVE), CLOSED
+
+            async def sending(message: MutableMapping[str, Any]) -> None:
+                nonlocal status
+                status = message.get("status", status)
+                await send(message)
+
+            self._active += 1
+            try:
+                await app(scope, receive, sending)
+            finally:
+                self._active -= 1
+                exchange.refusal = scope["state"].get("refusal")
+                self._record(exchange, Reply(body=None, status=status), address, kind)
+
+        return watching
+
     async def finish(self, exchange: RequestLog, reply: Reply, send: Send) -> None:
         """Count, log and send."""
-        self._count(exchange, reply)
-        log.info("request", extra=facts(exchange, reply) | self._texts(exchange))
+        route = exchange.route
+        self._record(exchange, reply, route.documented if route else UNREAD, route.kind if route else UNREAD)
         is_cut_off = exchange.refusal is not None and exchange.refusal.fault in (Fault.malformed, Fault.too_large)
         await send_reply(send, reply, exchange.request_id, closes=is_cut_off and exchange.call is None)
 
@@ -91,16 +116,22 @@ class HttpApi:
         if exchange.method != "POST" or not dialects.find(exchange.path):
             exchange.dialect, exchange.route = dialects.choose(exchange.path, {}, exchange.headers, exchange.method)
             return exchange.route.write(self.service.card(), None, {})
+        async with self.body(receive, exchange.headers) as raw:
+            return await self._ranked(exchange, raw, receive, deadline)
+
+    @asynccontextmanager
+    async def body(self, receive: Receive, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
+        """A request's body, for as long as it is held. Raises Refusal where it, or all of them, are too much."""
         self._check_room()
         raw = await read_body(
             receive,
-            exchange.headers,
-            max_bytes=settings.max_body_bytes,
-            timeout_s=settings.body_timeout_s,
+            headers,
+            max_bytes=self.settings.max_body_bytes,
+            timeout_s=self.settings.body_timeout_s,
             bodies=self._bodies,
         )
         try:
-            return await self._ranked(exchange, raw, receive, deadline)
+            yield raw
         finally:
             self._bodies.give(len(raw))
 
@@ -136,11 +167,11 @@ class HttpApi:
                 Fault.overloaded, f"{self._active} requests at once; this server takes {most}", retry_after=1.0
             )
 
-    def _count(self, exchange: RequestLog, reply: Reply) -> None:
+    def _record(self, exchange: RequestLog, reply: Reply, address: str, kind: str) -> None:
+        """Count and log."""
+        log.info("request", extra=facts(exchange, reply) | self._texts(exchange))
         dialect = exchange.dialect.name
-        route = exchange.route.documented if exchange.route else UNREAD
-        kind = exchange.route.kind if exchange.route else UNREAD
-        self.metrics.requests.labels(dialect, route, str(reply.status)).inc()
+        self.metrics.requests.labels(dialect, address, str(reply.status)).inc()
         self.metrics.seconds.labels(dialect, kind).observe(time.perf_counter() - exchange.started)
         if exchange.refusal is not None:
             self.metrics.errors.labels(dialect, exchange.refusal.fault.value).inc()

@@ -18,7 +18,7 @@ from secondpass.errors import MissingExtra
 from secondpass.server.admin import admin_routes
 from secondpass.server.api import HttpApi
 from secondpass.server.batching import Batch
-from secondpass.server.index import index_routes
+from secondpass.server.index import ServedIndex
 from secondpass.server.metrics import CONTENT_TYPE, Metrics
 from secondpass.server.openapi import describe, reference
 from secondpass.server.page import HEADERS, asset
@@ -45,6 +45,7 @@ def create_app(
     service.on_batch = on_batch
 
     agents = _agent_server(settings) if settings.mcp else None
+    index = None if settings.index is None else ServedIndex(settings.index, settings)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -52,26 +53,32 @@ def create_app(
         async with nullcontext() if agents is None else agents.session_manager.run():
             yield
         service.close()
+        if index is not None:
+            index.close()
 
     api = HttpApi(service, settings, metrics)
     description = describe(has_keys=bool(keys), has_admin=settings.allow_model_changes)
     routes = _own_routes(service, metrics)
     if settings.page:
         routes += [*_page_routes(), *_reference_routes(description)]
-    routes += index_routes(settings)
+    others = {"index": [] if index is None else index.routes(api)}
     if agents is not None:
         from secondpass.mcp import http_routes
 
-        routes += http_routes(agents)
+        others["mcp"] = http_routes(agents)
     if settings.allow_model_changes:
         assert isinstance(service, Service)  # the settings are refused with any other
-        routes += admin_routes(service, settings)
+        others["admin"] = admin_routes(service, api, settings)
+    for kind, found in others.items():
+        for route in found:
+            route.app = api.watched(route.app, route.path, kind)
+            routes.append(route)
     guard = Guard(settings, keys)
     gate = Middleware(Gate, api=api, guard=guard, settings=settings)
     app = Starlette(routes=routes, lifespan=lifespan, middleware=[gate])
     # What no route has is a dialect's, or refused in its form; a mount would leave out paths with a line end in them.
     app.router.default, app.router.redirect_slashes = api, False
-    app.state.service, app.state.metrics, app.state.guard = service, metrics, guard
+    app.state.service, app.state.metrics, app.state.guard, app.state.index = service, metrics, guard, index
     return app
 
 

@@ -7,96 +7,160 @@ No request names a file to read: search and get answer from what is in the index
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+from pydantic import ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from secondpass.search.index import Index
 from secondpass.search.pipeline import document_of
 from secondpass.server.admin import refusing
-from secondpass.server.body import read_body
+from secondpass.server.api import HttpApi, connected
+from secondpass.server.body import deadline_of
+from secondpass.server.dialects.fields import Above, Flag, RequestBody, Whole, read
 from secondpass.server.json_body import parsed
+from secondpass.server.service import within
 from secondpass.server.settings import Settings
+from secondpass.text.documents import clean_query, is_blank
 from secondpass.types import Hit
 from secondpass.wire.calls import Fault, Refusal
 
 MAX_RESULTS = 100
-# The fields of a search, and their JSON types.
-SEARCH: Mapping[str, tuple[type, ...]] = {
-    "query": (str,),
-    "top_n": (int,),
-    "path": (str, type(None)),
-    "since": (str, int, float, type(None)),
-    "until": (str, int, float, type(None)),
-    "language": (str, type(None)),
-    "fields": (dict, type(None)),
-    "cognitive": (bool, dict, type(None)),
-    "diversity": (str, type(None)),
-    "explain": (bool,),
-    "sentences": (bool,),
-    "budget_ms": (int, float, type(None)),
-}
-FEEDBACK: Mapping[str, tuple[type, ...]] = {"query": (str,), "id": (int,), "kind": (str,)}
-Work = Callable[[Index, Mapping[str, Any]], Any]
+THREADS = 4  # searches at a time; what waits for one holds up nothing else
 
 
-def index_routes(settings: Settings) -> list[BaseRoute]:
-    """POST /v1/index/search, get, update and feedback of the index that the settings name."""
-    if settings.index is None:
-        return []
-    index = Index(settings.index, folder=settings.index_folder)
+class IndexBody(RequestBody):
+    """What is asked of an index; a field that is not known would change what is found."""
 
-    def route(name: str, fields: Mapping[str, tuple[type, ...]], work: Work) -> Route:
+    model_config = ConfigDict(extra="forbid")
+
+
+class SearchBody(IndexBody):
+    """The fields that `Index.search` has by these names. sentences: say where the one that answers best stands."""
+
+    query: str
+    top_n: Annotated[Whole, Field(ge=1, le=MAX_RESULTS)] | None = None
+    path: str | None = None
+    since: str | float | None = None
+    until: str | float | None = None
+    language: str | None = None
+    fields: dict[str, Any] | None = None
+    cognitive: bool | dict[str, Any] | None = None
+    diversity: str | None = None
+    explain: Flag | None = None
+    sentences: Flag | None = None
+    budget_ms: Above | None = None
+
+
+class GetBody(IndexBody):
+    """A chunk by its id."""
+
+    id: Whole
+
+
+class UpdateBody(IndexBody):
+    """Nothing: no request names what is read."""
+
+
+class FeedbackBody(IndexBody):
+    """What became of a result."""
+
+    query: str
+    id: Whole
+    kind: str
+
+
+R = TypeVar("R", bound=IndexBody)
+
+
+class ServedIndex:
+    """An index at POST /v1/index/search, get, update and feedback.
+
+    Its threads are its own: what takes long here, or waits, keeps no other calls from theirs. Updates of an index
+    come one after the other in any case.
+    """
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.index, self.settings = Index(name, folder=settings.index_folder), settings
+        self._threads = ThreadPoolExecutor(THREADS, "index")
+        self._updating = ThreadPoolExecutor(1, "index-update")
+        self._work: set[Future[Any]] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._work
+
+    def routes(self, api: HttpApi) -> list[Route]:
+        return [
+            self._route(api, "search", SearchBody, self._search),
+            self._route(api, "get", GetBody, self._get),
+            self._route(api, "update", UpdateBody, self._update),
+            self._route(api, "feedback", FeedbackBody, self._feedback),
+        ]
+
+    def close(self) -> None:
+        """Begin nothing more; what has begun leaves the index whole wherever it ends."""
+        for threads in (self._threads, self._updating):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _route(self, api: HttpApi, name: str, model: type[R], work: Callable[[R], Any]) -> Route:
+        threads = self._updating if model is UpdateBody else self._threads
+
         async def answered(request: Request) -> Response:
-            body = await _body(request, settings, fields)
-            return JSONResponse(await asyncio.to_thread(work, index, body))
+            headers = request.state.headers
+            # An update takes as long as there are files to read.
+            deadline = None if model is UpdateBody else deadline_of(headers, self.settings.timeout_s)
+            async with api.body(request.receive, headers) as raw:
+                asked = read(model, await parsed(raw or b"{}", max_depth=self.settings.max_depth))
+                self._check_query(getattr(asked, "query", None))
+                working = threads.submit(work, asked)
+                self._work.add(working)
+                working.add_done_callback(self._work.discard)
+                answer = await connected(within(asyncio.wrap_future(working), deadline), request.receive)
+            return JSONResponse(answer)
 
         return Route(f"/v1/index/{name}", refusing(answered), methods=["POST"])
 
-    return [
-        route("search", SEARCH, _search),
-        route("get", {"id": (int,)}, _get),
-        route("update", {}, _update),
-        route("feedback", FEEDBACK, _feedback),
-    ]
+    def _check_query(self, query: str | None) -> None:
+        most = self.settings.max_document_characters
+        if query is not None and is_blank(query):
+            raise Refusal(Fault.invalid, "query is empty; give the words that are looked for", parameter="query")
+        if query is not None and len(query) > most:
+            message = f"query has {len(query)} characters; this server takes {most}"
+            raise Refusal(Fault.too_large, message, parameter="query")
 
+    def _search(self, asked: SearchBody) -> dict[str, Any]:
+        options = asked.model_dump(exclude={"query", "sentences"}, exclude_none=True)
+        ranking = self.index.search(clean_query(asked.query), **options)
+        results = [_object(hit) for hit in ranking]
+        if asked.sentences:
+            for result, span in zip(results, self.index.winning_sentences(ranking), strict=True):
+                result["sentence"] = span
+        usage, warnings = asdict(ranking.usage), list(ranking.warnings)
+        return {"query": ranking.query, "usage": usage, "warnings": warnings, "results": results}
 
-def _search(index: Index, body: Mapping[str, Any]) -> dict[str, Any]:
-    top_n = body.get("top_n", 5)
-    if not 1 <= top_n <= MAX_RESULTS:
-        raise ValueError(f"top_n is {top_n}; give 1 to {MAX_RESULTS}")
-    options = {name: value for name, value in body.items() if name not in ("query", "top_n", "sentences")}
-    ranking = index.search(body["query"], top_n, **options)
-    results = [_object(hit) for hit in ranking]
-    if body.get("sentences", False):
-        for result, hit in zip(results, ranking, strict=True):
-            result["sentence"] = index.winning_sentence(ranking.query, hit)
-    return {"query": ranking.query, "usage": asdict(ranking.usage), "results": results}
+    def _get(self, asked: GetBody) -> dict[str, Any]:
+        stored = self.index.get(asked.id)
+        fields = document_of(stored).fields
+        shown = {name: fields[name] for name in ("id", "heading", "line", "last_line")}
+        return {**shown, "file": stored.path, "text": stored.chunk.text}
 
+    def _update(self, asked: UpdateBody) -> dict[str, Any]:
+        return asdict(self.index.update())
 
-def _get(index: Index, body: Mapping[str, Any]) -> dict[str, Any]:
-    stored = index.get(body["id"])
-    fields = document_of(stored).fields
-    shown = {name: fields[name] for name in ("id", "heading", "line", "last_line")}
-    return {**shown, "file": stored.path, "text": stored.chunk.text}
-
-
-def _update(index: Index, body: Mapping[str, Any]) -> dict[str, Any]:
-    return asdict(index.update())
-
-
-def _feedback(index: Index, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The search is run again, so that the figures of what was shown are kept with the judgement."""
-    ranking = index.search(body["query"], MAX_RESULTS)
-    hit = next((hit for hit in ranking if hit.index == body["id"]), None)
-    if hit is None:
-        raise ValueError(f"{body['id']} is not among what is found for this query; give the id of a result")
-    index.feedback(ranking, hit, body["kind"])
-    return {"recorded": body["kind"]}
+    def _feedback(self, asked: FeedbackBody) -> dict[str, Any]:
+        """The search is run again, so that the figures of what was shown are kept with the judgement."""
+        ranking = self.index.search(clean_query(asked.query), MAX_RESULTS)
+        hit = next((hit for hit in ranking if hit.index == asked.id), None)
+        if hit is None:
+            raise ValueError(f"{asked.id} is not among what is found for this query; give the id of a result")
+        self.index.feedback(ranking, hit, asked.kind)
+        return {"recorded": asked.kind}
 
 
 def _object(hit: Hit) -> dict[str, Any]:
@@ -113,24 +177,3 @@ def _object(hit: Hit) -> dict[str, Any]:
         "fields": fields,
         "parts": None if hit.parts is None else dict(hit.parts),
     }
-
-
-async def _body(request: Request, settings: Settings, fields: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """The body with known fields of the right types; "query" and "id" are needed where they are fields."""
-    raw = await read_body(
-        request.receive, request.headers, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
-    )
-    body = await parsed(raw or b"{}", max_depth=settings.max_depth)
-    if not isinstance(body, dict):
-        raise Refusal(Fault.malformed, "the body is no object; send a JSON object")
-    for name, value in body.items():
-        if name not in fields:
-            raise Refusal(
-                Fault.invalid, f"there is no field {name[:40]!r}; there are {', '.join(fields)}", parameter=name[:40]
-            )
-        if not isinstance(value, fields[name]) or (isinstance(value, bool) and bool not in fields[name]):
-            raise Refusal(Fault.invalid, f"{name} is a {type(value).__name__}, which it cannot be", parameter=name)
-    for name in ("query", "id", "kind"):
-        if name in fields and not body.get(name):
-            raise Refusal(Fault.invalid, f"{name} is missing", parameter=name)
-    return body

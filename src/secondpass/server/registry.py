@@ -17,7 +17,6 @@ from secondpass.scoring.open import AUTO, ModelOptions, open_scoring
 from secondpass.scoring.scoring import Scoring
 from secondpass.server.batching import Batch, BatchedEngine, Reopenable
 from secondpass.server.settings import ModelSource, Settings, SettingsError
-from secondpass.text.scripts import unread
 from secondpass.types import Advance, Info, Row, Run
 from secondpass.wire.calls import Fault, ModelCard, Refusal
 
@@ -158,15 +157,15 @@ class Registry:
             self._add(replace(other, is_companion=True))
         return hosted
 
-    def fitting(self, hosted: Hosted, texts: Sequence[str]) -> Hosted:
-        """What reads these texts: the model itself, or where that is "auto" and cannot, the one beside it."""
+    def fitting(self, hosted: Hosted, query: str, texts: Sequence[str]) -> Hosted:
+        """What reads these texts: the model itself, or the one beside it where "auto" does not suit them."""
         other = self._hosted.get(MULTILINGUAL)
         if other is None or hosted.source.path != AUTO:
             return hosted
         if other.source.path != MULTILINGUAL or other.source.kind != "reranker":  # something else of this name
             return hosted
         assert isinstance(hosted.model, Scoring)
-        return hosted if unread("", texts, hosted.model.scripts) is None else other
+        return hosted if hosted.model.suits(query, texts) else other
 
     def _wants_companion(self, source: ModelSource) -> bool:
         is_plain = source.path == AUTO and source.kind == "reranker" and not self.settings.calibration_of(source)

@@ -150,7 +150,7 @@ class Service:
     async def rerank(self, call: RerankCall, context: CallContext) -> Ranked:
         """The documents, best first; equal scores keep their input order."""
         self._check_texts((call.query, *call.documents), len(call.documents))
-        hosted = self.registry.fitting(self._hosted(call.model, "reranker"), (call.query, *call.documents))
+        hosted = self.registry.fitting(self._hosted(call.model, "reranker"), call.query, call.documents)
 
         def work(scoring: Scoring, begun: _Begun) -> Ranked:
             ranking = scoring.rank(call.query, documents_of(call), rank_options(call))
@@ -164,7 +164,7 @@ class Service:
         """Items in the order of the pairs."""
         texts = [text for pair in call.pairs for text in pair]
         self._check_texts(texts, len(call.pairs))
-        hosted = self.registry.fitting(self._hosted(call.model, "reranker"), texts)
+        hosted = self.registry.fitting(self._hosted(call.model, "reranker"), "", texts)
 
         def work(scoring: Scoring, begun: _Begun) -> Ranked:
             pairs = [(clean_query(query), clean_query(text)) for query, text in call.pairs]
@@ -294,7 +294,7 @@ class Service:
                 slot.leave()
 
         try:
-            return await _within(asyncio.get_running_loop().run_in_executor(self._pool, in_turn), context)
+            return await within(self._begun(in_turn), context.deadline)
         except QueueFull as error:
             raise Refusal(Fault.overloaded, str(error), retry_after=error.retry_after_s) from error
         except Refused as error:
@@ -307,6 +307,14 @@ class Service:
             raise Refusal(Fault.unsupported, str(error)) from error
         finally:
             view.cancel()
+
+    def _begun(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Raises Refusal where the machine has no thread left; the calls that have one go on."""
+        try:
+            return asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except RuntimeError as error:
+            message = f"the server has no thread for this call: {error}"
+            raise Refusal(Fault.unavailable, message, retry_after=2.0) from error
 
     def _observe(self, model: str, batch: Batch) -> None:
         if self.on_batch is not None:
@@ -326,12 +334,12 @@ def card_of(service: Answering) -> ServerCard:
     )
 
 
-async def _within(awaitable: Awaitable[T], context: CallContext) -> T:
-    """The awaited result by the call's deadline; what is awaited is cancelled then."""
-    if context.deadline is None:
+async def within(awaitable: Awaitable[T], deadline: float | None) -> T:
+    """The awaited result by a time of time.monotonic(); what is awaited is cancelled then. Raises Refusal."""
+    if deadline is None:
         return await awaitable
     try:
-        return await asyncio.wait_for(awaitable, max(context.deadline - time.monotonic(), 0))
+        return await asyncio.wait_for(awaitable, max(deadline - time.monotonic(), 0))
     except asyncio.TimeoutError as error:
         raise too_late() from error
 

@@ -16,7 +16,7 @@ from secondpass.errors import SecondpassError
 
 PREFIX = "SECONDPASS_"
 # Of the environment, but no settings: where the config file is, keys themselves, and what other parts read.
-NOT_SETTINGS = ("CONFIG", "API_KEYS", "API_KEY", "CACHE", "HOME")
+NOT_SETTINGS = ("CONFIG", "API_KEYS", "API_KEY", "CACHE", "HOME", "INDEXES")
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -183,10 +183,13 @@ def load_settings(
 ) -> Settings:
     """Settings by precedence: `given` (without None), the environment, the file, the defaults.
 
-    Raises SettingsError for an unknown key, or a value that does not fit.
+    SECONDPASS_INDEXES, which the index commands read, is where indexes are kept here too. Raises SettingsError for an
+    unknown key, or a value that does not fit.
     """
     file = file or environment.get(PREFIX + "CONFIG")
     values = {} if file is None else _from_file(Path(file))
+    if environment.get(PREFIX + "INDEXES"):
+        values["index_folder"] = environment[PREFIX + "INDEXES"]
     values |= _from_environment(environment)
     values |= {name: value for name, value in given.items() if value is not None}
     return replace(Settings(), **values)

@@ -34,7 +34,7 @@ from secondpass.errors import SecondpassError
 from secondpass.server.app import create_app
 from secondpass.server.logs import set_up_logs
 from secondpass.server.metrics import MULTIPROCESS_DIR
-from secondpass.server.security import Guard
+from secondpass.server.security import Guard, read_keys
 from secondpass.server.service import Service
 from secondpass.server.settings import PREFIX, Settings, SettingsError
 from secondpass.server.timeouts import TimedProtocol
@@ -103,6 +103,7 @@ def open_socket(settings: Settings) -> socket.socket:
 
 def run(settings: Settings, keys: tuple[str, ...], on_ready: Callable[[int], None]) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. on_ready is called with the port once requests are answered."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # it waits until there is someone to take it
     set_up_logs(log_format=settings.log_format, level=settings.log_level)
     settings = with_room(settings)
     check_tls(settings)
@@ -157,9 +158,10 @@ def serve(
     app = create_app(service, settings, keys)
     server = PlainServer(_config(settings, app), service, app.state.guard)
     code = asyncio.run(_until_told(server, listening, on_ready, is_replacement=is_replacement))
-    if not service.is_idle:
+    index = app.state.index
+    if not service.is_idle or not (index is None or index.is_idle):
         logging.shutdown()
-        os._exit(code)  # an engine that is still at work does not survive the end of the interpreter
+        os._exit(code)  # an engine at work does not survive the end of the interpreter, which waits for an index
     return code
 
 
@@ -170,6 +172,7 @@ async def _until_told(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
     loop.add_signal_handler(signal.SIGHUP, server.reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     threading.Thread(target=_watch_parent, args=(loop, server), daemon=True).start()
     # Requests are answered meanwhile: /health with 200, calls with 503.
     loading = asyncio.create_task(_load(server, on_ready))
@@ -243,6 +246,7 @@ class Workers:
         signal.signal(signal.SIGHUP, self._reload)
         workers = self.running
         workers += [self._start() for _ in range(self.settings.workers)]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         code = OK
         is_said = False
         while not self.is_stopping:
@@ -263,12 +267,15 @@ class Workers:
         return self._ended(workers, code)
 
     def _start(self, *, is_replacement: bool = False) -> _Worker:
+        """A new process; a SIGHUP before it can take one waits there, since what is blocked here is blocked in it."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         context = get_context("spawn")
         ready = context.Event()
         process = context.Process(
             target=_work, args=(self.settings, self.keys, self.listening, ready, is_replacement)
         )
         process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return _Worker(process, ready)
 
     def _forget(self, worker: _Worker) -> None:
@@ -276,6 +283,9 @@ class Workers:
         mark_process_dead(worker.process.pid)  # type: ignore[no-untyped-call]
 
     def _reload(self, number: int, frame: FrameType | None) -> None:
+        """Have all workers read the keys anew; those that come later get what was read now."""
+        with suppress(SettingsError):  # which the workers log
+            self.keys = read_keys(self.settings, os.environ.get(PREFIX + "API_KEYS"))
         for worker in self.running:
             if worker.process.pid is not None and worker.process.is_alive():
                 os.kill(worker.process.pid, signal.SIGHUP)

@@ -12,7 +12,7 @@ import pytest
 
 from secondpass.search.index import Index
 from tests.server.live import serving
-from tests.server.page.browser import MODEL, Open
+from tests.server.page.browser import MODEL, Open, ask, ranked
 from tests.server.page.test_looks import TEXTS_SEEN, contrast, overflow
 
 if TYPE_CHECKING:
@@ -59,6 +59,16 @@ def test_without_an_index_there_is_nothing_to_choose(visit: Open) -> None:
     assert not page.locator("#sources").is_visible()
 
 
+def test_what_the_model_cannot_read_is_said(visit: Open, indexed: str) -> None:
+    page = visit(indexed)
+    search(page, "ssh 服务器使用哪个端口")
+    assert "Beware: " in page.locator("#found-line").inner_text()
+    page.get_by_label("Your texts").check()
+    ask(page, "服务器使用哪个端口", "服务器使用哪个端口\n今天天气很好")
+    assert len(ranked(page)) == 2
+    assert "cannot read Chinese" in page.locator("#meaning").inner_text()
+
+
 def test_what_is_found_is_shown_with_every_stage(visit: Open, indexed: str) -> None:
     body = {"query": QUERY, "top_n": 10, "explain": True, "sentences": True}
     results = httpx.post(f"{indexed}/v1/index/search", json=body, timeout=60).json()["results"]
@@ -73,9 +83,9 @@ def test_what_is_found_is_shown_with_every_stage(visit: Open, indexed: str) -> N
     rows = dict(zip(names, figures, strict=True))
     assert rows["Words"] == f"1st, {parts['bm25_score']:.2f}"
     assert rows["Meaning"].endswith(f", {parts['dense_score']:.2f}")
-    assert rows["Both joined"] == f"{parts['fused']:.2f}"
+    assert rows["Joined"] == f"{parts['fused']:.2f}"
     assert f"{100 * first['probability']:.1f} %, score +{first['score']:.2f}" == rows["Read together"]
-    assert set(rows) == {"Words", "Meaning", "Both joined", "Read together"}
+    assert set(rows) == {"Words", "Meaning", "Joined", "Read together"}
     width = "r => r.firstChild.getBoundingClientRect().width / r.getBoundingClientRect().width"
     page.wait_for_timeout(500)  # the bars grow
     assert page.locator("#hits .why .rail").nth(3).evaluate(width) == pytest.approx(first["probability"], abs=0.01)

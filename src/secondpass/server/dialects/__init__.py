@@ -30,7 +30,7 @@ DIALECTS: tuple[Dialect, ...] = (
 
 MAX_PATH = 2048  # characters
 
-__all__ = ["DIALECTS", "Candidate", "Dialect", "Reply", "Route", "choose", "find", "usual"]
+__all__ = ["DIALECTS", "NATIVE", "Candidate", "Dialect", "Reply", "Route", "choose", "find", "usual"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,9 @@ class Candidate:
 
 @lru_cache(maxsize=256)
 def find(path: str, method: str = "POST") -> tuple[Candidate, ...]:
-    """The routes that a path may mean; the last one is the usual one."""
+    """The routes that a path may mean; the last one is the usual one. HEAD is GET without the body."""
     found = []
+    method = "GET" if method == "HEAD" else method
     if len(path) > MAX_PATH:
         return ()
     path = re.sub("//+", "/", path)  # of a base URL that ends in one

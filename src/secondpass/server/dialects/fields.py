@@ -97,14 +97,17 @@ def read(model: type[R], body: object) -> R:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        raise _refusal(error.errors(include_url=False, include_context=False)[0]) from None
+        raise _refusal(error.errors(include_url=False, include_context=False)[0], model) from None
 
 
-def _refusal(error: Mapping[str, Any]) -> Refusal:
+def _refusal(error: Mapping[str, Any], model: type[RequestBody]) -> Refusal:
     """pydantic's first complaint in words; numbers are quoted, texts never are."""
     name, given = field_name(error["loc"]), error["input"]
     if error["type"] == "missing":
         return Refusal(Fault.malformed, f"{name} is missing", parameter=name)
+    if error["type"] == "extra_forbidden":
+        there = ", ".join(model.model_fields) or "none"
+        return Refusal(Fault.invalid, f"there is no field {name!r}; there are {there}", parameter=name)
     is_range = error["type"].startswith(_RANGES)
     seen = str(given)[:40] if is_range and isinstance(given, int | float) else kind(given)
     wanted = error["msg"].removeprefix("Input should be ")

@@ -1,6 +1,6 @@
 // What the index found: each hit with what every stage thought of it, as bars. Texts are only ever set as text.
 
-import { count, duration, element, offerWhole, percent, rail, signed, withSpan } from "./view.js";
+import { count, duration, element, offerWhole, percent, rail, signed, warned, withSpan } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const TERMS = {
@@ -14,11 +14,12 @@ const TERMS = {
 /** Shows {answer, milliseconds}; judge(id, kind) tells the index that a hit was used or rejected. */
 export function showFound({ answer, milliseconds }, judge) {
   const hits = answer.results;
-  const most = Math.max(...hits.map((hit) => hit.parts?.bm25_score ?? 0), 1e-9);
+  const most = (stage) => Math.max(...hits.map((hit) => hit.parts?.[`${stage}_score`] ?? 0), 1e-9);
   const read = answer.usage.rows ? `, ${count(answer.usage.rows, "candidate")} read with the question` : "";
-  $("found-line").textContent = hits.length
+  const said = hits.length
     ? `${count(hits.length, "passage")} in ${duration(milliseconds)}${read}.`
     : "Nothing was found. Other words may be in the files, or a filter leaves them out.";
+  $("found-line").textContent = said + warned(answer);
   $("found-title").hidden = !hits.length;
   $("hits").replaceChildren(...hits.map((hit, place) => card(hit, place, most, judge)));
   $("found").hidden = false;
@@ -80,6 +81,8 @@ function reason({ parts, probability }) {
   const found = [
     parts.bm25_rank && `${ordinal(parts.bm25_rank)} by its words`,
     parts.dense_rank && `${ordinal(parts.dense_rank)} by its meaning`,
+    parts.sparse_rank && `${ordinal(parts.sparse_rank)} by its weighed tokens`,
+    parts.colbert_rank && `${ordinal(parts.colbert_rank)} token by token`,
   ].filter(Boolean);
   const first = relevance(parts, probability);
   const read = first === null ? "not read with the question" : `${percent(first)} after reading it with the question`;
@@ -94,9 +97,12 @@ function rows(hit, most) {
   const { parts } = hit;
   const first = relevance(parts, hit.probability);
   const shown = [
-    stage("Words", parts.bm25_rank, parts.bm25_score, parts.bm25_score / most),
+    stage("Words", parts.bm25_rank, parts.bm25_score, parts.bm25_score / most("bm25")),
     stage("Meaning", parts.dense_rank, parts.dense_score, parts.dense_score),
-    row("Both joined", bar(parts.fused), parts.fused?.toFixed(2) ?? ""),
+    ...[["sparse", "Weighed tokens"], ["colbert", "Token by token"]]
+      .filter(([name]) => parts[`${name}_rank`])
+      .map(([name, label]) => stage(label, parts[`${name}_rank`], parts[`${name}_score`], parts[`${name}_score`] / most(name))),
+    row("Joined", bar(parts.fused), parts.fused?.toFixed(2) ?? ""),
     row("Read together", bar(first ?? 0), first === null ? "not read" : `${percent(first)}, score ${signed(parts.logit ?? hit.score)}`),
     ...terms(parts).map(({ name, value }) => row(name, sides(value), signed(value))),
   ];

@@ -45,14 +45,20 @@ function placesOf(compared) {
 }
 
 function meaning({ answer, compared, isCalibrated }) {
-  const said = isCalibrated
+  const fitted = isCalibrated
     ? "Percentages are probabilities that were fitted to labelled data."
     : "Percentages are the model’s own scores between 0 and 100, not fitted to your data: compare them with each other.";
+  const said = fitted + warned(answer);
   if (!compared) return `Ranked by ${answer.model}. ${said}`;
   const best = (results) => new Set(results.slice(0, 5).map((hit) => hit.index));
   const [mine, theirs] = [best(answer.results), best(compared.results)];
   const shared = [...mine].filter((index) => theirs.has(index)).length;
   return `Ranked by ${answer.model}; ${shared} of its first ${mine.size} are among the first of ${compared.model}. ${said}`;
+}
+
+/** What the server says of an answer, as sentences behind others. */
+export function warned({ warnings }) {
+  return (warnings ?? []).map((warning) => ` Beware: ${warning}.`).join("");
 }
 
 /** One sentence for people who listen. */
