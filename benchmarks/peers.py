@@ -47,11 +47,14 @@ WORDS = (
 ).split()
 
 
-def passages(count: int, *, mean_tokens: int = 180, longest: int = 480, seed: int = 0) -> list[str]:
-    """Texts of log-normal length, one token a word."""
+def passages(
+    count: int, *, mean_tokens: int = 180, longest: int = 480, tokens: int | None = None, seed: int = 0
+) -> list[str]:
+    """Texts of log-normal length, or of `tokens`, one token a word."""
     generator = random.Random(seed)
     lengths = [int(generator.lognormvariate(-0.125, 0.5) * mean_tokens) for _ in range(count)]
-    return [" ".join(generator.choice(WORDS) for _ in range(min(max(length, 30), longest))) for length in lengths]
+    lengths = [min(max(length, 30), longest) if tokens is None else tokens for length in lengths]
+    return [" ".join(generator.choice(WORDS) for _ in range(length)) for length in lengths]
 
 
 @dataclass
@@ -196,6 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="bge-reranker-base")
     parser.add_argument("--passages", type=int, nargs="+", default=[20, 100])
+    parser.add_argument("--tokens", type=int, metavar="N", help="of every passage; else of mixed length")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=list(RIVALS), metavar="NAME")
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="a program's own Python")
@@ -217,7 +221,7 @@ def main() -> None:
         print(head + (" times the limit |" if limit else ""))
         print(line + ("|---|" if limit else "|"))
         for count in options.passages:
-            texts = passages(count)
+            texts = passages(count, tokens=options.tokens)
             times = measure(found, texts, options.runs, limit)
             table(found, count, times, limit.seconds(texts) if limit else None)
         for rival in found:

