@@ -154,7 +154,7 @@ def replicas() -> set[int]:
     found = set()
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if "ServeReplica:secondpass:model-" in file.read_text():
+            if "ServeReplica:secondpass-model-" in file.read_text():
                 found.add(int(file.parent.name))
     return found
 

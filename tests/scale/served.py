@@ -35,7 +35,8 @@ class Served:
 
     def replicas(self, name: str) -> list[int]:
         """Processes of Ray's by a part of their names, such as model-default or front, of this server alone."""
-        return [pid for pid in _descendants(self.process.pid) if f"ServeReplica:secondpass:{name}" in _words(pid)]
+        title = re.compile(f"ServeReplica:secondpass[:-]{re.escape(name)}")
+        return [pid for pid in _descendants(self.process.pid) if title.search(_words(pid))]
 
 
 @contextmanager

@@ -294,9 +294,12 @@ def _running() -> dict[str, int]:
     """Running replicas by deployment."""
     from ray import serve
 
-    found = serve.status().applications.get(NAME)
-    deployments = {} if found is None else found.deployments
-    return {name: status.replica_states.get("RUNNING", 0) for name, status in deployments.items()}
+    return {
+        name: status.replica_states.get("RUNNING", 0)
+        for application, found in serve.status().applications.items()
+        if application == NAME or application.startswith(NAME + "-")
+        for name, status in found.deployments.items()
+    }
 
 
 def deployment_name(model: str) -> str:
@@ -304,49 +307,78 @@ def deployment_name(model: str) -> str:
     return "model-" + quote(model, safe="")
 
 
+def _apart(model: str) -> str:
+    """The application of a model's own."""
+    return f"{NAME}-{deployment_name(model)}"
+
+
 def application(settings: Settings, keys: tuple[str, ...] | None, actors: Actors) -> Any:
     """What Ray Serve runs under NAME. keys None: of the key file and the environment where the front runs.
 
     Raises SettingsError for settings that hold for one process.
     """
+    return _front(settings, keys, actors, lambda model: NAME).bind(*_engines(settings, actors).values())
+
+
+def applications(settings: Settings, keys: tuple[str, ...], actors: Actors) -> dict[str, Any]:
+    """The same as several applications by name, the front's being NAME, so that it can be ended before the models.
+
+    Of an application that is deleted as one Ray stops all deployments at once, and what the front has yet to ask finds
+    no model any more.
+    """
+    engines = {_apart(model): engine for model, engine in _engines(settings, actors).items()}
+    return {NAME: _front(settings, keys, actors, _apart).bind(), **engines}
+
+
+def _engines(settings: Settings, actors: Actors) -> dict[str, Any]:
+    """Ray's deployment of each model."""
     from ray import serve
 
     if settings.allow_model_changes:
         raise SettingsError("allow_model_changes is set; on Ray all models are named at the start")
-    grace_s = settings.grace_s + MARGIN_S
-    room = settings.max_queue_requests * actors.max_size
-    whole = replace(settings, max_queue_requests=room, max_queue_tokens=settings.max_queue_tokens * actors.max_size)
     engine = serve.deployment(Replica).options(
         ray_actor_options={"num_cpus": actors.cpus, "num_gpus": actors.gpus},
         max_ongoing_requests=settings.max_queue_requests + 1,  # the batcher's own refusal comes first
         max_queued_requests=settings.max_queue_requests,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=grace_s,
+        graceful_shutdown_timeout_s=settings.grace_s + MARGIN_S,
         max_constructor_retry_count=3,
         logging_config={"enable_access_log": False},
         **_number(actors),
     )
-    names = {source.name: deployment_name(source.name) for source in settings.models}
-    engines = [engine.options(name=names[each.name]).bind(_alone(settings, each)) for each in settings.models]
+    return {
+        each.name: engine.options(name=deployment_name(each.name)).bind(_alone(settings, each))
+        for each in settings.models
+    }
+
+
+def _front(
+    settings: Settings, keys: tuple[str, ...] | None, actors: Actors, application_of: Callable[[str], str]
+) -> Any:
+    """Ray's deployment of the front. application_of says where a model's replicas are."""
+    from ray import serve
+
+    room = settings.max_queue_requests * actors.max_size
+    whole = replace(settings, max_queue_requests=room, max_queue_tokens=settings.max_queue_tokens * actors.max_size)
+    places = {each.name: (deployment_name(each.name), application_of(each.name)) for each in settings.models}
 
     def build_front() -> Starlette:
         if folder := os.environ.get(MULTIPROCESS_DIR):
             os.makedirs(folder, exist_ok=True)
         set_up_logs(log_format=settings.log_format, level=settings.log_level)
-        handles = {model: serve.get_deployment_handle(name, NAME) for model, name in names.items()}
+        handles = {model: serve.get_deployment_handle(*place) for model, place in places.items()}
         return create_app(ReplicaService(whole, handles), whole, keys)
 
-    front = serve.deployment(serve.ingress(build_front)()).options(
+    return serve.deployment(serve.ingress(build_front)()).options(
         name="front",
         num_replicas=settings.workers,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": _metrics_folder(settings)}},
         max_ongoing_requests=2 * room + settings.max_connections,  # the server's own limits come first
-        graceful_shutdown_timeout_s=grace_s,
+        graceful_shutdown_timeout_s=settings.grace_s + MARGIN_S,
         max_surge_percent=100,  # an update waits for the new one
         logging_config={"enable_access_log": False},
     )
-    return front.bind(*engines)
 
 
 def _metrics_folder(settings: Settings) -> dict[str, str]:
@@ -421,7 +453,7 @@ def run(
         },
         logging_config={"enable_access_log": False},
     )
-    _deploy(application(settings, keys, actors))
+    _deploy({NAME: application(settings, keys, actors)} if address else applications(settings, keys, actors))
     on_ready(settings.port)
     if address is not None:
         return OK
@@ -429,20 +461,22 @@ def run(
         if number != signal.SIGHUP:
             break
         try:
-            _deploy(application(settings, read_keys(settings, os.environ.get(PREFIX + "API_KEYS")), actors))
+            read = read_keys(settings, os.environ.get(PREFIX + "API_KEYS"))
+            _deploy({NAME: applications(settings, read, actors)[NAME]})
         except SecondpassError as error:
             log.error("it stays as it was: %s", error)
-    serve.delete(NAME)
+    serve.delete(NAME)  # returns when the front has answered, for at most grace_s; no call is with a model then
     ray.shutdown()
     return OK
 
 
-def _deploy(made: Any) -> None:
-    """Run the application, in place of what ran. Raises SecondpassError where it does not start."""
+def _deploy(made: Mapping[str, Any]) -> None:
+    """Run the applications, in place of what ran. Raises SecondpassError where they do not start."""
     from ray import serve
 
+    routes = {name: "/" if name == NAME else None for name in made}
     try:
-        serve.run(made, name=NAME)
+        serve.run_many([serve.RunTarget(made[name], name, route) for name, route in routes.items()])
     except RuntimeError as error:  # Ray's word for a replica that cannot be made, with its traceback
         raise SecondpassError(f"Ray could not start it: {str(error).strip().splitlines()[-1]}") from error
 
