@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -83,11 +84,15 @@ class Reply:
 
 @dataclass
 class Clients:
-    """Threads that each ask the same, one call after the other, over one connection, until the block ends."""
+    """Threads that each ask the same, one call after the other, over one connection, until the block ends.
+
+    After DOCUMENTS come `fresh` texts that nobody sent before: what a model keeps of texts spares it nothing of them.
+    """
 
     url: str
     number: int = 16
     key: str = "k"
+    fresh: int = 0
     replies: list[Reply] = field(default_factory=list)
     _is_over: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -116,7 +121,8 @@ class Clients:
         while not self._is_over.is_set():
             began = time.monotonic()
             try:
-                status, body = ask(connection, self.key)
+                texts = [f"A stone of {uuid.uuid4().hex} was deep in the river." for _ in range(self.fresh)]
+                status, body = ask(connection, self.key, documents=[*DOCUMENTS, *texts])
             except (OSError, HTTPException, ValueError) as error:
                 connection.close()
                 connection, status, body = HTTPConnection(host, timeout=80), None, repr(error)

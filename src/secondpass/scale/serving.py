@@ -323,8 +323,7 @@ def application(settings: Settings, keys: tuple[str, ...] | None, actors: Actors
 def applications(settings: Settings, keys: tuple[str, ...], actors: Actors) -> dict[str, Any]:
     """The same as several applications by name, the front's being NAME, so that it can be ended before the models.
 
-    Of an application that is deleted as one Ray stops all deployments at once, and what the front has yet to ask finds
-    no model any more.
+    Of one application Ray stops all deployments at once, and what the front has yet to ask finds no model any more.
     """
     engines = {_apart(model): engine for model, engine in _engines(settings, actors).items()}
     return {NAME: _front(settings, keys, actors, _apart).bind(), **engines}
