@@ -128,7 +128,7 @@ def test_nothing_found_and_a_bad_filter_are_said(visit: Open, indexed: str) -> N
     assert "Nothing was found" in page.locator("#found-line").inner_text()
     page.get_by_label("Show the best").fill("1000")
     page.get_by_role("button", name="Search").click()
-    assert "Top_n is 1000; give 1 to 100." in page.get_by_role("alert").inner_text()
+    assert "Top_n is 1000; it should be less than or equal to 100." in page.get_by_role("alert").inner_text()
     page.get_by_label("Query").fill("")
     page.get_by_role("button", name="Search").click()
     assert "There is no query" in page.get_by_role("alert").inner_text()
