@@ -30,8 +30,8 @@ def chromium() -> Iterator[Browser]:
     with playwright.sync_playwright() as driver:
         if path is None and not os.path.exists(driver.chromium.executable_path):
             pytest.skip("needs Chromium")
-        # Chromium's own sandbox needs rights that a container seldom gives; only the page under test is opened.
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        # A container seldom gives Chromium's sandbox its rights, and little shared memory; only the page is opened.
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
         try:
             yield browser
         finally:

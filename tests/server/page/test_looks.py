@@ -51,8 +51,10 @@ def contrast(one: str, other: str) -> float:
 
 
 def overflow(page: Page) -> int:
-    """Pixels by which the page is wider than the screen."""
-    width: int = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    """Pixels by which the page is wider than the screen, or what asks for the query wider than its sheet."""
+    width: int = page.evaluate(
+        "Math.max(...[...document.querySelectorAll('html, .ask')].map(e => e.scrollWidth - e.clientWidth))"
+    )
     return width
 
 
