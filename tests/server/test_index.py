@@ -6,12 +6,16 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from secondpass.search.index import Index
+from secondpass.server.index import ServedIndex
+from secondpass.server.settings import Settings
 from tests.server.live import serving, until
 
 
@@ -113,8 +117,9 @@ def test_it_is_counted_and_logged_like_all_requests(url: str, caplog: pytest.Log
     with caplog.at_level(logging.INFO, logger="secondpass"):
         post(url, "search", {"query": "beans"})
         post(url, "get", {"id": 999})
-        until(lambda: len(requests(caplog)) == 2)  # written once the answer has gone out
-    logged = [vars(record) for record in requests(caplog)]
+        # Written once the answer has gone out; so may be, only now, that of the test before.
+        until(lambda: [record.path for record in requests(caplog)][-1:] == ["/v1/index/get"])
+    logged = [vars(record) for record in requests(caplog)][-2:]
     assert [(each["path"], each["status"], each.get("fault")) for each in logged] == [
         ("/v1/index/search", 200, None),
         ("/v1/index/get", 400, "invalid"),
@@ -171,3 +176,21 @@ def test_agents_find_it_at_mcp_with_the_key_alone(url: str) -> None:
     anyio.run(talk)
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     assert httpx.post(f"{url}/mcp", json=body).status_code == 401
+
+
+@pytest.mark.parametrize("embedder", ["none", "./nowhere"])
+def test_its_models_are_open_before_the_first_question(
+    tmp_path: Path, embedder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where they cannot be opened the server starts, and says it."""
+    (tmp_path / "beans.md").write_text("Dry beans cook for ninety minutes.\n")
+    with closing(Index("notes", folder=tmp_path / "data", embedder="none", create=True)) as index:
+        index.add(tmp_path / "beans.md")
+        index.store.set_meta({"embedder": embedder})
+    served = ServedIndex("notes", Settings(index="notes", index_folder=str(tmp_path / "data")))
+    with closing(served), closing(served.index):
+        served.start()
+        until(lambda: served.is_idle)
+        assert "_named_reranker" in vars(served.index)
+    said = [record.getMessage() for record in caplog.records if "cannot be searched yet" in record.getMessage()]
+    assert len(said) == (embedder != "none")

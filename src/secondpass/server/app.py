@@ -50,6 +50,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await service.start()
+        if index is not None:
+            index.start()
         async with nullcontext() if agents is None else agents.session_manager.run():
             yield
         service.close()

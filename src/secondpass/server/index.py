@@ -7,6 +7,7 @@ No request names a file to read: search and get answer from what is in the index
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from secondpass.errors import SecondpassError
 from secondpass.search.index import Index
 from secondpass.search.pipeline import document_of
 from secondpass.server.admin import refusing
@@ -29,6 +31,8 @@ from secondpass.server.settings import Settings
 from secondpass.text.documents import clean_query, is_blank
 from secondpass.types import Hit
 from secondpass.wire.calls import Fault, Refusal
+
+log = logging.getLogger(__name__)
 
 MAX_RESULTS = 100
 THREADS = 4  # searches at a time; what waits for one holds up nothing else
@@ -103,6 +107,10 @@ class ServedIndex:
             self._route(api, "feedback", FeedbackBody, self._feedback),
         ]
 
+    def start(self) -> None:
+        """Open the models and read the vectors beside everything else, where the first question would wait for it."""
+        self._begin(self._threads, self._first_search)
+
     def close(self) -> None:
         """Begin nothing more; what has begun leaves the index whole wherever it ends."""
         for threads in (self._threads, self._updating):
@@ -118,13 +126,23 @@ class ServedIndex:
             async with api.body(request.receive, headers) as raw:
                 asked = read(model, await parsed(raw or b"{}", max_depth=self.settings.max_depth))
                 self._check_query(getattr(asked, "query", None))
-                working = threads.submit(work, asked)
-                self._work.add(working)
-                working.add_done_callback(self._work.discard)
+                working = self._begin(threads, work, asked)
                 answer = await connected(within(asyncio.wrap_future(working), deadline), request.receive)
             return JSONResponse(answer)
 
         return Route(f"/v1/index/{name}", refusing(answered), methods=["POST"])
+
+    def _begin(self, threads: ThreadPoolExecutor, work: Callable[..., Any], *asked: IndexBody) -> Future[Any]:
+        working = threads.submit(work, *asked)
+        self._work.add(working)
+        working.add_done_callback(self._work.discard)
+        return working
+
+    def _first_search(self) -> None:
+        try:
+            self.index.search("first", 1)
+        except (SecondpassError, OSError) as error:  # which each search will say too
+            log.warning("the index %s cannot be searched yet: %s", self.index.name, error)
 
     def _check_query(self, query: str | None) -> None:
         most = self.settings.max_document_characters
