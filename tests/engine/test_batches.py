@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from secondpass import Embedder, Reranker
 from secondpass.engine.batches import Budget, OutOfMemory, filled, fitting, in_batches, is_out_of_memory
+from secondpass.engine.cpu.parallel import Streams
 from secondpass.errors import EngineError
 from secondpass.packed import rung
 from secondpass.types import Row
@@ -45,8 +48,36 @@ def test_a_row_that_does_not_fit_alone_is_an_error() -> None:
     def forward(batch: list[int]) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    budget = Budget(28)
     with pytest.raises(OutOfMemory, match="out of memory with 7 tokens at once; lower token_budget or max_length"):
-        list(in_batches([7, 7, 7, 7], Budget(28), forward))
+        list(in_batches([7, 7, 7, 7], budget, forward))
+    assert budget.tokens == 28  # memory that is short for all of them comes back
+
+
+@pytest.mark.parametrize("run", [in_batches, Streams(64).in_batches])
+def test_a_thread_without_kernels_is_replaced(run: Any) -> None:
+    """oneDNN keeps that it had no memory for a kernel, for the thread; and no thread outlives a fork."""
+    lengths, spoilt, room = [40] * 100, threading.local(), 100
+
+    def forward(batch: list[int]) -> int:
+        if getattr(spoilt, "is_so", False) or sum(lengths[i] for i in batch) > room:
+            spoilt.is_so = True
+            raise RuntimeError("could not create a primitive")
+        return len(batch)
+
+    assert sum(values for _, values in run(lengths, Budget(4000), forward)) == 100
+    assert sum(values for _, values in run(lengths, Budget(100), forward)) == 100
+    room = 0
+    with pytest.raises(OutOfMemory):
+        list(run(lengths, Budget(4000), forward))
+    room = 4000
+    child = os.fork()
+    if child == 0:
+        os._exit(sum(values for _, values in in_batches(lengths, Budget(4000), forward)))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 100
+    tried = Budget(4000)
+    assert sum(values for _, values in run(lengths, tried, forward)) == 100
+    assert tried.tokens == 4000
 
 
 def test_other_errors_are_not_taken_for_it() -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +35,48 @@ T = TypeVar("T")
 
 
 class OutOfMemory(EngineError):
-    """A batch did not fit in memory."""
+    """A batch did not fit in memory. spoils_thread: oneDNN makes no kernel any more in the thread that ran it."""
+
+    spoils_thread = False
+
+
+class _Substitute(threading.local):
+    """Calls functions in the thread itself, or in another one instead, once oneDNN has failed in it.
+
+    Where there is no memory for a kernel, the assembler inside of oneDNN (Xbyak) keeps the error for the thread, and
+    nothing takes it back: each kernel that is not made yet fails from then on, with all the memory in the world.
+    """
+
+    def __init__(self) -> None:
+        self._is_needed, self._process = False, 0
+        self._pool: ThreadPoolExecutor | None = None
+
+    def call(self, function: Callable[[], T]) -> T:
+        if not self._is_needed:
+            return function()
+        if self._pool is None or self._process != os.getpid():  # no thread survives a fork
+            self._process, self._pool = os.getpid(), ThreadPoolExecutor(1, "secondpass-substitute")
+        try:
+            calling = self._pool.submit(_inferring, function, torch.get_num_threads())
+        except RuntimeError as error:  # it can have no thread
+            self._pool = None
+            raise MemoryError(str(error)) from error
+        return calling.result()
+
+    def renew(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+        self._is_needed, self._pool = True, None
+
+
+def _inferring(function: Callable[[], T], num_threads: int) -> T:
+    if torch.get_num_threads() != num_threads:
+        torch.set_num_threads(num_threads)
+    with torch.inference_mode():
+        return function()
+
+
+_substitute = _Substitute()
 
 
 @dataclass
@@ -67,16 +112,17 @@ def in_batches(
 ) -> Iterator[tuple[list[int], T]]:
     """What `forward` makes of each batch of indices into `lengths`; batches that do not fit in memory are halved.
 
-    Raises OutOfMemory where a single row does not fit.
+    Raises OutOfMemory where a single row does not fit, and leaves the budget as it was: no smaller batch would have.
     """
+    before = budget.tokens
     left = deque(plan(lengths, token_budget=budget.tokens))
     while left:
         batch = left[0]
         try:
-            with memory_checked(sum(lengths[i] for i in batch)):
-                values = forward(batch)
+            values = computed(partial(forward, batch), sum(lengths[i] for i in batch))
         except OutOfMemory:
             if len(batch) == 1:
+                budget.tokens = before
                 raise
         else:
             left.popleft()
@@ -87,6 +133,17 @@ def in_batches(
         positions = [i for each in left for i in each]
         again = plan([lengths[i] for i in positions], token_budget=budget.tokens)
         left = deque([positions[i] for i in each] for each in again)
+
+
+def computed(forward: Callable[[], T], num_tokens: int) -> T:
+    """What forward returns. Raises OutOfMemory, after which another call may succeed: memory comes and goes."""
+    try:
+        with memory_checked(num_tokens):
+            return _substitute.call(forward)
+    except OutOfMemory as error:
+        if error.spoils_thread:
+            _substitute.renew()
+        raise
 
 
 def filled(rows: Sequence[Row], longest: int) -> list[Row]:
@@ -121,9 +178,9 @@ def memory_checked(num_tokens: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemory(
-            f"out of memory with {num_tokens} tokens at once; lower token_budget or max_length"
-        ) from error
+        found = OutOfMemory(f"out of memory with {num_tokens} tokens at once; lower token_budget or max_length")
+        found.spoils_thread = str(error) == _NO_KERNEL
+        raise found from error
 
 
 def _free() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from secondpass.checkpoint.adapter import change_of, check_words
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.weights import load_weights
-from secondpass.engine.batches import Budget, budget_of, filled, in_batches, memory_checked
+from secondpass.engine.batches import Budget, budget_of, computed, filled, in_batches
 from secondpass.engine.cpu.linear_int8 import put_kernels
 from secondpass.engine.cpu.parallel import Streams, threads_in_words
 from secondpass.engine.cpu.threads import this_processor
@@ -133,8 +133,8 @@ class TorchEngine:
         if not shared:
             return []
         top = run.cutoff_layers[-1] if run.cutoff_layers else None
-        with memory_checked(sum(map(len, shared))):
-            return self.model.decoder().kept_states(pack(shared).to(self._device), top)
+        packed = pack(shared).to(self._device)
+        return computed(lambda: self.model.decoder().kept_states(packed, top), sum(map(len, shared)))
 
     def _forward(
         self, portion: SharedRows, run: Run, kept: Sequence[KeysValues], part: Sequence[int], batch: Sequence[int]

@@ -15,7 +15,7 @@ from tests.checkpoints import tiny_bert
 
 NAMES = {*KEPT_KERNELS, *WAITING, *(other for others in SAME.values() for other in others)}
 GROWTH = """
-import json, sys
+import sys
 from pathlib import Path
 from secondpass.engine.cpu.threads import suit_environment
 suit_environment()
@@ -27,11 +27,12 @@ def megabytes():
 
 reranker = Reranker(sys.argv[1], engine="torch", device="cpu")
 reranker.score("bridge", ["river " * 120] * 16)
-before = megabytes()
-for length in range(1, 120):
-    for count in range(1, 6):
-        reranker.score("bridge", ["river " * length] * count)
-print(json.dumps(megabytes() - before))
+for counts in (range(1, 6), range(6, 9)):
+    before = megabytes()
+    for length in range(1, 120):
+        for count in counts:
+            reranker.score("bridge", ["river " * length] * count)
+    print(megabytes() - before)
 """
 
 
@@ -96,4 +97,5 @@ print(json.dumps([(dict(os.environ), torch.get_num_threads()) == before, reranke
 def test_memory_does_not_grow_with_the_number_of_shapes(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in NAMES}
     command = [sys.executable, "-W", "ignore", "-c", GROWTH, str(tiny_bert(tmp_path))]
-    assert json.loads(subprocess.check_output(command, text=True, env=environment)) < 60
+    first, later = map(float, subprocess.check_output(command, text=True, env=environment).split())
+    assert first < 120 and later < 10  # AMX's kernels take half of what those of AVX512-BF16 take

@@ -65,7 +65,10 @@ class Streams:
             for batch, values in team.run([[short[i] for i in batch] for batch in batches], lengths, forward):
                 left.difference_update(batch)
                 yield batch, values
-        except OutOfMemory:
+        except OutOfMemory as error:
+            if error.spoils_thread:
+                team.pool.shutdown(wait=False)
+                self._team = None
             budget.halve(budget.tokens)
         yield from _of(sorted(left), lengths, budget, bounded(forward, threads))
 
