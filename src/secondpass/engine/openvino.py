@@ -10,10 +10,10 @@ import ctypes
 import os
 import weakref
 from collections import deque
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -241,18 +241,23 @@ _OUT_OF_MEMORY = ("Failed to allocate", "can't alloc", "bad_alloc", "bad allocat
 
 
 class Requests:
-    """Rows through a compiled graph with inputs (N, L); as many batches are on their way as it has streams."""
+    """Rows through a compiled graph with inputs (N, L); as many batches are on their way as it has streams.
 
-    def __init__(self, compiled: Compiled, pad_id: int, max_length: int) -> None:
-        self._compiled = compiled
-        self._inputs = {port.any_name for port in compiled.model.inputs}
-        self._requests = [
-            compiled.model.create_infer_request() for _ in range(int(compiled.model.get_property("NUM_STREAMS")))
-        ]
+    compiles makes the graph, and makes it anew after a failure: it takes shapes that it had no memory for as known.
+    """
+
+    def __init__(self, compiles: Callable[[], Compiled], pad_id: int, max_length: int) -> None:
+        self._compiles = compiles
         self._pad_id, self._max_length = pad_id, max_length
-        self._is_settled = True
+        self._open()
         self._turns = Turns()  # one caller at a time: each uses all cores already
         _OPEN.add(self)
+
+    def _open(self) -> None:
+        self.compiled = self._compiles()
+        self._inputs = {port.any_name for port in self.compiled.model.inputs}
+        self._num_streams = int(self.compiled.model.get_property("NUM_STREAMS"))
+        self._requests: list[Any] = [self.compiled.model.create_infer_request() for _ in range(self._num_streams)]
 
     def run(
         self, rows: Sequence[Row], token_budget: int, progress: Advance | None = None, *, num_first: int = 0
@@ -263,7 +268,7 @@ class Requests:
         batches = deque[list[int]]()
         for some in (range(num_first), range(num_first, len(rows))):
             lengths = [len(rows[index]) for index in some]
-            planned = plan_padded(lengths, token_budget=token_budget, num_parts=len(self._requests))
+            planned = plan_padded(lengths, token_budget=token_budget, num_parts=self._num_streams)
             batches += [[some[index] for index in batch] for batch in planned]
         while batches:
             with self._turns as turn, closing(self._computed(rows, batches)) as computed:
@@ -279,7 +284,13 @@ class Requests:
 
         As many are on their way as there are requests.
         """
-        self._settle()
+        if not self._requests:
+            with suppress(AttributeError):  # it was not opened then either
+                del self.compiled  # its memory is free for the new one; none of its requests is on its way any more
+            try:
+                self._open()
+            except (CheckpointError, MemoryError, RuntimeError) as error:
+                raise _failure(error) from error
         idle, busy = list(self._requests), deque[tuple[Any, Sequence[int]]]()
         room = TURN_TOKENS
         try:
@@ -296,29 +307,20 @@ class Requests:
             while busy:
                 yield busy[0][1], _finished(busy[0][0])
                 busy.popleft()
-        except RuntimeError as error:
-            self._is_settled = False
-            said = str(error)
-            if any(sign in said for sign in _OUT_OF_MEMORY):
-                raise EngineError("out of memory; lower token_budget or max_length") from error
-            raise EngineError(f"the graph fails: {said[:500]}; export it again, or use the torch engine") from error
+        except (MemoryError, RuntimeError) as error:
+            self._requests = []  # the next call opens it anew
+            raise _failure(error) from error
         finally:  # also after Ctrl-C or an error: the next call finds every request idle
             for request, _ in busy:
                 with suppress(RuntimeError):  # that it failed was said already
                     request.wait()
 
-    def _settle(self) -> None:
-        """After a failure run batches of other shapes: a graph takes those that it had no memory for as known."""
-        if self._is_settled:
-            return
-        self._is_settled = True
-        for length in (256, 64, 128, 32):  # long ones, so that all streams are taken
-            row = Row([self._pad_id] * length, passage=(0, length))
-            for request in self._requests:
-                request.start_async(padded([row], self._inputs, self._pad_id, self._max_length))
-            for request in self._requests:
-                with suppress(RuntimeError):
-                    request.wait()
+
+def _failure(error: Exception) -> EngineError:
+    said = str(error)
+    if isinstance(error, MemoryError) or any(sign in said for sign in _OUT_OF_MEMORY):
+        return EngineError("out of memory; lower token_budget or max_length")
+    return EngineError(f"the graph fails: {said[:500]}; export it again, or use the torch engine")
 
 
 class OpenVinoEngine:
@@ -334,14 +336,14 @@ class OpenVinoEngine:
         graph = checkpoint.graph()
         if graph is None:
             raise CheckpointError(f"{checkpoint.folder}: no openvino_model.xml or model.onnx for the openvino engine")
-        compiled = compile_graph(graph, dtype, self.output)
+        compiles = partial(compile_graph, graph, dtype, self.output)
         max_length = _max_length(checkpoint.config)
-        self._requests = Requests(compiled, int(checkpoint.config.get("pad_token_id") or 0), max_length)
+        self._requests = Requests(compiles, int(checkpoint.config.get("pad_token_id") or 0), max_length)
         self.facts = EngineFacts(
             name="openvino",
             device="cpu",
-            dtype=compiled.dtype,
-            reason=compiled.reason,
+            dtype=self._requests.compiled.dtype,
+            reason=self._requests.compiled.reason,
             max_length=max_length,
             token_budget=TOKEN_BUDGET if token_budget is None else token_budget,
         )

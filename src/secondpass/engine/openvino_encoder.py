@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -38,16 +38,16 @@ class OpenVinoEncoder:
         has_more = heads.token_width is not None or heads.layers or heads.files or heads.dense
         if graph is None or heads.pooling != "mean" or has_more:
             raise CheckpointError(f"{checkpoint.folder}: the openvino engine says means of token states alone")
-        compiled = compile_graph(graph, DTYPE if dtype == "auto" else dtype, STATES)
+        compiles = partial(compile_graph, graph, DTYPE if dtype == "auto" else dtype, STATES)
         max_length = int(checkpoint.config["max_position_embeddings"])
-        self._requests = Requests(compiled, int(checkpoint.config.get("pad_token_id") or 0), max_length)
+        self._requests = Requests(compiles, int(checkpoint.config.get("pad_token_id") or 0), max_length)
         self.width = int(checkpoint.config["hidden_size"])
         self._weights = graph.with_suffix(".bin")
         self.facts = EngineFacts(
             name="openvino",
             device=device.replace("auto", "cpu"),
-            dtype=compiled.dtype,
-            reason=compiled.reason,
+            dtype=self._requests.compiled.dtype,
+            reason=self._requests.compiled.reason,
             max_length=max_length,
             token_budget=TOKEN_BUDGET if token_budget is None else token_budget,
         )
