@@ -144,7 +144,9 @@ print(max(abs(a - b) for a, b in zip(wanted, again)) < 0.04)
 
 @pytest.mark.slow
 @pytest.mark.promise("docs/serving.md", "An engine that fails is opened anew with growing pauses")
-@pytest.mark.parametrize(("engine", "count", "room"), [("openvino", 600, 30), ("openvino", 600, 15), ("torch", 2400, 50)])
+@pytest.mark.parametrize(
+    ("engine", "count", "room"), [("openvino", 600, 30), ("openvino", 600, 15), ("torch", 2400, 50)]
+)
 def test_an_engine_without_memory_says_so_and_scores_when_there_is_some(
     model: Path, engine: str, count: int, room: int
 ) -> None:
