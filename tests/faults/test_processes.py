@@ -127,7 +127,8 @@ from pathlib import Path
 from secondpass import Reranker, SecondpassError
 
 engine, model, count, room = sys.argv[1:]
-texts = [f"the river {n} " + "water " * (n * 7 % 120) for n in range(int(count))]
+lengths = [n * 7 % 120 if engine == "openvino" else 90 for n in range(int(count))]
+texts = [f"the river {n} " + "water " * length for n, length in enumerate(lengths)]
 reranker = Reranker(model, engine=engine, token_budget=1_000_000, max_length=128)
 wanted = reranker.score("which river", texts[:20])
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * 4096

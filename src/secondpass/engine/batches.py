@@ -112,7 +112,8 @@ def in_batches(
 ) -> Iterator[tuple[list[int], T]]:
     """What `forward` makes of each batch of indices into `lengths`; batches that do not fit in memory are halved.
 
-    Raises OutOfMemory where a single row does not fit, and leaves the budget as it was: no smaller batch would have.
+    Raises OutOfMemory where a single row does not fit, or no kernel, which are smaller than any batch, and leaves the
+    budget as it was.
     """
     before = budget.tokens
     left = deque(plan(lengths, token_budget=budget.tokens))
@@ -120,8 +121,8 @@ def in_batches(
         batch = left[0]
         try:
             values = computed(partial(forward, batch), sum(lengths[i] for i in batch))
-        except OutOfMemory:
-            if len(batch) == 1:
+        except OutOfMemory as error:
+            if len(batch) == 1 or error.spoils_thread:
                 budget.tokens = before
                 raise
         else:

@@ -69,6 +69,7 @@ class Streams:
             if error.spoils_thread:
                 team.pool.shutdown(wait=False)
                 self._team = None
+                raise
             budget.halve(budget.tokens)
         yield from _of(sorted(left), lengths, budget, bounded(forward, threads))
 
