@@ -452,7 +452,7 @@ def run(
         },
         logging_config={"enable_access_log": False},
     )
-    _deploy({NAME: application(settings, keys, actors)} if address else applications(settings, keys, actors))
+    _deploy(applications(settings, keys, actors) if address is None else {NAME: application(settings, keys, actors)})
     on_ready(settings.port)
     if address is not None:
         return OK
@@ -473,9 +473,8 @@ def _deploy(made: Mapping[str, Any]) -> None:
     """Run the applications, in place of what ran. Raises SecondpassError where they do not start."""
     from ray import serve
 
-    routes = {name: "/" if name == NAME else None for name in made}
     try:
-        serve.run_many([serve.RunTarget(made[name], name, route) for name, route in routes.items()])
+        serve.run_many([serve.RunTarget(each, name, "/" if name == NAME else None) for name, each in made.items()])
     except RuntimeError as error:  # Ray's word for a replica that cannot be made, with its traceback
         raise SecondpassError(f"Ray could not start it: {str(error).strip().splitlines()[-1]}") from error
 
