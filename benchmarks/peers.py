@@ -9,8 +9,9 @@ figure to trust is the ratio. Tokenisation is part of every time. A program may 
 
     --python "infinity torch=/path/to/its/bin/python"
 
---limit adds a column: times the linear layers' arithmetic for these tokens, at the rate of bare bfloat16 products of
-the model's own shapes on all cores, measured between the turns of the same run (the median).
+--limit adds columns: times the linear layers' arithmetic for these tokens, at the rate of bare products of the
+model's own shapes on all cores, measured between the turns of the same run (the median): in the precision that "auto"
+has on this processor, and of bytes where it multiplies them. A line below has the rates, on one thread and on all.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -139,32 +141,61 @@ class Limit:
     def __init__(self, shape: str) -> None:
         import torch
 
+        from secondpass.engine.cpu.linear_int8 import ZERO, onednn_product, quantize_weight
         from secondpass.engine.cpu.linear_onednn import OneDnnLinear
+        from secondpass.engine.cpu.threads import this_processor
+        from secondpass.engine.device import pick_dtype
 
         width, self._num_layers, _, mlp_width, *_ = SHAPES[shape]
         sizes = ((width, 3 * width), (width, width), (width, mlp_width), (mlp_width, width))
-        self._products = [
-            (torch.randn(LIMIT_TOKENS, size_in).bfloat16(), OneDnnLinear(torch.randn(out, size_in).bfloat16(), None))
-            for size_in, out in sizes
-        ]
-        self._seconds: list[float] = []
+        self._operations = 2 * LIMIT_TOKENS * sum(size_in * size_out for size_in, size_out in sizes)
+        self._num_threads = torch.get_num_threads()
+        dtype, _ = pick_dtype("auto", torch.device("cpu"))
+        floats, codes = [], []
+        for size_in, size_out in sizes:
+            weight = torch.randn(size_out, size_in)
+            x, linear = torch.randn(LIMIT_TOKENS, size_in, dtype=dtype), OneDnnLinear(weight.to(dtype), None)
+            floats.append(partial(linear, x, None, None))
+            if this_processor().int8:
+                product = onednn_product(*quantize_weight(weight))
+                codes.append(partial(product, torch.full((LIMIT_TOKENS, size_in), ZERO, dtype=torch.uint8), dtype))
+        self._products = {str(dtype).removeprefix("torch."): floats} | ({"int8": codes} if codes else {})
+        self._seconds: dict[tuple[str, int], list[float]] = {}
 
     def measure(self) -> None:
-        """One layer, once more; the first call warms up and does not count."""
-        for _ in range(2):
-            started = time.perf_counter()
-            for x, linear in self._products:
-                linear(x, None, None)
-            seconds = time.perf_counter() - started
-        self._seconds.append(seconds)
+        """One layer of each precision, on one thread and on all, once more; the first call warms up."""
+        import torch
 
-    def seconds(self, texts: list[str]) -> float:
-        """For the tokens of these texts beside the query; all layers are counted in full."""
+        for precision, products in self._products.items():
+            for threads in {1, self._num_threads}:
+                torch.set_num_threads(threads)
+                for _ in range(2):
+                    started = time.perf_counter()
+                    for product in products:
+                        product()
+                    seconds = time.perf_counter() - started
+                self._seconds.setdefault((precision, threads), []).append(seconds)
+        torch.set_num_threads(self._num_threads)
+
+    @property
+    def precisions(self) -> list[str]:
+        return list(self._products)
+
+    def seconds(self, texts: list[str]) -> list[float]:
+        """For the tokens of these texts beside the query, of each precision; all layers are counted in full."""
         tokens = sum(len(text.split()) + len(QUERY.split()) + 3 for text in texts)
-        return statistics.median(self._seconds) / LIMIT_TOKENS * tokens * self._num_layers
+        layers = tokens / LIMIT_TOKENS * self._num_layers
+        return [layers * statistics.median(self._seconds[each, self._num_threads]) for each in self._products]
+
+    def rates(self) -> str:
+        said = []
+        for (precision, threads), seconds in self._seconds.items():
+            rate = self._operations / statistics.median(seconds) / 1e9
+            said.append(f"{precision} on {threads} thread{'s' * (threads > 1)} {rate:.0f}")
+        return "Bare products, 10^9 operations a second: " + ", ".join(said)
 
 
-def table(found: list[Process], count: int, times: dict[str, list[float]], limit: float | None) -> None:
+def table(found: list[Process], count: int, times: dict[str, list[float]], limits: list[float]) -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     base = medians.get(BASE, max(medians.values()))
     for rival in found:
@@ -173,7 +204,7 @@ def table(found: list[Process], count: int, times: dict[str, list[float]], limit
         print(
             f"| {count} | {rival.name} | {seconds:.3f} | {between} | {base / seconds:.1f} "
             f"| {rival.memory / 2**20:.0f} | {rival.load_seconds:.1f} |"
-            + ("" if limit is None else f" {seconds / limit:.2f} |"),
+            + "".join(f" {seconds / limit:.2f} |" for limit in limits),
             flush=True,
         )
 
@@ -214,18 +245,18 @@ def main() -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         print(f"{options.shape} shape, {processor()}, {cores} cores, {versions()}\n")
         limit = Limit(options.shape) if options.limit else None
-        head, line = (
-            "| passages | program | seconds | between | times sentence-transformers | peak MB | load s |",
-            "|---" * 7,
-        )
-        print(head + (" times the limit |" if limit else ""))
-        print(line + ("|---|" if limit else "|"))
+        limited = [f" times the limit of {each} |" for each in limit.precisions] if limit else []
+        head = "| passages | program | seconds | between | times sentence-transformers | peak MB | load s |"
+        print(head + "".join(limited))
+        print("|---" * (7 + len(limited)) + "|")
         for count in options.passages:
             texts = passages(count, tokens=options.tokens)
             times = measure(found, texts, options.runs, limit)
-            table(found, count, times, limit.seconds(texts) if limit else None)
+            table(found, count, times, limit.seconds(texts) if limit else [])
         for rival in found:
             rival.stop()
+        if limit:
+            print(f"\n{limit.rates()}")
 
 
 if __name__ == "__main__":

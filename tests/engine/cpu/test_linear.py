@@ -92,6 +92,17 @@ def test_codes_stay_in_range_and_zeros_are_exact() -> None:
     assert float(((restored - x.float()).abs() / scales.float()).max()) < 1.25
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf")])
+def test_a_token_that_is_not_finite_spoils_its_own_scale_alone(dtype: torch.dtype, value: float) -> None:
+    x = values(3, 64, dtype=dtype)
+    _, expected = quantize_tokens(x)
+    x[1, 5] = value
+    _, scales = quantize_tokens(x)
+    assert not torch.isfinite(scales[1]).any()
+    torch.testing.assert_close(scales[[0, 2]], expected[[0, 2]], rtol=0, atol=0)
+
+
 @has_int8
 def test_a_token_keeps_its_codes_whatever_is_beside_it() -> None:
     x, layer = values(6, 64), Int8Linear(values(48, 64), values(48), onednn_product)
