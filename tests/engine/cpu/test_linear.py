@@ -14,20 +14,32 @@ from secondpass import Reranker
 from secondpass.engine.cpu import linear_int8 as int8
 from secondpass.engine.cpu import linear_onednn as fused
 from secondpass.engine.cpu.linear_int8 import (
+    WEIGHT_CODES,
     Int8Linear,
     onednn_product,
     plain_product,
     quantize_tokens,
     quantize_weight,
 )
-from secondpass.engine.cpu.linear_onednn import OneDnnLinear
+from secondpass.engine.cpu.linear_onednn import BlasLinear, OneDnnLinear
+from secondpass.engine.cpu.threads import Processor
+from secondpass.engine.device import pick_dtype
 from secondpass.models.layers import ACTIVATIONS
 from secondpass.packed import rung
 from tests.checkpoints import tiny_bert
 
 PAIRS = [("the river", "water is in the river and the bridge is old"), ("winter", "light"), ("winter", "the city")]
-HAS_INT8 = int8._works(torch.bfloat16)
-has_int8 = pytest.mark.skipif(not HAS_INT8, reason="no product of bytes in oneDNN here")
+
+
+def largest_code(dtype: torch.dtype) -> int | None:
+    return next((most for most in WEIGHT_CODES if int8._works(dtype, most)), None)
+
+
+# dtype -> the largest code of a weight that products of bytes are right with here; None where there are none
+MOST = {dtype: largest_code(dtype) for dtype in (torch.float32, torch.bfloat16)}
+no_int8 = "no product of bytes in oneDNN here"
+has_int8 = pytest.mark.skipif(MOST[torch.float32] is None, reason=no_int8)
+has_bf16_int8 = pytest.mark.skipif(MOST[torch.bfloat16] is None, reason=no_int8)
 
 
 def values(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -53,10 +65,11 @@ def test_int8_stays_within_its_rounding(
 ) -> None:
     x, weight = values(9, 64), values(48, 64)
     bias, residual = values(48) if has_bias else None, values(9, 48) if has_residual else None
-    found = Int8Linear(weight, bias, products)(x, activation, residual)
+    most = MOST[torch.float32] or WEIGHT_CODES[0]
+    found = Int8Linear(weight, bias, products, most=most)(x, activation, residual)
     expected = F.linear(x, weight, bias)
-    # each of 64 terms is rounded twice, by at most half a step of the largest of 126 or 127
-    step = x.abs().amax(1, keepdim=True) * weight.abs().amax(1) / 126
+    # each of 64 terms is rounded twice, by at most half a step of the largest, of 126 and of `most`
+    step = x.abs().amax(1, keepdim=True) * weight.abs().amax(1) / min(most, 126)
     expected = expected if activation is None else ACTIVATIONS[activation](expected)
     expected = expected if residual is None else expected + residual
     assert float(((found - expected).abs() / step).max()) < 64**0.5 * 1.5
@@ -70,11 +83,13 @@ def test_int8_in_blocks_of_tokens_is_the_same(activation: str | None, monkeypatc
     torch.testing.assert_close(layer(x, activation, values(9, 48)), whole)
 
 
-@has_int8
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(torch.float32, marks=has_int8), pytest.param(torch.bfloat16, marks=has_bf16_int8)],
+)
 @pytest.mark.parametrize("num_tokens", [1, 3, 130])
 def test_products_of_bytes_equal_their_definition(dtype: torch.dtype, num_tokens: int) -> None:
-    quantized = quantize_weight(values(48, 96))
+    quantized = quantize_weight(values(48, 96), MOST[dtype] or WEIGHT_CODES[0])
     codes = quantize_tokens(values(num_tokens, 96, dtype=dtype))[0]
     found, expected = (make(*quantized)(codes, dtype) for make in (onednn_product, plain_product))
     torch.testing.assert_close(found, expected, rtol=1e-5 if dtype == torch.float32 else 8e-3, atol=1e-3)
@@ -105,7 +120,8 @@ def test_a_token_that_is_not_finite_spoils_its_own_scale_alone(dtype: torch.dtyp
 
 @has_int8
 def test_a_token_keeps_its_codes_whatever_is_beside_it() -> None:
-    x, layer = values(6, 64), Int8Linear(values(48, 64), values(48), onednn_product)
+    most = MOST[torch.float32] or WEIGHT_CODES[0]
+    x, layer = values(6, 64), Int8Linear(values(48, 64), values(48), onednn_product, most=most)
     together = layer(torch.cat([x, 100 * values(3, 64)]), "gelu", None)[:6]
     torch.testing.assert_close(layer(x, "gelu", None), together, rtol=0, atol=0)
 
@@ -115,14 +131,16 @@ def test_int8_scores_stay_near_and_info_says_it(folder: Path) -> None:
     found, reason = scores(folder, "int8")
     assert found == pytest.approx(expected, abs=0.3)  # its random weights are large
     assert found != expected
-    assert ("oneDNN int8 layers" in reason) == HAS_INT8
+    assert ("oneDNN int8 layers" in reason) == (MOST[pick_dtype("auto", torch.device("cpu"))[0]] is not None)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_scores_of_the_plain_path_are_the_same(folder: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, _ = scores(folder, dtype)
     monkeypatch.setattr(fused, "_works", lambda _: False)
-    monkeypatch.setattr(int8, "_works", lambda _: False)
+    monkeypatch.setattr(int8, "_works", lambda *_: False)
+    monkeypatch.setattr(int8, "WEIGHT_CODES", (MOST[pick_dtype("auto", torch.device("cpu"))[0]] or WEIGHT_CODES[0],))
+    monkeypatch.setattr(fused, "_is_faster_by_blas", lambda: False)
     found, reason = scores(folder, dtype)
     assert found == pytest.approx(expected, abs=1e-5 if dtype == "float32" else 0.1)
     assert "plain" in reason if dtype != "int8" else "slowly" in reason
@@ -152,14 +170,62 @@ def test_a_broken_product_of_bytes_is_noticed(kernel: Any, monkeypatch: pytest.M
         return lambda x, dtype: kernel(x).to(dtype).repeat(1, 4)
 
     monkeypatch.setattr(int8, "onednn_product", make)
-    assert not int8._works(torch.float32)
+    assert not int8._works(torch.float32, WEIGHT_CODES[0])
+
+
+def in_pairs(codes: Tensor, scales: Tensor) -> Any:
+    """As processors without VNNI multiply: two products are added in 16 bits, which hold no more than 32,767."""
+
+    def product(x: Tensor, dtype: torch.dtype) -> Tensor:
+        each = x[:, None].int() * codes[None].int()
+        pairs = each.unflatten(-1, (-1, 2)).sum(-1).clamp(-(2**15), 2**15 - 1)
+        less = int8.ZERO * codes.int().sum(1)
+        return ((pairs.sum(-1) - less) * scales).to(dtype)
+
+    return product
+
+
+def test_where_products_do_not_fit_16_bits_weights_have_7(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = scores(folder, "float32")
+    monkeypatch.setattr(int8, "onednn_product", in_pairs)
+    monkeypatch.setattr(int8, "_seconds", lambda _: 1.0)
+    assert [most for most in WEIGHT_CODES if int8._works(torch.float32, most)] == [63]
+    found, reason = scores(folder, "int8")
+    assert "weights of 7 bits" in reason
+    assert found == pytest.approx(expected, abs=0.3)
+
+
+@pytest.mark.parametrize(("features", "said"), [("avx2", "MKL"), ("avx2 avx512_f", "oneDNN")])
+def test_float32_is_mkls_without_avx512(
+    folder: Path, features: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up = Processor(architecture="x86_64", features=frozenset(features.split()))
+    monkeypatch.setattr(fused, "this_processor", lambda: made_up)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert f"{said} linear layers" in scores(folder, "float32")[1]
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert "oneDNN linear layers" in scores(folder, "float32")[1]
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_mkls_layers_equal_their_definition(activation: str | None, has_residual: bool, has_bias: bool) -> None:
+    x, weight = values(9, 64), values(48, 64)
+    bias, residual = values(48) if has_bias else None, values(9, 48) if has_residual else None
+    before = [None if each is None else each.clone() for each in (x, weight, bias, residual)]
+    expected = F.linear(x, weight, bias)
+    expected = expected if activation is None else ACTIVATIONS[activation](expected)
+    expected = expected if residual is None else expected + residual
+    torch.testing.assert_close(BlasLinear(weight, bias)(x, activation, residual), expected)
+    torch.testing.assert_close([x, weight, bias, residual], before, rtol=0, atol=0)
 
 
 @has_int8
 def test_a_reference_that_is_right_but_slow_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([1.0, 0.001])
     monkeypatch.setattr(int8, "_seconds", lambda _: next(seconds))
-    assert not int8._works(torch.float32)
+    assert not int8._works(torch.float32, MOST[torch.float32] or 0)
 
 
 @pytest.mark.parametrize("shape", [(1,), (16,), (17,), (130,), (3, 7), (0,)])

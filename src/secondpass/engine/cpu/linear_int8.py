@@ -1,4 +1,4 @@
-"""Linear layers in 8 bits: weights by output channel, activations by token, products on VNNI or AMX through oneDNN.
+"""Linear layers in 8 bits: weights by output channel, activations by token, products through oneDNN.
 
 Each token has a scale of its own, taken from its values as they come, so a score depends on no calibration texts and
 on no other row of the batch. Zafrir et al. 2019, "Q8BERT"; Yao et al. 2022, "ZeroQuant" (scales by token).
@@ -10,18 +10,19 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secondpass.checkpoint.weights import FULL_PRECISION
-from secondpass.engine.cpu.linear_onednn import fuse_layers, fuse_linears, padded, put_kernel
+from secondpass.engine.cpu.linear_onednn import IN_PLACE, fuse_layers, fuse_linears, padded, put_kernel
 from secondpass.models.layers import Linear
 
-# Codes of weights are -127..127. Those of activations end at 126: scaled in bfloat16, 127 may round up to 128.
-MAX_WEIGHT_CODE, MAX_CODE = 127, 126
+# Codes of weights are -127..127, or -63..63: without VNNI or AMX a processor adds two products of an unsigned and a
+# signed byte in 16 bits, which 2 * 255 * 63 fits and 2 * 255 * 127 does not. Those of activations end at 126: scaled
+# in bfloat16, 127 may round up to 128.
+WEIGHT_CODES, MAX_CODE = (127, 63), 126
 # oneDNN multiplies unsigned by signed bytes on processors without AMX, and for signed ones runs a reference in plain
 # C++ that is 10,000 times slower. So codes are stored with this added.
 ZERO = 128
@@ -31,23 +32,14 @@ MAX_SLOWDOWN = 30
 # Tokens at once: what lies between the passes stays in the caches, and in memory that the C library keeps. 3,538
 # tokens from 768 to 3,072 with GELU took 28 ms in such blocks and 57 ms at once, most of it page faults.
 BLOCK = 1024
-# Our activation -> itself, over its argument.
-IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": torch.ops.aten.gelu_,
-    "gelu_tanh": partial(torch.ops.aten.gelu_, approximate="tanh"),
-    "relu": torch.relu_,
-    "silu": partial(F.silu, inplace=True),
-    "tanh": torch.tanh_,
-}
-
 # Codes (T, in) as unsigned bytes, and the precision of the result -> codes W^T, (T, out), not yet scaled by token.
 Product = Callable[[Tensor, torch.dtype], Tensor]
 
 
-def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (out, in), signed bytes, and scales (out,): codes * scales is the weight to within half a scale."""
+def quantize_weight(weight: Tensor, most: int = WEIGHT_CODES[0]) -> tuple[Tensor, Tensor]:
+    """Codes (out, in), signed bytes up to `most`, and scales (out,): their product is the weight to half a scale."""
     weight = weight.float()
-    scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / MAX_WEIGHT_CODE
+    scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / most
     return (weight / scales[:, None]).round_().to(torch.int8), scales
 
 
@@ -62,8 +54,8 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 def _largest(x: Tensor) -> Tensor:
     """The largest value (T, 1) of each row of x, of which none is negative.
 
-    The bits of such bfloat16 values are whole numbers in the same order (NaN the highest), and torch finds the largest
-    of those nine times as fast: 99 instead of 877 us of 1,024 x 3,072 on AVX2.
+    The bits of such bfloat16 values are whole numbers in the same order (NaN the highest), and torch finds the
+    largest of those nine times as fast: 99 instead of 877 us of 1,024 x 3,072 on AVX2.
     """
     if x.dtype == torch.bfloat16:
         return x.view(torch.int16).amax(-1, keepdim=True).view(torch.bfloat16)
@@ -73,10 +65,17 @@ def _largest(x: Tensor) -> Tensor:
 class Int8Linear:
     """A linear layer over 8-bit weights; what comes in and goes out has the precision of the model."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, products: Callable[[Tensor, Tensor], Product]) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        products: Callable[[Tensor, Tensor], Product],
+        *,
+        most: int = WEIGHT_CODES[0],
+    ) -> None:
         self.bias = bias
         self.num_out = len(weight)
-        self.product = products(*quantize_weight(weight))
+        self.product = products(*quantize_weight(weight, most))
 
     def __call__(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
         y = x.new_empty(*x.shape[:-1], self.num_out)
@@ -143,22 +142,31 @@ def quantize_linears(model: nn.Module) -> str:
     named = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]
     heads = [layer for name, layer in named if FULL_PRECISION.fullmatch(f"{name}.weight")]
     layers = [layer for name, layer in named if not FULL_PRECISION.fullmatch(f"{name}.weight")]
-    has_kernel = all(_works(dtype) for dtype in {layer.weight.dtype for layer in layers})
-    products = onednn_product if has_kernel else plain_product
+    dtypes = {layer.weight.dtype for layer in layers}
+    most = next((most for most in WEIGHT_CODES if all(_works(dtype, most) for dtype in dtypes)), None)
+    products = plain_product if most is None else onednn_product
     for layer in layers:
         bias = None if layer.bias is None else layer.bias.detach()
-        put_kernel(layer, Int8Linear(layer.weight.detach(), bias, products))
+        put_kernel(layer, Int8Linear(layer.weight.detach(), bias, products, most=most or WEIGHT_CODES[0]))
     words = fuse_layers(heads)
-    return f"oneDNN int8 layers, {words} in the head" if has_kernel else "int8 layers computed in float32, slowly"
+    if most is None:
+        return "int8 layers computed in float32, slowly"
+    bits = "" if most == WEIGHT_CODES[0] else " with weights of 7 bits"
+    return f"oneDNN int8 layers{bits}, {words} in the head"
 
 
-def _works(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's operators are there, say the same as the definition, and are no reference."""
+def _works(dtype: torch.dtype, most: int) -> bool:
+    """Whether oneDNN's operators are there, say the same as the definition, and are no reference.
+
+    Among the products tried is the largest that there can be, of codes up to `most`.
+    """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(32, 256, generator=generator).to(dtype)
+    x[0] = 1
     weight = torch.randn(64, 256, generator=generator)
+    weight[0] = 1
     codes = quantize_tokens(x)[0]
-    quantized = quantize_weight(weight)
+    quantized = quantize_weight(weight, most)
     try:
         product = onednn_product(*quantized)
         found = product(codes, dtype)

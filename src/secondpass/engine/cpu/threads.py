@@ -76,6 +76,11 @@ class Processor:
         """The instructions that make products of bytes faster than float32."""
         if self.architecture in ARM:
             return None  # oneDNN there has no product of unsigned bytes with signed ones
+        return self.vnni or self._first({"avx2": "AVX2"})
+
+    @property
+    def vnni(self) -> str | None:
+        """The instructions that add products of bytes in 32 bits; others add two of them in 16 bits before that."""
         return self._first({"amx_int8": "AMX", "avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI"})
 
     def _first(self, names: Mapping[str, str]) -> str | None:
