@@ -108,7 +108,8 @@ def test_states_that_were_kept_elsewhere_give_the_same_scores_and_are_not_read_a
 
 @pytest.mark.slow
 def test_states_of_another_precision_have_another_mark(reranker: Reranker) -> None:
-    assert Reranker("default", dtype="float32").states_mark not in (None, reranker.states_mark)
+    marks = {Reranker("default", dtype=dtype).states_mark for dtype in ("float32", "bfloat16")}
+    assert None not in marks and reranker.states_mark in marks and len(marks) == 2
     assert Reranker("default", passage_cache_bytes=0).states_mark is None
 
 

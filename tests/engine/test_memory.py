@@ -45,7 +45,7 @@ print(json.dumps([megabytes("VmRSS") - before, megabytes("VmHWM")]))
 @pytest.mark.parametrize(("engine", "peak"), [("openvino", 400), ("torch", 800)])
 def test_memory_is_bounded_whatever_the_lengths(engine: str, peak: int) -> None:
     unset = {name: value for name, value in os.environ.items() if name not in KEPT_KERNELS}
-    num_pairs = os.environ.get("MEMORY_PAIRS", "2000")
+    num_pairs = os.environ.get("MEMORY_PAIRS", "1000")
     command = [sys.executable, "-W", "ignore", "-c", SCORED, engine, num_pairs]
     grown, most = json.loads(subprocess.check_output(command, text=True, env=unset))
     assert grown < 100

@@ -27,6 +27,7 @@ TRUNCATION = {"FlagEmbedding": "only_second"}  # every other reference cuts the 
 # bfloat16 weights alone move the scores of these checkpoints by this much: their random weights are large
 BF16_TOLERANCE = {
     "bert-cross-encoder": 0.2,
+    "gte-new-cross-encoder": 0.1,  # where bfloat16 is emulated, each operator rounds; else 0.075
     "modernbert-cross-encoder": 0.25,
     "modernbert-cross-encoder-cls": 0.15,
     "deberta-v2-cross-encoder": 0.2,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.graph import check_graph, import_openvino
 from secondpass.engine.compiled import Compiled, kept_or_compiled
-from secondpass.engine.cpu.threads import CPUINFO, cpu_quota, from_cpuinfo, num_cores
+from secondpass.engine.cpu.threads import CPUINFO, cpu_quota, from_cpuinfo, give_back, num_cores
 from secondpass.engine.engine import TURN_TOKENS, EngineFacts, Turns
 from secondpass.errors import CheckpointError, EngineError
 from secondpass.packed import rung
@@ -258,6 +258,7 @@ class Requests:
         self._pad_id, self._max_length = pad_id, max_length
         self._open()
         self._turns = Turns()  # one caller at a time: each uses all cores already
+        self._seen: set[tuple[int, ...]] = set()  # shapes
         _OPEN.add(self)
 
     def _open(self) -> None:
@@ -299,7 +300,7 @@ class Requests:
             except (CheckpointError, MemoryError, RuntimeError) as error:
                 raise _failure(error) from error
         idle, busy = list(self._requests), deque[tuple[Any, Sequence[int]]]()
-        room = TURN_TOKENS
+        num_seen, room = len(self._seen), TURN_TOKENS
         try:
             while batches and (room > 0 or not self._turns.is_wanted):
                 if not idle:
@@ -307,8 +308,9 @@ class Requests:
                     idle.append(busy.popleft()[0])
                 batch = batches.popleft()
                 request = idle.pop()
-                given = [rows[index] for index in batch]
-                request.start_async(padded(given, self._inputs, self._pad_id, self._max_length))
+                inputs = padded([rows[index] for index in batch], self._inputs, self._pad_id, self._max_length)
+                self._seen |= {values.shape for values in inputs.values()}
+                request.start_async(inputs)
                 busy.append((request, batch))
                 room -= sum(len(rows[index]) for index in batch)
             while busy:
@@ -321,6 +323,8 @@ class Requests:
             for request, _ in busy:
                 with suppress(RuntimeError):  # that it failed was said already
                     request.wait()
+            if len(self._seen) > num_seen:
+                give_back()  # what kernels were made with: 30 MB of 400, as each of 45 shapes leaves some
 
 
 def _failure(error: Exception) -> EngineError:

@@ -6,8 +6,6 @@ on no other row of the batch. Zafrir et al. 2019, "Q8BERT"; Yao et al. 2022, "Ze
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from collections.abc import Callable
 
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from secondpass.checkpoint.weights import FULL_PRECISION
 from secondpass.engine.cpu.linear_onednn import IN_PLACE, fuse_layers, fuse_linears, padded, put_kernel
+from secondpass.engine.cpu.threads import give_back
 from secondpass.models.layers import Linear
 
 # Codes of weights are -127..127, or -63..63: without VNNI or AMX a processor adds two products of an unsigned and a
@@ -125,16 +124,8 @@ def plain_product(codes: Tensor, scales: Tensor) -> Product:
 def put_kernels(model: nn.Module, *, is_int8: bool = False) -> str:
     """Give the linear layers of `model`, on the CPU, the fastest kernels that work; says in words what was chosen."""
     words = quantize_linears(model) if is_int8 else fuse_linears(model)
-    _give_back()
+    give_back()  # weights in their old order were freed one by one
     return words
-
-
-def _give_back() -> None:
-    """Weights in their old order are freed one by one, and glibc keeps that memory (350 MB of v2-m3 in int8)."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
 
 
 def quantize_linears(model: nn.Module) -> str:
