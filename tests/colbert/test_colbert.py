@@ -142,6 +142,14 @@ def test_rank_is_sorted_and_keeps_order_of_equals(colbert: ColBERT) -> None:
     assert len(colbert.rank(QUERY, TEXTS, top_n=2)) == 2
 
 
+def test_equal_texts_have_equal_scores_wherever_they_stand(colbert: ColBERT) -> None:
+    for before in range(12):
+        scores = colbert.score(QUERY, [*TEXTS[1:2] * before, TEXTS[0], TEXTS[4], TEXTS[0]])
+        assert scores[before] == scores[-1]
+    stored = colbert.encode([TEXTS[0], TEXTS[4], TEXTS[1], TEXTS[0]])
+    assert colbert.score(QUERY, stored)[0] == colbert.score(QUERY, stored)[3]
+
+
 def test_usage_of_stored_vectors_counts_the_query_alone(colbert: ColBERT) -> None:
     assert colbert.rank(QUERY, colbert.encode(TEXTS)).usage.tokens == 12
     assert colbert.rank(QUERY, TEXTS).usage.tokens > 12

@@ -177,7 +177,8 @@ class ColBERT(Opened):
 
     def score(self, query: str, documents: Iterable[DocumentLike] | TokenVectors) -> list[float]:
         """Sums of cosines in input order, each from -max_query_length to max_query_length."""
-        return self._score(clean_query(query), self._read(documents)[0])
+        vectors, _, texts = self._read(documents)
+        return self._score(clean_query(query), vectors, texts)
 
     @hinted
     def rank(
@@ -216,7 +217,7 @@ class ColBERT(Opened):
             options.refuse("ColBERT", rank_fields="has read these documents before")
         cleaned = clean_query(query)
         vectors, rows, texts = self._read(documents, rank_fields)
-        scores = self._score(cleaned, vectors)
+        scores = self._score(cleaned, vectors, texts)
         if progress is not None:
             progress(len(scores), len(scores))
         order = sorted(range(len(scores)), key=lambda i: (is_blank(texts[i]), -scores[i]))
@@ -289,11 +290,12 @@ class ColBERT(Opened):
             return np.empty((0, self._token_width), np.float32)
         return unit(self._encoder.current.run(rows, ["tokens"], visible)["tokens"])
 
-    def _score(self, query: str, vectors: TokenVectors) -> list[float]:
+    def _score(self, query: str, vectors: TokenVectors, texts: Sequence[str]) -> list[float]:
         if not len(vectors):
             return []
         scores: list[float] = maxsim(self.encode_queries([query])[0], vectors.vectors, vectors.lengths).tolist()
-        return scores
+        first: dict[str, float] = {}  # a product may round by position, so that equal texts differ in the last bit
+        return [first.setdefault(text, score) for text, score in zip(texts, scores, strict=True)]
 
     def _check_origin(self, origin: Origin) -> None:
         if origin.fingerprint != self._origin.fingerprint:

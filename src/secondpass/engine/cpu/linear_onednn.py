@@ -42,7 +42,11 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class BlasLinear:
-    """A linear layer by torch's own product, with its activation or residual over what that gives."""
+    """A linear layer by torch's own product, with its activation or residual over what that gives.
+
+    Its numbers of tokens are few: MKL multiplies one or two rows, or what is left of them for a thread, by other
+    kernels, which round otherwise; and torch's GELU is oneDNN's, which compiles shapes.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = weight
@@ -50,16 +54,10 @@ class BlasLinear:
 
     def __call__(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
         rows = x.flatten(0, -2)
-        whole = x.new_empty(rung(len(rows)), len(self.weight))  # torch has GELU of oneDNN, which compiles shapes
-        y = whole[: len(rows)]
-        if self.bias is None:
-            torch.mm(rows, self.weight.t(), out=y)
-        else:
-            torch.addmm(self.bias, rows, self.weight.t(), out=y)
+        y = F.linear(padded(rows), self.weight, self.bias)
         if activation is not None:
-            whole[len(rows) :] = 0
-            IN_PLACE[activation](whole)
-        y = y.view(*x.shape[:-1], -1)
+            IN_PLACE[activation](y)
+        y = y[: len(rows)].view(*x.shape[:-1], -1)
         return y if residual is None else y.add_(residual)
 
 
