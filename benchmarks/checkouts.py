@@ -1,8 +1,8 @@
 """Two or more checkouts of secondpass beside each other, taking turns: did a change make it faster, or slower?
 
     git worktree add /tmp/before HEAD~20
-    python benchmarks/checkouts.py --shape ms-marco-MiniLM-L6 --passages 1 20 100 before=/tmp/before after=.
-    python benchmarks/checkouts.py --shape bge-reranker-base --passages 1 20 --new-texts before=/tmp/before after=.
+    python benchmarks/checkouts.py before=/tmp/before after=. --shape ms-marco-MiniLM-L6 --passages 1 20 100
+    python benchmarks/checkouts.py before=/tmp/before after=. --shape bge-reranker-base --passages 1 20 --new-texts
 
 --new-texts: other passages at every turn, as in real use, so that what is compiled for their lengths counts. The
 ratio is of the medians of CPU time of the process, which is steadier than wall time where other programs run.
