@@ -21,7 +21,7 @@ import numpy as np
 
 from secondpass.atomic import whole_file
 from secondpass.checkpoint.graph import import_openvino
-from secondpass.engine.cpu.threads import CPUINFO, from_cpuinfo
+from secondpass.engine.cpu.threads import processor_of_kernel
 from secondpass.errors import CheckpointError
 
 SUFFIX = ".blob"
@@ -105,7 +105,7 @@ def _name(graph: Path, asked: Mapping[str, Any]) -> str:
 
 def processor_features() -> list[str]:
     """What the kernels are chosen by; none where the system does not say."""
-    return sorted(from_cpuinfo(CPUINFO.read_text("utf-8"), "").features) if CPUINFO.is_file() else []
+    return sorted(processor_of_kernel().features)
 
 
 def _keep(file: Path, compiled: Compiled) -> None:

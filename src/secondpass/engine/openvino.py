@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.graph import check_graph, import_openvino
 from secondpass.engine.compiled import Compiled, kept_or_compiled
-from secondpass.engine.cpu.threads import CPUINFO, cpu_quota, from_cpuinfo, give_back, num_cores
+from secondpass.engine.cpu.threads import cpu_quota, give_back, num_cores, processor_of_kernel
 from secondpass.engine.engine import TURN_TOKENS, EngineFacts, Turns
 from secondpass.errors import CheckpointError, EngineError
 from secondpass.packed import rung
@@ -182,7 +181,8 @@ def _plan(core: Any, graph: Any, dtype: str, name: str) -> _Plan:
 
 def _has_vnni() -> bool:
     """Also where the system does not say what the processor has."""
-    return not CPUINFO.is_file() or from_cpuinfo(CPUINFO.read_text("utf-8"), platform.machine()).vnni is not None
+    processor = processor_of_kernel()
+    return not processor.features or processor.vnni is not None
 
 
 def _threads() -> dict[str, int | bool]:
@@ -258,11 +258,11 @@ class Requests:
         self._pad_id, self._max_length = pad_id, max_length
         self._open()
         self._turns = Turns()  # one caller at a time: each uses all cores already
-        self._seen: set[tuple[int, ...]] = set()  # shapes
         _OPEN.add(self)
 
     def _open(self) -> None:
         self.compiled = self._compiles()
+        self._seen: set[tuple[int, ...]] = set()  # shapes that it has kernels for
         self._inputs = {port.any_name for port in self.compiled.model.inputs}
         self._num_streams = int(self.compiled.model.get_property("NUM_STREAMS"))
         self._requests: list[Any] = [self.compiled.model.create_infer_request() for _ in range(self._num_streams)]

@@ -92,7 +92,12 @@ class Processor:
 def this_processor() -> Processor:
     """From torch where it says, else from the kernel; unknown features count as absent."""
     found = _from_torch()
-    return from_cpuinfo(_text(CPUINFO), platform.machine()) if found is None else found
+    return processor_of_kernel() if found is None else found
+
+
+def processor_of_kernel() -> Processor:
+    """As Linux says, without torch; without features elsewhere."""
+    return from_cpuinfo(_text(CPUINFO), platform.machine())
 
 
 def _from_torch() -> Processor | None:
