@@ -142,9 +142,10 @@ class Limit:
         import torch
 
         from secondpass.engine.cpu.linear_int8 import ZERO, onednn_product, quantize_weight
-        from secondpass.engine.cpu.linear_onednn import OneDnnLinear
+        from secondpass.engine.cpu.linear_onednn import fuse_layers
         from secondpass.engine.cpu.threads import this_processor
         from secondpass.engine.device import pick_dtype
+        from secondpass.models.layers import Linear
 
         width, self._num_layers, _, mlp_width, *_ = SHAPES[shape]
         sizes = ((width, 3 * width), (width, width), (width, mlp_width), (mlp_width, width))
@@ -154,8 +155,10 @@ class Limit:
         floats, codes = [], []
         for size_in, size_out in sizes:
             weight = torch.randn(size_out, size_in)
-            x, linear = torch.randn(LIMIT_TOKENS, size_in, dtype=dtype), OneDnnLinear(weight.to(dtype), None)
-            floats.append(partial(linear, x, None, None))
+            linear = Linear(size_in, size_out, has_bias=False).to(dtype)
+            linear.weight.data.copy_(weight)
+            fuse_layers([linear])  # the engine's own products: oneDNN's or MKL's
+            floats.append(partial(linear, torch.randn(LIMIT_TOKENS, size_in, dtype=dtype)))
             if this_processor().int8:
                 product = onednn_product(*quantize_weight(weight))
                 codes.append(partial(product, torch.full((LIMIT_TOKENS, size_in), ZERO, dtype=torch.uint8), dtype))
@@ -169,11 +172,12 @@ class Limit:
         for precision, products in self._products.items():
             for threads in {1, self._num_threads}:
                 torch.set_num_threads(threads)
-                for _ in range(2):
-                    started = time.perf_counter()
-                    for product in products:
-                        product()
-                    seconds = time.perf_counter() - started
+                with torch.inference_mode():
+                    for _ in range(2):
+                        started = time.perf_counter()
+                        for product in products:
+                            product()
+                        seconds = time.perf_counter() - started
                 self._seconds.setdefault((precision, threads), []).append(seconds)
         torch.set_num_threads(self._num_threads)
 

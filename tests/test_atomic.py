@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from secondpass import Reranker, atomic
-from secondpass.atomic import at_home, exchanged, whole_file, whole_folder, write_text
+from secondpass.atomic import at_home, exchanged, user_folder, whole_file, whole_folder, write_text
 from secondpass.errors import CheckpointError
 
 HAS_EXCHANGE = sys.platform in ("linux", "darwin")
@@ -34,6 +34,31 @@ def test_a_home_that_nobody_has_is_a_name(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert at_home("~no-such-user/notes") == Path("~no-such-user/notes")
     with pytest.raises(CheckpointError, match="no such folder"):
         Reranker("~no-such-user/model")
+
+
+@pytest.mark.parametrize(
+    ("system", "data", "cache"),
+    [
+        ("linux", ".local/share/secondpass", ".cache/secondpass"),
+        ("darwin", "Library/Application Support/secondpass", "Library/Caches/secondpass"),
+        ("win32", "AppData/Local/secondpass", "AppData/Local/secondpass/cache"),
+    ],
+)
+def test_the_folders_of_a_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, system: str, data: str, cache: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert (user_folder("data"), user_folder("cache")) == (tmp_path / data, tmp_path / cache)
+    for chosen in ("", "relative/folder"):  # counts as if it were not set
+        monkeypatch.setenv("XDG_DATA_HOME", chosen)
+        assert user_folder("data") == tmp_path / data
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fast"))
+    elsewhere = (tmp_path / "elsewhere" / "secondpass", tmp_path / "fast" / "secondpass")
+    assert (user_folder("data"), user_folder("cache")) == (
+        elsewhere if system == "linux" else (tmp_path / data, tmp_path / cache)
+    )
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:

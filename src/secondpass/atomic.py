@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from secondpass.errors import CheckpointError
 
@@ -19,6 +20,27 @@ _EXCHANGE = {"linux": ("renameat2", (-100,), 2), "darwin": ("renamex_np", (), 2)
 def at_home(path: str | Path) -> Path:
     """The path, with ~ and ~user as their folders; where there is no such user it is a name like any other."""
     return Path(os.path.expanduser(path))
+
+
+# System -> the user's folders of what lasts and of what can be made anew, below the home.
+_FOLDERS = {
+    "darwin": {"data": "Library/Application Support/secondpass", "cache": "Library/Caches/secondpass"},
+    "win32": {"data": "AppData/Local/secondpass", "cache": "AppData/Local/secondpass/cache"},
+}
+_XDG_FOLDERS = {"data": ("XDG_DATA_HOME", ".local/share"), "cache": ("XDG_CACHE_HOME", ".cache")}
+
+
+def user_folder(kind: Literal["data", "cache"]) -> Path:
+    """Where the user of this machine keeps data, or what can be made anew. Raises RuntimeError where there is no home.
+
+    Elsewhere than on macOS and Windows by the XDG Base Directory Specification: of its variables only absolute paths
+    count.
+    """
+    if sys.platform in _FOLDERS:
+        return Path.home() / _FOLDERS[sys.platform][kind]
+    variable, usual = _XDG_FOLDERS[kind]
+    chosen = os.environ.get(variable, "")
+    return (Path(chosen) if os.path.isabs(chosen) else Path.home() / usual) / "secondpass"
 
 
 def lasting(name: str) -> str:

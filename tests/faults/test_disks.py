@@ -19,11 +19,12 @@ import pytest
 from safetensors.numpy import save
 
 from secondpass import Document, Reranker
+from secondpass.atomic import user_folder
 from secondpass.calibration import Calibration
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.colbert.store import Origin, TokenVectors
 from secondpass.engine.cache import ScoreCache
-from secondpass.engine.compiled import MIN_BYTES, cache_folder
+from secondpass.engine.compiled import MIN_BYTES
 from secondpass.errors import DownloadError, SecondpassError
 from secondpass.scale.batch import ScoreBlock, open_job
 from secondpass.scoring.open import ModelOptions
@@ -249,7 +250,7 @@ def test_a_graph_that_cannot_be_kept_costs_time_alone(
         assert home.state() == {}
         if fault != "small":
             assert Reranker(engine="openvino").score("which river", texts) == wanted
-            (kept,) = cache_folder().iterdir()
+            (kept,) = user_folder("cache").iterdir()
             assert kept.stat().st_size > MIN_BYTES
             with home.full():
                 assert Reranker(engine="openvino").score("which river", texts) == wanted

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from secondpass.atomic import whole_file
+from secondpass import __version__
+from secondpass.atomic import user_folder, whole_file
 from secondpass.checkpoint.graph import import_openvino
 from secondpass.engine.cpu.threads import processor_of_kernel
 from secondpass.errors import CheckpointError
@@ -28,16 +28,6 @@ SUFFIX = ".blob"
 # Weights of a graph that is kept: smaller ones are compiled at once, larger ones would fill the disk.
 MIN_BYTES, MAX_BYTES = 16 << 20, 256 << 20
 MAX_FILES = 4
-
-
-def cache_folder() -> Path:
-    """Where compiled graphs are kept, for the user of this machine. Raises RuntimeError where there is no home."""
-    home = Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "secondpass"
-    if sys.platform == "win32":
-        return home / "AppData" / "Local" / "secondpass" / "cache"
-    return home / ".cache" / "secondpass"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +48,7 @@ def kept_or_compiled(core: Any, graph: Path, asked: Mapping[str, Any], compiles:
     """The graph as it is asked for: the one that is kept, which is not parsed again, or what `compiles` makes."""
     try:
         size = graph.with_suffix(".bin").stat().st_size
-        file = cache_folder() / _name(graph, asked)
+        file = user_folder("cache") / _name(graph, asked)
     except (OSError, RuntimeError):  # one file (ONNX), or no home
         return compiles()
     if not MIN_BYTES <= size <= MAX_BYTES:
@@ -98,7 +88,7 @@ def _name(graph: Path, asked: Mapping[str, Any]) -> str:
     wishes = sorted((name, str(value)) for name, value in asked.items())
     which = (str(graph.resolve()), wishes, processor_features())
     states = [(each.stat().st_size, each.stat().st_mtime_ns) for each in (graph, graph.with_suffix(".bin"))]
-    made = (import_openvino().__version__, states)
+    made = (__version__, import_openvino().__version__, states)
     first, second = (hashlib.sha256(repr(facts).encode()).hexdigest()[:16] for facts in (which, made))
     return f"{first}-{second}{SUFFIX}"
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from secondpass.atomic import at_home
+from secondpass.atomic import at_home, user_folder
 from secondpass.errors import StoreError
 from secondpass.search.stores.sqlite import SqliteStore
 from secondpass.search.stores.store import Store, missing
@@ -51,12 +50,7 @@ def _folder(folder: str | Path | None) -> Path:
     """A folder as given, that of lancedb:///folder too, else the user's of this machine."""
     if folder is not None:
         return at_home(str(folder).removeprefix(f"{LANCE}://"))
-    home = Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Application Support" / "secondpass"
-    if sys.platform == "win32":
-        return home / "AppData" / "Local" / "secondpass"
-    return home / ".local" / "share" / "secondpass"
+    return user_folder("data")
 
 
 def _scheme(folder: str | Path | None) -> str:
