@@ -123,3 +123,9 @@ def test_unknown_words_are_refused_and_idle_ones_named_once(small: Golden) -> No
 
 def test_the_automatic_class_goes_by_the_settings(small: Golden) -> None:
     assert type(compat.FlagAutoReranker.from_finetuned(small.folder)) is compat.FlagReranker
+    with pytest.warns(UserWarning, match="model_class: without meaning"):
+        made = compat.FlagAutoReranker.from_finetuned(
+            small.folder, "encoder-only-base", normalize=True, max_length=64
+        )
+    plain = compat.FlagReranker(small.folder, normalize=True, max_length=64)
+    assert made.compute_score(small.pairs) == plain.compute_score(small.pairs)

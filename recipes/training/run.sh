@@ -4,6 +4,7 @@
 # some 70 minutes of a core of its own, by the steps that were timed.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
+DATA=$(cd "$DATA" && pwd) MINILM=$(cd "$MINILM" && pwd) GRAPH=$(cd "$GRAPH" && pwd)
 export OMP_NUM_THREADS=1
 mkdir -p "$OUT" && cd "$OUT"
 dev=$DATA/dev/medquad-dev

@@ -31,7 +31,7 @@ _XDG_FOLDERS = {"data": ("XDG_DATA_HOME", ".local/share"), "cache": ("XDG_CACHE_
 
 
 def user_folder(kind: Literal["data", "cache"]) -> Path:
-    """Where the user of this machine keeps data, or what can be made anew. Raises RuntimeError where there is no home.
+    """Where a user keeps data, or what can be made anew. Raises RuntimeError where there is no home.
 
     Elsewhere than on macOS and Windows by the XDG Base Directory Specification: of its variables only absolute paths
     count.

@@ -257,10 +257,14 @@ class FlagAutoReranker:
     """FlagEmbedding's FlagAutoReranker: the class by the checkpoint's own settings, not by its name."""
 
     @staticmethod
-    def from_finetuned(model_name_or_path: str | Path, use_fp16: bool = False) -> FlagReranker:
+    def from_finetuned(
+        model_name_or_path: str | Path, model_class: str | None = None, use_fp16: bool = False, **options: Any
+    ) -> FlagReranker:
+        """options are those of FlagReranker. model_class has no meaning: the checkpoint says what it is."""
+        _without_meaning(model_class=model_class)
         recipe = open_checkpoint(model_name_or_path).recipe
         made = FlagReranker if recipe.head == "classifier" else FlagLLMReranker
-        return made(model_name_or_path, use_fp16=use_fp16)
+        return made(model_name_or_path, use_fp16=use_fp16, **options)
 
 
 def _pairs_of(given: Pair | Iterable[Pair]) -> tuple[list[tuple[str, str]], bool]:

@@ -51,6 +51,16 @@ def test_it_is_searched_read_and_judged(url: str) -> None:
     assert post(url, "feedback", body).json() == {"recorded": "used"}
 
 
+def test_a_judgement_is_of_what_its_search_found(url: str) -> None:
+    asked = {"query": "how long do beans cook", "diversity": "file", "cognitive": True}
+    (hit,) = post(url, "search", asked).json()["results"]
+    (other,) = {each["id"] for each in post(url, "search", {"query": asked["query"]}).json()["results"]} - {hit["id"]}
+    for id, status in ((hit["id"], 200), (other, 400)):
+        assert post(url, "feedback", {**asked, "id": id, "kind": "used"}).status_code == status
+    refused = post(url, "feedback", {**asked, "path": "elsewhere/*", "id": hit["id"], "kind": "used"})
+    assert "with the fields of its search" in refused.text
+
+
 def test_update_reads_the_folders_of_the_index_alone(url: str) -> None:
     assert post(url, "update", {"path": "/etc"}).status_code == 400
     report = post(url, "update", {}).json()
@@ -74,7 +84,7 @@ def test_it_needs_the_key_of_the_server(url: str) -> None:
         ("search", {"query": "q", "top_n": True}, "top_n is a boolean; it should be a valid integer"),
         ("search", {"query": "q", "top_n": 1000}, "top_n is 1000; it should be less than or equal to 100"),
         ("search", {"query": "q", "budget_ms": -1}, "budget_ms is -1; it should be greater than 0"),
-        ("search", {"query": "q", "depth": 9}, "there is no field 'depth'; there are query, top_n"),
+        ("search", {"query": "q", "depth": 9}, "there is no field 'depth'; there are query, path"),
         ("update", {"path": "/etc"}, "there is no field 'path'; there are none"),
         ("search", {"query": "q", "since": "soon"}, "since is 'soon'"),
         ("search", {"query": "q", "cognitive": {"recancy": 1}}, "cognitive has no 'recancy'"),

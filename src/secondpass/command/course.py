@@ -74,7 +74,10 @@ class VectorFlags:
     ] = None
     in_batch: Annotated[
         str | None,
-        option(metavar="none|others|all", help="Passages of other queries that are candidates too; else all."),
+        option(
+            metavar="none|others|all",
+            help="Passages of other queries that are candidates too; else all, of colbert others.",
+        ),
     ] = None
     self_distillation_from: Annotated[
         int | None, option(min=0, metavar="STEP", help="From there on the sum of the parts teaches each.")

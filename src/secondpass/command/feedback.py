@@ -10,7 +10,7 @@ from secondpass.command import output
 from secondpass.command.flags import Json
 from secondpass.command.index import IndexLocation
 from secondpass.command.plain import argument, option
-from secondpass.command.search import Asking, source_of
+from secondpass.command.search import Asking, RerankerName, source_of
 from secondpass.errors import WrongUse
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def feedback(
     rejected: Ranks = None,
     fit: Annotated[bool, option("--fit", help="Learn weights from all that was recorded.")] = False,
     json: Json = False,
+    model: RerankerName = "auto",
 ) -> None:
     """Record what was of use among the results of a search, or learn from all that was recorded.
 
@@ -46,7 +47,7 @@ def feedback(
         return
     if not given:
         raise WrongUse("say what was opened, kept, used or rejected, as in --used 2")
-    index = location.open(reranker="auto")
+    index = location.open(reranker=model)
     ranking = asking.search(index, query or "", explain=False)
     for kind, rank in given:  # all, before any is recorded
         if rank > len(ranking):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from secondpass.types import Hit, Ranking
 
 BAR_WIDTH = 10
+RerankerName = Annotated[str, option(metavar="MODEL", help="The reranker.")]
 MAX_LINES = 4  # of a chunk on a terminal
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -78,7 +79,7 @@ def search(
     explain: Annotated[bool, option("--explain", help="Show what every stage thought.")] = False,
     full: Annotated[bool, option("--full", help="Show whole chunks.")] = False,
     json: Json = False,
-    model: Annotated[str, option(metavar="MODEL", help="The reranker.")] = "auto",
+    model: RerankerName = "auto",
 ) -> None:
     """Find what answers a question in an index.
 

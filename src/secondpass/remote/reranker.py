@@ -40,7 +40,7 @@ class RemoteReranker(Opened):
     """Scores with a server over HTTP: `secondpass serve`, another that speaks its dialects, or a hosted API.
 
     url: the server's base, as in "http://127.0.0.1:8787", or the whole address of its rerank route.
-    dialect: "secondpass", "cohere" (v2), "cohere-v1", "jina", "voyage", "tei", "vllm", "nim", "infinity", "llamacpp".
+    dialect: a name of `wire.apis.APIS`, as "secondpass", "cohere" (v2), "jina", "voyage", "tei" or "vllm".
     model: the name that the server knows it by; None: the server's own choice, where the dialect has one.
     api_key: sent as a bearer token; None: that of the environment variable SECONDPASS_API_KEY, if there is one.
     timeout_s limits one try, deadline_s a call with all its batches and retries (429, 502, 503, 504 and broken

@@ -44,11 +44,10 @@ class IndexBody(RequestBody):
     model_config = ConfigDict(extra="forbid")
 
 
-class SearchBody(IndexBody):
-    """The fields that `Index.search` has by these names. sentences: say where the one that answers best stands."""
+class QuestionBody(IndexBody):
+    """What is looked for, and what may be found: the fields that `Index.search` has by these names."""
 
     query: str
-    top_n: Annotated[Whole, Field(ge=1, le=MAX_RESULTS)] | None = None
     path: str | None = None
     since: str | float | None = None
     until: str | float | None = None
@@ -56,6 +55,16 @@ class SearchBody(IndexBody):
     fields: dict[str, Any] | None = None
     cognitive: bool | dict[str, Any] | None = None
     diversity: str | None = None
+
+    def options(self, **more: Any) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in QuestionBody.model_fields if name != "query"} | more
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class SearchBody(QuestionBody):
+    """How much is shown of it. sentences: say where the one that answers best stands."""
+
+    top_n: Annotated[Whole, Field(ge=1, le=MAX_RESULTS)] | None = None
     explain: Flag | None = None
     sentences: Flag | None = None
     budget_ms: Above | None = None
@@ -71,10 +80,9 @@ class UpdateBody(IndexBody):
     """Nothing: no request names what is read."""
 
 
-class FeedbackBody(IndexBody):
-    """What became of a result."""
+class FeedbackBody(QuestionBody):
+    """What became of a result of this search."""
 
-    query: str
     id: Whole
     kind: str
 
@@ -153,7 +161,7 @@ class ServedIndex:
             raise Refusal(Fault.too_large, message, parameter="query")
 
     def _search(self, asked: SearchBody) -> dict[str, Any]:
-        options = asked.model_dump(exclude={"query", "sentences"}, exclude_none=True)
+        options = asked.options(top_n=asked.top_n, explain=asked.explain, budget_ms=asked.budget_ms)
         ranking = self.index.search(clean_query(asked.query), **options)
         results = [_object(hit) for hit in ranking]
         if asked.sentences:
@@ -173,10 +181,12 @@ class ServedIndex:
 
     def _feedback(self, asked: FeedbackBody) -> dict[str, Any]:
         """The search is run again, so that the figures of what was shown are kept with the judgement."""
-        ranking = self.index.search(clean_query(asked.query), MAX_RESULTS)
+        ranking = self.index.search(clean_query(asked.query), **asked.options(top_n=MAX_RESULTS))
         hit = next((hit for hit in ranking if hit.index == asked.id), None)
         if hit is None:
-            raise ValueError(f"{asked.id} is not among what is found for this query; give the id of a result")
+            raise ValueError(
+                f"{asked.id} is not among what is found; give the id of a result, with the fields of its search"
+            )
         self.index.feedback(ranking, hit, asked.kind)
         return {"recorded": asked.kind}
 

@@ -6,6 +6,7 @@ Every key is the name of a field; a key that is not one is an error, in each of 
 from __future__ import annotations
 
 import ipaddress
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -15,8 +16,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 from secondpass.errors import SecondpassError
 
 PREFIX = "SECONDPASS_"
-# Of the environment, but no settings: where the config file is, keys themselves, and what other parts read.
-NOT_SETTINGS = ("CONFIG", "API_KEYS", "API_KEY", "CACHE", "HOME", "INDEXES")
+# Of the environment, but no settings: where the config file is, keys themselves, and what other parts and tests read.
+NOT_SETTINGS = ("CONFIG", "API_KEYS", "API_KEY", "INDEXES", "SHARED")
+# What Kubernetes sets in each pod beside a Service named "secondpass"; SECONDPASS_PORT is one by its value.
+SERVICE_LINK = re.compile(r"SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
+SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -276,10 +280,12 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for variable, text in environment.items():
         name = variable.removeprefix(PREFIX)
-        if name == variable or name in NOT_SETTINGS:
+        if name == variable or name in NOT_SETTINGS or SERVICE_LINK.fullmatch(name):
+            continue
+        if name == "PORT" and SERVICE_ADDRESS.match(text):
             continue
         if name.lower() not in types:
-            raise SettingsError(f"{variable} is not a setting; secondpass serve --help lists them")
+            raise SettingsError(f"{variable} is not a setting; there are {', '.join(types)}")
         values[name.lower()] = _parsed(text, name.lower(), types[name.lower()], variable)
     return values
 

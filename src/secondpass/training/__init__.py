@@ -25,6 +25,8 @@ _HOME = {
     "LayerSettings": "settings",
     "LoraSettings": "settings",
     "MiningSettings": "mining",
+    "PretrainingSettings": "settings",
+    "Texts": "data",
     "Trainer": "trainer",
     "TrainingResult": "trainer",
     "TrainingSettings": "settings",
@@ -49,6 +51,8 @@ __all__ = [
     "LayerSettings",
     "LoraSettings",
     "MiningSettings",
+    "PretrainingSettings",
+    "Texts",
     "Trainer",
     "TrainingResult",
     "TrainingSettings",
@@ -62,8 +66,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from secondpass.training.data import Data, Example, read_data, save_data
-    from secondpass.training.dev import DevQuery, DevSet, dev_queries
+    from secondpass.training.data import Data, Example, Texts, read_data, save_data
+    from secondpass.training.dev import DevQuery, DevSet, dev_queries, dev_set
     from secondpass.training.mining import Collection, Judged, MiningSettings, collection_of, mine, taught
     from secondpass.training.settings import (
         CompressionSettings,
@@ -71,6 +75,7 @@ if TYPE_CHECKING:
         LateInteractionSettings,
         LayerSettings,
         LoraSettings,
+        PretrainingSettings,
         TrainingSettings,
     )
     from secondpass.training.trainer import Trainer, TrainingResult

@@ -208,7 +208,7 @@ class PretrainingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How a cross-encoder is trained. Raises ValueError for a value that cannot be meant.
+    """How a model is trained, of whichever kind. Raises ValueError for a value that cannot be meant.
 
     losses: name -> weight, of LOSSES. num_negatives: of each group, beside one positive; fewer where there are fewer;
     0 only where passages of other queries are candidates.

@@ -77,10 +77,11 @@ class TrainingResult:
 
 
 class Trainer:
-    """Trains the model of a folder or of the hub on examples; the result lies in `output`.
+    """Trains the model of a folder or of the hub on examples, or pre-trains it on texts; the result lies in `output`.
 
     The best checkpoint by settings.measure on `dev` is kept, without dev the last. Raises DataError where examples
-    lack what a loss needs, UnknownModel for what is no encoder, ValueError for settings that the model cannot have.
+    lack what a loss needs, UnknownModel for a family that is not trained, ValueError for settings that the model
+    cannot have.
     """
 
     def __init__(
