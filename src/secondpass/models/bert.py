@@ -40,8 +40,8 @@ RENAMES = (
     (r"classifier\.dense\.(.*)", r"head.dense.\1"),
     (r"classifier\.out_proj\.(.*)", r"head.out.\1"),
 )
-# Buffers that old versions of transformers saved.
-IGNORED = (r".*position_ids", r"cls\..*", r"lm_head\..*")
+# What old versions of transformers saved: buffers, heads of the pre-training, RoBERTa's pooler beside its own head.
+IGNORED = (r".*position_ids", r"cls\..*", r"lm_head\..*", r"roberta\.pooler\..*")
 # Settings that no published reranker uses -> the value that is supported
 SUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False}
 
