@@ -373,6 +373,8 @@ def test_an_index_that_is_not_there_says_how_to_make_one(tmp_path: Path, index: 
 def test_bad_questions_are_refused(index: Index, options: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         index.search("q", **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="query is None; a str is needed"):
+        index.search(None)  # type: ignore[arg-type]
 
 
 def test_searches_go_on_while_files_are_added(index: Index, notes: Path) -> None:
