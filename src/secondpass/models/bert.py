@@ -22,7 +22,7 @@ from secondpass.packed import Keep, Packed
 _LAYER = r"encoder\.layer\.(\d+)\."
 # Hugging Face name (after the model's own prefix) -> ours; "@i" is the i-th block of rows of a joined matrix.
 RENAMES = (
-    (r"(?:bert|roberta)\.(.*)", r"\1"),
+    (r"(?:bert|roberta(?!\.pooler))\.(.*)", r"\1"),  # RoBERTa's classifier has a dense layer in place of the pooler
     (r"(.*LayerNorm)\.gamma", r"\1.weight"),  # as TensorFlow's weights were named
     (r"(.*LayerNorm)\.beta", r"\1.bias"),
     (r"embeddings\.(word|position|token_type)_embeddings\.(.*)", r"backbone.\1.\2"),
