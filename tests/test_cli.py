@@ -99,6 +99,16 @@ def test_json_has_everything(place: Place) -> None:
     assert hit["parts"]["tokens"] > 0
 
 
+@pytest.mark.parametrize(("options", "why"), [((), "there is nothing to read"), (("--budget-ms", "9e9"), "the time")])
+def test_what_is_left_unscored_is_said_with_its_reason(
+    place: Place, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], why: str
+) -> None:
+    passages = ("--passage", "the river", "--passage", " ")
+    code, out, err = called(capsys, *place.rank(*passages, *options)[3:])
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert f"unscored, and so last: 1 of the passages; {why}" in err
+
+
 @pytest.mark.slow
 def test_a_terminal_shows_a_table(place: Place) -> None:
     """On a pseudo-terminal of 80 columns; passages are cut at 8 tokens, which is said."""

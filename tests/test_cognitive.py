@@ -18,6 +18,7 @@ from secondpass.cognitive import (
     base_level,
     base_level_approximated,
     confidence_evidence,
+    end_of,
     frequency_evidence,
     gate,
     half_life,
@@ -311,6 +312,7 @@ def test_fields_that_cannot_be_read_are_named(record: dict[str, object], said: s
 
 def test_moments_have_one_meaning() -> None:
     assert seconds_of("1970-01-02", "now") == DAY_S
+    assert DAY_S - 0.01 < end_of("1970-01-01", "until") < end_of("1970-01-02T00:00", "until") == DAY_S
     assert seconds_of("1970-01-01T02:00:00+02:00", "now") == 0
     assert seconds_of(datetime(1970, 1, 1, 1, tzinfo=timezone.utc), "now") == 3600
 

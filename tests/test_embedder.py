@@ -216,6 +216,9 @@ def test_settings_are_read(tmp_path: Path) -> None:
     write(folder / "config_sentence_transformers.json", {"prompts": {"query": "", "passage": "p: ", "sts": "s: "}})
     found = read_settings(folder)
     assert found == SentenceSettings(pooling="last", is_normalized=True, prompts={"document": "p: "}, max_length=64)
+    prompts = {"query": "q: ", "document": "", "web": "w: "}
+    write(folder / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": "web"})
+    assert read_settings(folder).prompts == {"query": "q: ", "document": "w: "}
     write(folder / "1_Pooling" / "config.json", {"pooling_mode": "cls"})
     assert read_settings(folder).pooling == "cls"
 

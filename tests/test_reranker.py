@@ -173,6 +173,13 @@ def test_spans_with_rank_fields_count_in_what_was_read(folder: Path) -> None:
         (lambda r: r.rank(QUERY, ["a"], top_k=2), TypeError, "has no 'top_k'; here it is top_n"),
         (lambda r: r.rank(QUERY, [{"t": "a"}], rank_fields="t"), TypeError, r"rank_fields is a str; give .*\['t'\]"),
         (lambda r: r.rank(QUERY, ["a"], first_scores=[1.0]), ValueError, "without a budget all documents are scored"),
+        (
+            lambda r: r.rank(QUERY, ["a"], first_scores=[None], budget_ms=9),
+            TypeError,
+            "first_scores has what is no number .*; give one for each",
+        ),
+        (lambda r: r.score(QUERY, ["a"], max_length="9"), TypeError, "max_length is a str; give a whole number"),
+        (lambda r: r.score_pairs(None), TypeError, "pairs is a NoneType; give a list of"),
         (lambda r: r.score_pairs([None]), TypeError, r"pairs\[0\] is None, not a \(query, document\) pair"),
         (lambda r: r.score_pairs((QUERY, "a")), TypeError, r"pairs\[0\] is a str, not .* give a list of pairs"),
         (lambda r: r.rank_many(QUERY, ["a"]), TypeError, "rank_many takes a list of queries"),

@@ -23,6 +23,7 @@ from typing import Any
 from secondpass.calibration import sigmoid
 
 DAY_S = 86400.0
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _SECONDS = re.compile(r"-?\d{9,12}(\.\d+)?", re.ASCII)  # of a command line; shorter ones are years and days
 MIN_AGE_S = 1.0  # what was accessed just now, or by a clock that runs ahead, has this age
 FULL_GAIN = math.log(4)  # the rise of the base level that counts as evidence 1: three uses as old as the text
@@ -335,6 +336,12 @@ def seconds_of(moment: float | datetime | str, name: str) -> float:
     if isinstance(moment, bool) or not isinstance(moment, int | float) or not abs(moment) <= MAX_SECONDS:
         raise ValueError(f"{name} is {_shown(moment)}; give seconds since 1970 or ISO 8601, as 2026-11-28")
     return float(moment)
+
+
+def end_of(moment: float | datetime | str, name: str) -> float:
+    """As `seconds_of`; a day without a time means the end of it."""
+    is_day = isinstance(moment, str) and _DAY.fullmatch(moment.strip())
+    return seconds_of(moment, name) + (DAY_S - 0.001 if is_day else 0.0)
 
 
 def _weighed(settings: Cognitive, logit: float, terms: Mapping[str, float], signals: Signals) -> Weighed:

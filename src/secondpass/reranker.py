@@ -225,6 +225,8 @@ class Reranker(Opened):
         progress: Progress | None = None,
     ) -> list[float]:
         """Raw logits of (query, document) pairs in input order, many queries in one packed run."""
+        if not isinstance(pairs, Iterable):
+            raise TypeError(f"pairs is a {type(pairs).__name__}; give a list of (query, document) pairs")
         keys = [check_pair(pair, index) for index, pair in enumerate(pairs)]
         scores: dict[Pair, float] = {}
         for scoring, part in self._scoring.split(keys):

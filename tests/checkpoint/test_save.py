@@ -74,6 +74,20 @@ def test_a_reranker_is_saved_under_the_names_that_it_had(tmp_path: Path, family:
     assert all(torch.equal(after[name], before[name].float()) for name in after)
 
 
+def test_a_pooler_beside_the_head_of_roberta_takes_no_part(tmp_path: Path) -> None:
+    whole = SHARED / "golden" / "xlm-roberta-cross-encoder"
+    if not whole.is_dir():
+        pytest.skip("no reference figures here")
+    base, tensors = tmp_path / "base", load_file(whole / "model.safetensors")
+    shutil.copytree(whole, base)
+    pooler = {"roberta.pooler.dense.weight": torch.ones(48, 48), "roberta.pooler.dense.bias": torch.ones(48)}
+    save_file(tensors | pooler, base / "model.safetensors")
+    folder = saved(tmp_path / "saved", open_trainable(base, device=CPU))
+    assert set(load_file(folder / "model.safetensors")) == {name for name in tensors if "position_ids" not in name}
+    scores = [Reranker(each, device="cpu", engine="torch").score_pairs(PAIRS) for each in (whole, base, folder)]
+    assert scores[0] == scores[1] == scores[2]
+
+
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert", "gte-new", "deberta-v2"])
 def test_a_bare_backbone_is_saved_under_the_names_of_a_reranker(tmp_path: Path, family: str) -> None:
     whole = SHARED / "golden" / f"{family}-cross-encoder"

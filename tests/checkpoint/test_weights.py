@@ -116,7 +116,8 @@ def test_an_unexpected_tensor_is_named(tmp_path: Path) -> None:
 
 
 def test_ignored_tensors_may_be_there(tmp_path: Path) -> None:
-    load_tensors(tmp_path, hf_tensors() | {"bert.embeddings.position_ids": torch.arange(12)})
+    more = {"bert.embeddings.position_ids": torch.arange(12), "roberta.pooler.dense.weight": torch.ones(8, 8)}
+    load_tensors(tmp_path, hf_tensors() | more)
 
 
 def test_a_wrong_shape_is_named_with_both_shapes(tmp_path: Path) -> None:

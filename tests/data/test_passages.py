@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -90,6 +91,7 @@ def test_any_other_folder_is_read_in_order_without_hidden_files(tmp_path: Path) 
     for name in ("b.txt", "sub/a.md", "c.py", ".hidden/d.txt", "a.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f'"{name}"')
+    os.symlink("x" * 300, tmp_path / "nowhere.txt")  # no system has such a name, and says so with an error of its own
     assert [source for _, source in found(tmp_path)] == ["a.jsonl:1", "b.txt:1", "a.md:1"]
 
 
@@ -140,7 +142,7 @@ def test_a_wrong_name_suggests_near_ones(tmp_path: Path) -> None:
         ("a.csv", b"a,b\n1,2,3\n", r"a\.csv:2: has 3 columns; the first row names 2"),
         ("a.txt", b"BZh91AY&SYxx", "is bzip2"),
         ("a.json", b'["x",\n', r"a\.json: is not JSON: .* at line 2, column"),
-        ("a.txt", b"ab\ncaf\xe9 noir", r"a\.txt:2: byte 4 \(0xe9\) is not UTF-8"),
+        ("a.txt", b"ab\ncaf\xe9 noir", r"a\.txt:2: byte 4 \(0xe9\) is not UTF-8; .* gb18030"),
         ("a.txt", b"\xef\xbb\xbfcaf\xe9", r"a\.txt:1: byte 7 \(0xe9\)"),
         ("a.txt", b"ab\0c", "is a binary file"),
         ("a.pdf", b"%PDF-1.7", "is a PDF"),
@@ -184,6 +186,11 @@ def test_a_table_has_the_names_of_its_first_row(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("id,text\n7,only this\n")
     assert found(tmp_path / "b.csv") == [("only this", "b.csv:2")]
     assert read(tmp_path / "b.csv", how=ReadOptions(fields=("id",)))[0].document["id"] == "7"
+
+
+def test_a_table_may_hold_long_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"id,text\n7,{'taps ' * 40_000}\n")
+    assert len(read(tmp_path / "a.csv")[0].document.text) == 200_000
 
 
 def test_html_is_read_without_its_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

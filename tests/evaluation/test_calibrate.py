@@ -157,3 +157,12 @@ def test_a_reranker_uses_it_and_its_scores_stay(tmp_path: Path) -> None:
     assert [hit.probability for hit in plain] != [calibration.probability(hit.score) for hit in plain]
     with pytest.raises(SecondpassError, match="no calibration can be read"):
         Reranker(model, calibration=tmp_path / "nothing.json")
+
+
+def test_one_of_another_model_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tiny_bert(tmp_path / "moved" / "mine")
+    for fitted in ("mine", "elsewhere/mine"):
+        Reranker(folder, calibration=Calibration(slope=3.0, intercept=-1.0, model={"model": fitted}))
+    assert not caplog.messages
+    Reranker(folder, calibration=Calibration(slope=3.0, intercept=-1.0, model={"model": "default"}))
+    assert "the calibration was fitted to default; if" in caplog.text

@@ -19,6 +19,7 @@ import secondpass.scoring.deadline
 import secondpass.scoring.scoring
 from secondpass import Reranker
 from secondpass.scoring.deadline import Pace
+from secondpass.scoring.ranking import RankOptions
 from secondpass.types import Row, Run
 from tests.checkpoints import tiny_bert
 
@@ -109,6 +110,11 @@ def test_first_scores_say_which_come_first(folder: Path, monkeypatch: pytest.Mon
     scored = {hit.index for hit in ranking if hit.is_scored}
     assert scored == set(range(40 - len(scored), 40))
     assert [hit.index for hit in ranking if not hit.is_scored] == list(range(39 - len(scored), -1, -1))
+
+
+def test_first_scores_that_are_nan_come_last() -> None:
+    scores = [1.0, math.nan, 3.0, 2.0, math.nan, 4.0]
+    assert RankOptions(budget_ms=40, first_scores=scores).first_order(6) == [5, 2, 3, 0, 1, 4]
 
 
 def test_with_time_enough_all_are_scored_in_one_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,6 +267,10 @@ def test_filters_and_diversity(index: Index, notes: Path) -> None:
     assert {hit.document["path"] for hit in index.search("ssh port roses", path="*.md", since="2026-01-01")} == {
         str(notes / "2026-10-01 port.md")
     }
+    (notes / "log.jsonl").write_text('{"text": "xylophone", "created": "2026-05-04T10:00:00"}\n')
+    index.update()
+    assert len(index.search("xylophone", 1, path="log", since="2026-05-04", until="2026-05-04")) == 1
+    assert not index.search("xylophone", 1, path="log", until="2026-05-04T09:00")
     paths = [hit.document["path"] for hit in index.search("garden roses soil compost", diversity="file")]
     assert len(paths) == len(set(paths))
     assert len(index.search("ssh port", 2, diversity="mmr")) == 2
@@ -373,6 +377,8 @@ def test_an_index_that_is_not_there_says_how_to_make_one(tmp_path: Path, index: 
 def test_bad_questions_are_refused(index: Index, options: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         index.search("q", **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="query is None; a str is needed"):
+        index.search(None)  # type: ignore[arg-type]
 
 
 def test_searches_go_on_while_files_are_added(index: Index, notes: Path) -> None:

@@ -170,3 +170,5 @@ def test_what_is_forgotten_is_gone_from_the_file(memory: Memory, tmp_path: Path)
 def test_empty_and_endless_statements_are_refused(memory: Memory, text: str) -> None:
     with pytest.raises(ValueError, match=f"the statement has {len(text)} characters"):
         memory.remember(text)
+    with pytest.raises(TypeError, match="the statement is a NoneType; a str is needed"):
+        memory.remember(None)  # type: ignore[arg-type]

@@ -146,6 +146,7 @@ def test_a_folder_without_what_is_ignored_hidden_or_foreign(tmp_path: Path) -> N
     os.symlink(place, place / "loop")
     os.symlink(outside, place / "escape.md")
     os.symlink(place / "a.md", place / "inside.md")
+    os.symlink("x" * 300, place / "nowhere.md")  # no system has such a name, and says so with an error of its own
     assert names(place) == ["a.md", "inside.md", "log/keep.md", "odd\nname.md", "sub/b.txt"]
 
 

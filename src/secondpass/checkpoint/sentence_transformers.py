@@ -141,9 +141,14 @@ def _pooling(file: Path) -> str:
 
 
 def _prompts(file: Path) -> dict[str, str]:
-    """Newer versions write empty prompts where a model's own were never told to them: these count as none."""
-    prompts = _read(file).get("prompts") or {}
+    """By kind; default_prompt_name is of texts of any kind that has none of its own.
+
+    Newer versions write empty prompts where a model's own were never told to them: these count as none.
+    """
+    config = _read(file)
+    prompts, default = config.get("prompts") or {}, str(config.get("default_prompt_name"))
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values() if text):
         raise CheckpointError(f"{file}: prompts is no object of texts")
-    found = {kind: [clean(prompts[name]) for name in names if prompts.get(name)] for kind, names in _KINDS.items()}
+    kinds = {kind: (*names, default) for kind, names in _KINDS.items()}
+    found = {kind: [clean(prompts[name]) for name in names if prompts.get(name)] for kind, names in kinds.items()}
     return {kind: values[0] for kind, values in found.items() if values}

@@ -148,7 +148,8 @@ def _decoded(line: bytes, source: Source) -> str:
         return line.rstrip(b"\r\n").decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         seen = f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8"
-        raise DataError(f"{source}: {seen}; convert the file: iconv -f latin1 -t utf-8") from error
+        advice = "convert the file: iconv -f ENCODING -t utf-8, as latin1 or gb18030"
+        raise DataError(f"{source}: {seen}; {advice}") from error
 
 
 def columns(file: Path | Piped) -> Iterator[tuple[Source, list[str]]]:
@@ -198,6 +199,7 @@ def json_values(text: str, name: str) -> Iterator[tuple[Source, Any]]:
 def csv_rows(text: str, name: str) -> Iterator[tuple[Source, Mapping[str, str]]]:
     """The rows of a table under the names of its first row; a comma, semicolon or tab parts them."""
     first = text.partition("\n")[0]
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # of the process; 131,072 characters are no long text
     rows = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
     names: list[str] = []
     number = 1

@@ -22,7 +22,7 @@ from secondpass.packed import Keep, Packed
 _LAYER = r"encoder\.layer\.(\d+)\."
 # Hugging Face name (after the model's own prefix) -> ours; "@i" is the i-th block of rows of a joined matrix.
 RENAMES = (
-    (r"(?:bert|roberta)\.(.*)", r"\1"),
+    (r"(?:bert|roberta(?!\.pooler))\.(.*)", r"\1"),  # RoBERTa's classifier has a dense layer in place of the pooler
     (r"(.*LayerNorm)\.gamma", r"\1.weight"),  # as TensorFlow's weights were named
     (r"(.*LayerNorm)\.beta", r"\1.bias"),
     (r"embeddings\.(word|position|token_type)_embeddings\.(.*)", r"backbone.\1.\2"),
@@ -40,8 +40,8 @@ RENAMES = (
     (r"classifier\.dense\.(.*)", r"head.dense.\1"),
     (r"classifier\.out_proj\.(.*)", r"head.out.\1"),
 )
-# Buffers that old versions of transformers saved.
-IGNORED = (r".*position_ids", r"cls\..*", r"lm_head\..*")
+# What old versions of transformers saved: buffers, heads of the pre-training, RoBERTa's pooler beside its own head.
+IGNORED = (r".*position_ids", r"cls\..*", r"lm_head\..*", r"roberta\.pooler\..*")
 # Settings that no published reranker uses -> the value that is supported
 SUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from secondpass.scoring.scoring import Other, Scoring
 from secondpass.text.reader import Reader
 from secondpass.types import Run
 
+logger = logging.getLogger(__name__)
 AUTO = "auto"  # the model: what fits the texts
 LONG_DOCUMENTS = ("truncate", "chunk")
 
@@ -87,6 +89,8 @@ def _open(options: ModelOptions) -> Scoring:
         local_files_only=options.local_files_only,
         graph=options.engine == "openvino",
     )
+    if calibration is not None:
+        _check_model(calibration, checkpoint.name)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(lambda: checkpoint.tokenizer)  # read meanwhile; what is wrong with it is said when it is used
         engine = open_engine(
@@ -116,6 +120,13 @@ def _open(options: ModelOptions) -> Scoring:
         languages=_told(checkpoint, "languages"),
         revision=checkpoint.revision,
     )
+
+
+def _check_model(calibration: Calibration, model: str) -> None:
+    """Warn of a calibration of another model; a folder may have been moved, so by the last part of the name."""
+    fitted = str(calibration.model.get("model", model))
+    if Path(fitted).name != Path(model).name:
+        logger.warning("the calibration was fitted to %s; if %s is another, probabilities are wrong", fitted, model)
 
 
 def _usual_length(checkpoint: Checkpoint, reader: Reader) -> int:

@@ -57,14 +57,17 @@ class RankOptions:
                 raise ValueError(f"{name} is given, but {owner} {reason}; leave it out")
 
     def first_order(self, num_documents: int) -> list[int]:
-        """Indices of the documents by the first stage's scores, best first; in their order without scores."""
+        """Indices of the documents by the first stage's scores, best first, NaN last; in their order without any."""
         scores = self.first_scores
         if scores is None:
             return list(range(num_documents))
         if len(scores) != num_documents:
             seen = f"{len(scores)} scores for {num_documents} documents"
             raise ValueError(f"first_scores has {seen}; give one for each")
-        return sorted(range(num_documents), key=lambda i: -scores[i])
+        try:
+            return sorted(range(num_documents), key=lambda i: math.inf if math.isnan(scores[i]) else -scores[i])
+        except TypeError as error:
+            raise TypeError(f"first_scores has what is no number ({error}); give one for each document") from error
 
 
 def ranked(query: str, hits: Sequence[Hit], options: RankOptions, logit: Callable[[Hit], float]) -> tuple[Hit, ...]:

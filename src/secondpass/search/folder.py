@@ -105,5 +105,5 @@ def _is_readable(entry: os.DirEntry[str], path: Path, root: Path) -> bool:
         return False
     if entry.is_symlink():
         target = Path(os.path.realpath(path))  # Path.resolve raises for links that lead in a circle
-        return target.is_file() and target.is_relative_to(root)
+        return target.is_relative_to(root) and os.path.isfile(target)  # Path.is_file raises for some
     return entry.is_file(follow_symlinks=False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from secondpass.atomic import lasting
 from secondpass.checkpoint.checkpoint import MULTILINGUAL, has_multilingual, open_checkpoint
-from secondpass.cognitive import Cognitive, seconds_of
+from secondpass.cognitive import Cognitive, end_of, seconds_of
 from secondpass.errors import CheckpointError, MissingExtra, StoreError
 from secondpass.public import Closing, opened_once
 from secondpass.retrieval.vectors import TextEmbedder
@@ -166,13 +166,13 @@ class Index(Closing):
         """The best chunks for a question; of a hit, `document` has the text, and where it stands as fields.
 
         path (a glob, or a part of the path), since, until, language (as languages.language_of names it) and fields
-        filter; cognitive weighs what is known of the
-        chunks; see Question for the others. `Hit.index` is the chunk's id, for `get` and `feedback`.
+        filter, an `until` without a time with all of its day; cognitive weighs what is known of the chunks; see
+        Question for the others. `Hit.index` is the chunk's id, for `get` and `feedback`.
         """
         only = Filter(
             path=path,
             since=None if since is None else seconds_of(since, "since"),
-            until=None if until is None else seconds_of(until, "until"),
+            until=None if until is None else end_of(until, "until"),
             fields={**(fields or {}), **({} if language is None else {"language": language_code(language)})},
         )
         started = time.perf_counter()

@@ -208,6 +208,8 @@ class Memory(Closing):
 
 
 def _checked(text: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"the statement is a {type(text).__name__}; a str is needed")
     if not text.strip() or len(text) > MAX_CHARACTERS:
         raise ValueError(f"the statement has {len(text)} characters; give 1 to {MAX_CHARACTERS}")
     return storable(text)

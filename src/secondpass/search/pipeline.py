@@ -19,6 +19,7 @@ from secondpass.retrieval.vectors import ScriptReader, TextEmbedder
 from secondpass.retrieval.words import terms
 from secondpass.search.features import NEAR_BITS, distance
 from secondpass.search.stores.store import Filter, Retriever, Store, Stored
+from secondpass.text.documents import clean_query
 from secondpass.types import Document, Hit, Ranking, Scorer, Usage
 
 MMR_BALANCE = 0.7  # of relevance against likeness to what stands above; Carbonell and Goldstein 1998
@@ -74,6 +75,7 @@ class Question:
     explain: bool = False
 
     def __post_init__(self) -> None:
+        clean_query(self.text)
         for name, value in (("top_n", self.top_n), ("depth", self.depth), ("candidates", self.candidates)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; give 1 or more")

@@ -240,7 +240,8 @@ def _check_classifier(config: Mapping[str, Any]) -> None:
     if classes and not is_classifier(config):
         raise UnknownModel(
             f"config.json: architectures is {', '.join(classes)}, which has no head that scores pairs; a reranker is "
-            "a ...ForSequenceClassification. Open an embedding model with secondpass.Embedder"
+            "a ...ForSequenceClassification. Open an embedding model with secondpass.Embedder, late interaction with "
+            "secondpass.ColBERT"
         )
     labels = num_labels(config)
     if labels is None:

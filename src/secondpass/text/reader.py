@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from numbers import Integral
 
 from secondpass.text.recipe import TRUNCATIONS, Frame, Limits, Recipe
 from secondpass.text.tokenizer import Tokenizer
@@ -62,6 +63,8 @@ class Reader:
         """Limits for rows of at most max_length tokens. Raises ValueError for what is not there."""
         if truncation not in TRUNCATIONS:
             raise ValueError(f"truncation is {truncation!r}; give {' or '.join(map(repr, TRUNCATIONS))}")
+        if not isinstance(max_length, Integral):
+            raise TypeError(f"max_length is a {type(max_length).__name__}; give a whole number of tokens")
         if not 1 <= max_length <= self.longest:
             raise ValueError(f"max_length is {max_length}; this model reads 1 to {self.longest} tokens")
         limits = Limits(max_length=max_length, max_query_length=self.max_query_length, truncation=truncation)
