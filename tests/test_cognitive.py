@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 
 import pytest
 from hypothesis import given
@@ -315,6 +315,8 @@ def test_moments_have_one_meaning() -> None:
     assert DAY_S - 0.01 < end_of("1970-01-01", "until") < end_of("1970-01-02T00:00", "until") == DAY_S
     assert seconds_of("1970-01-01T02:00:00+02:00", "now") == 0
     assert seconds_of(datetime(1970, 1, 1, 1, tzinfo=timezone.utc), "now") == 3600
+    assert seconds_of(date(1970, 1, 2), "now") == DAY_S
+    assert end_of(date(1970, 1, 1), "until") == end_of("1970-01-01", "until")
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,7 @@ def test_settings_are_read(tmp_path: Path) -> None:
         ("1_Pooling/config.json", {"pooling_mode": ["cls", "median"]}, "median"),
         ("1_Pooling/config.json", {"pooling_mode_mean_tokens": True, "include_prompt": False}, "whole row"),
         ("modules.json", {"type": "x"}, "not a list"),
+        ("artifact.metadata", {"dim": 128}, "late interaction; open it with secondpass.ColBERT"),
         ("modules.json", [{"type": "x.Pooling", "path": "../elsewhere"}], "outside"),
     ],
 )

@@ -163,10 +163,17 @@ def test_spans_with_rank_fields_count_in_what_was_read(folder: Path) -> None:
     assert hit.document.text == document["text"]
 
 
+class DataFrame(list[str]):
+    """Iterated as pandas' and polars' are: the names of the columns, as if these were the documents."""
+
+    columns = ("text",)
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
         (lambda r: r.rank(QUERY, None), TypeError, "documents is None; give a list"),
+        (lambda r: r.rank(QUERY, DataFrame(["text"])), TypeError, r"documents is a DataFrame; .*'text'\]\.tolist"),
         (lambda r: r.probability([1.0, 2.0]), TypeError, "score is a list; give a number; .* for a list"),
         (lambda r: r.probability(None), TypeError, "score is a NoneType; give a number"),
         (lambda r: r.rank(QUERY, ["a"], top_n="2"), TypeError, "top_n is a str; give a whole number"),

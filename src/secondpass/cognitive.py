@@ -17,7 +17,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from typing import Any
 
 from secondpass.calibration import sigmoid
@@ -321,8 +321,9 @@ def signals_of(record: Mapping[str, Any]) -> Signals:
     )
 
 
-def seconds_of(moment: float | datetime | str, name: str) -> float:
-    """A moment in seconds since 1970; one without a zone is in UTC. Raises ValueError that says `name`."""
+def seconds_of(moment: float | date | str, name: str) -> float:
+    """A moment in seconds since 1970; one without a zone is in UTC, a day its beginning. Raises ValueError that says
+    `name`."""
     if isinstance(moment, str):
         if _SECONDS.fullmatch(moment.strip()):
             return float(moment)
@@ -331,6 +332,8 @@ def seconds_of(moment: float | datetime | str, name: str) -> float:
         except ValueError as error:
             message = f"{name} is {_shown(moment)}; give seconds since 1970 or ISO 8601, as 2026-11-28"
             raise ValueError(message) from error
+    if isinstance(moment, date) and not isinstance(moment, datetime):
+        moment = datetime(moment.year, moment.month, moment.day)
     if isinstance(moment, datetime):
         return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
     if isinstance(moment, bool) or not isinstance(moment, int | float) or not abs(moment) <= MAX_SECONDS:
@@ -338,9 +341,12 @@ def seconds_of(moment: float | datetime | str, name: str) -> float:
     return float(moment)
 
 
-def end_of(moment: float | datetime | str, name: str) -> float:
+def end_of(moment: float | date | str, name: str) -> float:
     """As `seconds_of`; a day without a time means the end of it."""
-    is_day = isinstance(moment, str) and _DAY.fullmatch(moment.strip())
+    if isinstance(moment, str):
+        is_day = _DAY.fullmatch(moment.strip()) is not None
+    else:
+        is_day = isinstance(moment, date) and not isinstance(moment, datetime)
     return seconds_of(moment, name) + (DAY_S - 0.001 if is_day else 0.0)
 
 

@@ -152,6 +152,14 @@ def test_of_one_subject_the_newest_stands_first(memory: Memory) -> None:
     assert ranking[0].parts is not None
 
 
+def test_what_will_hold_is_not_recalled_before_it_does(memory: Memory) -> None:
+    memory.remember("Dana pays 900 euros of rent", subject="rent", now="2026-01-01")
+    memory.remember("Dana pays 950 euros of rent", subject="rent", valid_from="2027-01-01", now="2026-01-02")
+    assert texts(memory, "how much rent does Dana pay") == ["Dana pays 900 euros of rent"]
+    assert texts(memory, "how much rent does Dana pay", now="2027-01-02")[0] == "Dana pays 950 euros of rent"
+    assert len(texts(memory, "how much rent does Dana pay", as_of="2027-01-02")) == 2
+
+
 def test_what_is_forgotten_is_gone_from_the_file(memory: Memory, tmp_path: Path) -> None:
     id = memory.remember("The secret word is xylophone", now=NOW)
     memory.use(id)

@@ -56,6 +56,8 @@ def read_settings(folder: Path) -> SentenceSettings:
 
     Raises UnknownModel for a module or a pooling that is not computed here, CheckpointError for unreadable files.
     """
+    if (folder / "artifact.metadata").is_file():
+        raise UnknownModel(f"{folder}: artifact.metadata makes it late interaction; open it with secondpass.ColBERT")
     modules = [module for module in _read_modules(folder) if module[0] != "Dropout"]
     unknown = [kind for kind, _ in modules if kind not in _MODULES]
     if unknown:

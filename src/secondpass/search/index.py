@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,8 +150,8 @@ class Index(Closing):
         top_n: int = 5,
         *,
         path: str | None = None,
-        since: float | datetime | str | None = None,
-        until: float | datetime | str | None = None,
+        since: float | date | str | None = None,
+        until: float | date | str | None = None,
         language: str | None = None,
         fields: Mapping[str, str | int | float | bool] | None = None,
         cognitive: Cognitive | Mapping[str, Any] | bool | None = None,

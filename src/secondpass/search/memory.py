@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from secondpass.search.stores.store import Chunk, Event, File, Filter, Stored, s
 from secondpass.types import Ranking
 
 MAX_CHARACTERS = 8000  # of one statement; longer texts are documents, for an Index
-Moment = float | datetime | str
+Moment = float | date | str
 
 
 class Memory(Closing):
@@ -87,14 +87,15 @@ class Memory(Closing):
         budget_ms: float | None = None,
         explain: bool = False,
     ) -> Ranking:
-        """The statements that answer, best first; none that were superseded.
+        """The statements that answer and hold now, best first; none that were superseded.
 
-        as_of: what held at a moment, by relevance alone. Reading changes nothing: say with `use` what was of use.
+        as_of: what held, or will hold, at a moment, by relevance alone. Reading changes nothing: say with `use` what
+        was of use.
         """
         settings = Cognitive.of(cognitive)
         if settings is not None and settings.now is None:
             settings = replace(settings, now=_seconds(now))
-        only = Filter(fields={"namespace": self.namespace})
+        only = Filter(fields={"namespace": self.namespace}, until=_seconds(now))
         if as_of is not None:
             moment, settings = seconds_of(as_of, "as_of"), None
             only = replace(only, until=moment, held_at=moment, has_superseded=True)
