@@ -70,6 +70,27 @@ class HttpApi:
             self._active -= 1
         await self.finish(exchange, reply, send)
 
+    def bounded(self, app: types.ASGIApp) -> types.ASGIApp:
+        """An application that reads bodies without an end of time or a bound together: it gets what was read here."""
+
+        async def reading(scope: Scope, receive: types.Receive, send: Send) -> None:
+            try:
+                async with self.body(receive, scope["state"]["headers"]) as raw:
+                    messages: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": raw}]
+
+                    async def read() -> MutableMapping[str, Any]:
+                        return messages.pop() if messages else await receive()
+
+                    await app(scope, read, send)
+            except Disconnected:
+                return
+            except Refusal as refusal:
+                scope["state"]["refusal"] = refusal
+                request_id = scope["state"]["request_id"]
+                await send_reply(send, dialects.NATIVE.refuse(refusal, request_id), request_id, closes=True)
+
+        return reading
+
     def watched(self, app: types.ASGIApp, address: str, kind: str) -> types.ASGIApp:
         """What answers at an address of no dialect; its requests are limited, counted and logged like the others."""
 
