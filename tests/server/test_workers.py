@@ -174,6 +174,7 @@ def test_what_does_not_finish_in_time_is_given_up() -> None:
     ("arguments", "code", "words"),
     [
         (["/nowhere/at/all"], 1, "cannot start"),
+        (["x=" + "n" * 300], 1, "cannot start: [Errno 36] File name too long"),  # as a folder that may not be read
         (["--host", "0.0.0.0"], 2, "there is no key"),
         (["--set", "prot=1"], 2, "is not a setting"),
         (["--config", "/nowhere.toml"], 2, "cannot be read as TOML"),

@@ -197,8 +197,9 @@ async def _load(server: PlainServer, on_ready: Callable[[], None]) -> bool:
     """Load the models; False, and the server is stopped, where one cannot be."""
     try:
         await server.service.start()
-    except (SecondpassError, ValueError) as error:
-        log.error("cannot start: %s", error)
+    except Exception as error:  # whatever it is: without models the server would say "starting" for ever
+        is_said = isinstance(error, SecondpassError | ValueError | OSError)
+        log.error("cannot start: %s", error, exc_info=not is_said)
         server.stop()
         return False
     gc.collect()
