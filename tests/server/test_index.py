@@ -173,6 +173,18 @@ def test_mcp_opens_no_stream_on_which_nothing_comes(url: str) -> None:
     assert httpx.get(f"{url}/mcp", headers=headers, timeout=10).status_code == 405
 
 
+def test_an_error_of_the_server_is_json_and_counted_as_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(index: Index, id: int) -> None:
+        raise OSError("No space left on device: a secret")
+
+    monkeypatch.setattr(Index, "get", full)
+    answer = post(url, "get", {"id": 1})
+    assert (answer.status_code, answer.json()["error_type"]) == (500, "internal")
+    assert "secret" not in answer.text
+    counted = httpx.get(f"{url}/metrics", headers={"X-API-Key": "key"}).text
+    assert 'route="/v1/index/get",status="500"} 1.0' in counted
+
+
 @pytest.mark.promise("docs/security.md", "time for heads, bodies, readers, TLS handshakes and calls")
 @pytest.mark.promise("docs/security.md", "bodies (each, and all together)")
 def test_a_body_to_mcp_has_the_limits_of_every_other(url: str) -> None:

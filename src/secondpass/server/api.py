@@ -127,8 +127,7 @@ class HttpApi:
         except Disconnected:
             raise
         except Exception:  # a bug: the client gets a clean answer, the log the trace
-            log.exception("a request failed", extra={"request_id": exchange.request_id})
-            exchange.refusal = Refusal(Fault.internal, f"internal error; the log has it under {exchange.request_id}")
+            exchange.refusal = failed(exchange.request_id)
         return exchange.dialect.refuse(exchange.refusal, exchange.request_id)
 
     async def _answered(self, exchange: RequestLog, receive: Receive) -> Reply:
@@ -200,6 +199,12 @@ class HttpApi:
     def _texts(self, exchange: RequestLog) -> dict[str, Any]:
         """The call itself, where the log is to have it."""
         return {"call": asdict(exchange.call)} if self.settings.log_texts and exchange.call is not None else {}
+
+
+def failed(request_id: str) -> Refusal:
+    """What a client is told of an error that is not its own; the log has the trace."""
+    log.exception("a request failed", extra={"request_id": request_id})
+    return Refusal(Fault.internal, f"internal error; the log has it under {request_id}")
 
 
 async def connected(work: Awaitable[Any], receive: Receive) -> Any:
