@@ -173,6 +173,16 @@ def test_mcp_opens_no_stream_on_which_nothing_comes(url: str) -> None:
     assert httpx.get(f"{url}/mcp", headers=headers, timeout=10).status_code == 405
 
 
+def test_its_addresses_are_described(url: str) -> None:
+    described = httpx.get(f"{url}/openapi.json").json()
+    assert {"/v1/index/search", "/v1/index/get", "/v1/index/update", "/v1/index/feedback", "/mcp"} <= set(
+        described["paths"]
+    )
+    assert described["components"]["schemas"]["SearchBody"]["required"] == ["query"]
+    page = httpx.get(f"{url}/docs").text
+    assert "<h2><code>POST /v1/index/search</code></h2>" in page and "<h2><code>POST /mcp</code></h2>" in page
+
+
 def test_an_error_of_the_server_is_json_and_counted_as_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(index: Index, id: int) -> None:
         raise OSError("No space left on device: a secret")

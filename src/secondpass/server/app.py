@@ -59,7 +59,12 @@ def create_app(
             index.close()
 
     api = HttpApi(service, settings, metrics)
-    description = describe(has_keys=bool(keys), has_admin=settings.allow_model_changes)
+    description = describe(
+        has_keys=bool(keys),
+        has_admin=settings.allow_model_changes,
+        has_index=index is not None,
+        has_mcp=settings.mcp,
+    )
     routes = _own_routes(service, metrics)
     if settings.page:
         routes += [*_page_routes(), *_reference_routes(description)]
