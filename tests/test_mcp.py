@@ -148,11 +148,15 @@ def test_a_signal_ends_it_while_standard_input_is_open(folder: Path, number: int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["8790", "127.0.0.1:", ":8790", "127.0.0.1:99999"])
-def test_an_address_that_is_none_is_refused(where: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [(where, "give HOST:PORT") for where in ("8790", "127.0.0.1:", ":8790", "127.0.0.1:99999")]
+    + [(where, "which other machines reach, and has no key") for where in ("0.0.0.0:8790", "[::]:8790")],
+)
+def test_an_address_that_is_none_or_of_other_machines_is_refused(where: str, said: str) -> None:
     command = [sys.executable, "-m", "secondpass", "mcp", "--http", where]
     told = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (told.returncode, f"--http is {where!r}; give HOST:PORT" in told.stderr) == (2, True)
+    assert (told.returncode, f"--http is {where!r}" in told.stderr, said in told.stderr) == (2, True, True)
 
 
 def test_errors_tell_the_model_what_to_do(tmp_path: Path) -> None:

@@ -186,6 +186,8 @@ def test_scores_may_be_said_to_be_logits() -> None:
         Reply({"message": "no such key"}, 401),
         Reply(b"<html></html>"),
         Reply(cohere([0.1])),
+        Reply(b"", 302, {"Location": "http://user@[x/"}),
+        Reply({}, 429, {"Retry-After": "Thu, 31 Dec 2026 23:59:59 +99999999999999999999"}),
     ],
 )
 def test_fail_open_keeps_the_order_and_says_so(reply: Reply, caplog: pytest.LogCaptureFixture) -> None:

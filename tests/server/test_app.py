@@ -280,7 +280,9 @@ def test_models_are_loaded_and_unloaded_over_http(guarded: str, tmp_path: Path) 
         assert client.post("/admin/models", json={"name": "more", "path": str(folder)}).status_code == 201
         assert [model["name"] for model in client.get("/admin/models").json()["models"]] == ["default", "more"]
         assert client.post("/v2/rerank", json={**BODY, "model": "more"}).json()["model"] == "more"
+        assert 'secondpass_queue_requests{model="more"}' in client.get("/metrics").text
         assert client.delete("/admin/models/more").json() == {"unloaded": "more"}
+        assert 'secondpass_queue_requests{model="more"}' not in client.get("/metrics").text  # nothing waits for it
         assert client.delete("/admin/models/more").status_code == 404
         raw = json.dumps({"name": "\ud800", "path": str(folder)}).encode()
         assert client.post("/admin/models", content=raw).status_code == 400

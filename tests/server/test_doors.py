@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import json
 import random
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -202,6 +204,34 @@ def test_a_body_as_large_as_it_may_be_is_no_head(url: str) -> None:
     body = json.dumps({"query": "q", "documents": [text]}).encode()
     answer = exchange(url, head("POST", "/v1/rerank", f"Content-Length: {len(body)}", f"X-API-Key: {KEY}") + body)
     assert status(answer) == 200
+
+
+def test_an_answer_that_comes_before_the_body_is_whole_leaves_the_connection_alone(url: str) -> None:
+    parts = urlsplit(url)
+    with closing(http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=30)) as connection:
+        for _ in range(2):  # its head and its body go apart, and it reads no answer before both are sent
+            connection.request("POST", "/v1/rerank", b"x" * 6_000_000)
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()[:6]) == (401, b'{"id":')
+
+
+OFFER = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk")
+
+
+@pytest.mark.parametrize("size", [1, 60, 10_000])
+def test_an_offer_of_another_protocol_loses_no_body(url: str, size: int) -> None:
+    """Java's client offers HTTP/2 with each request."""
+    body = b'{"query": "q", "documents": ["a"]}'
+    one = head("POST", "/v1/rerank", f"Content-Length: {len(body)}", f"X-API-Key: {KEY}", *OFFER)
+    one = one.replace(b"Connection: close\r\n", b"") + body
+    sent = one * 3 + head("GET", "/health", *OFFER[1:])
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
+        for begin in range(0, len(sent), size):
+            connection.sendall(sent[begin : begin + size])
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert answer.count(b"HTTP/1.1 200 OK") == 4
+    assert answer.count(b'"relevance_score"') == 3
 
 
 @pytest.mark.promise("docs/security.md", "is taken in UTF-8 and in Latin-1")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -28,7 +30,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     index = Index("notes", folder=place / "data", embedder="none", create=True)
     index.add(place / "notes")
     index.close()
-    with serving(keys=("key",), index="notes", index_folder=str(place / "data"), mcp=True) as found:
+    settings = {"index": "notes", "index_folder": str(place / "data"), "mcp": True, "body_timeout_s": 0.8}
+    with serving(keys=("key",), **settings) as found:
         yield found
 
 
@@ -168,6 +171,39 @@ def test_searches_that_take_long_hold_up_nothing_else(url: str, monkeypatch: pyt
 def test_mcp_opens_no_stream_on_which_nothing_comes(url: str) -> None:
     headers = {"Authorization": "Bearer key", "Accept": "text/event-stream"}
     assert httpx.get(f"{url}/mcp", headers=headers, timeout=10).status_code == 405
+
+
+def test_its_addresses_are_described(url: str) -> None:
+    described = httpx.get(f"{url}/openapi.json").json()
+    assert {"/v1/index/search", "/v1/index/get", "/v1/index/update", "/v1/index/feedback", "/mcp"} <= set(
+        described["paths"]
+    )
+    assert described["components"]["schemas"]["SearchBody"]["required"] == ["query"]
+    page = httpx.get(f"{url}/docs").text
+    assert "<h2><code>POST /v1/index/search</code></h2>" in page and "<h2><code>POST /mcp</code></h2>" in page
+
+
+def test_an_error_of_the_server_is_json_and_counted_as_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(index: Index, id: int) -> None:
+        raise OSError("No space left on device: a secret")
+
+    monkeypatch.setattr(Index, "get", full)
+    answer = post(url, "get", {"id": 1})
+    assert (answer.status_code, answer.json()["error_type"]) == (500, "internal")
+    assert "secret" not in answer.text
+    counted = httpx.get(f"{url}/metrics", headers={"X-API-Key": "key"}).text
+    assert 'route="/v1/index/get",status="500"} 1.0' in counted
+
+
+@pytest.mark.promise("docs/security.md", "time for heads, bodies, readers, TLS handshakes and calls")
+@pytest.mark.promise("docs/security.md", "bodies (each, and all together)")
+def test_a_body_to_mcp_has_the_limits_of_every_other(url: str) -> None:
+    parts = urlsplit(url)
+    for size, said in ((100, b"not complete after 0.8 s"), (100_000_000, b"larger than")):
+        with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+            head = f"POST /mcp HTTP/1.1\r\nHost: localhost\r\nX-API-Key: key\r\nContent-Length: {size}\r\n\r\n"
+            connection.sendall(head.encode() + b"{")
+            assert said in b"".join(iter(lambda here=connection: here.recv(1 << 16), b""))
 
 
 @pytest.mark.slow

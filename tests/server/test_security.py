@@ -158,6 +158,8 @@ def test_keys_come_from_a_file_and_a_list(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# of the team\n one \n\ntwo\n")
     assert read_keys(Settings(api_key_file=str(file)), "three, one") == ("three", "one", "two")
+    file.write_bytes("\ufeff# of the team\r\none\r\n".encode())  # as Windows' editors write it
+    assert read_keys(Settings(api_key_file=str(file)), None) == ("one",)
     file.write_text("# none\n")
     with pytest.raises(SettingsError, match="no key in it"):
         read_keys(Settings(api_key_file=str(file)), None)

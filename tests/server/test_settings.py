@@ -137,6 +137,8 @@ def test_links_of_a_kubernetes_service_are_no_settings() -> None:
         ({"SECONDPASS_INSECURE": "maybe"}, "not true or false"),
         ({"SECONDPASS_PORT": "70000"}, "port is 70000"),
         ({"SECONDPASS_WORKERS": "0"}, "workers is 0; give more than 0"),
+        ({"SECONDPASS_GRACE_S": "inf"}, "grace_s is inf; give more than 0, and an end"),
+        ({"SECONDPASS_ROOT_PATH": "rerank"}, "root_path is 'rerank'; begin it with a slash"),
         ({"SECONDPASS_TIMEOUT_S": "nan"}, "timeout_s is nan"),
         ({"SECONDPASS_LOG_FORMAT": "xml"}, "log_format is 'xml'; give auto, json, text"),
         ({"SECONDPASS_TLS_KEY": "key.pem"}, "together"),

@@ -132,6 +132,28 @@ def test_sigterm_finishes_what_was_accepted_and_takes_no_more() -> None:
     assert code == 0
 
 
+@pytest.mark.promise("docs/serving.md", "`kill -TERM` refuses new requests, finishes those that were accepted")
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "again", "status"), [(signal.SIGTERM, False, 200), (signal.SIGINT, True, 503)])
+def test_a_signal_to_the_whole_group_is_one_to_its_workers(number: int, again: bool, status: int) -> None:
+    """As systemd and a terminal send it; a second one ends at once."""
+    bodies = [{"query": f"q{place}", "documents": LONG["documents"][:25]} for place in range(12)]
+    with served("--workers", "2") as (url, found), ThreadPoolExecutor(12) as pool:
+        waiting = [pool.submit(httpx.post, f"{url}/v1/rerank", json=body, timeout=60) for body in bodies]
+        until(lambda: _queued(url) >= 8)
+        group = [found.pid, *children(found.pid)]
+        for pid in group:
+            os.kill(pid, number)
+        if again:
+            time.sleep(1)
+            for pid in group:
+                os.kill(pid, number)
+        code, _ = found.stopped(None)
+        answers = [future.result().status_code for future in waiting]
+    assert code == 0
+    assert answers.count(status) >= (1 if again else 12)
+
+
 @pytest.mark.slow
 def test_what_does_not_finish_in_time_is_given_up() -> None:
     many = {"query": "a", "documents": LONG["documents"] * 40}
@@ -152,6 +174,7 @@ def test_what_does_not_finish_in_time_is_given_up() -> None:
     ("arguments", "code", "words"),
     [
         (["/nowhere/at/all"], 1, "cannot start"),
+        (["x=" + "n" * 300], 1, "cannot start: [Errno 36] File name too long"),  # as a folder that may not be read
         (["--host", "0.0.0.0"], 2, "there is no key"),
         (["--set", "prot=1"], 2, "is not a setting"),
         (["--config", "/nowhere.toml"], 2, "cannot be read as TOML"),

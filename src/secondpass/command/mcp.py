@@ -36,13 +36,26 @@ def mcp(
         _end_when_told()
         server.run("stdio")
         return
+    import uvicorn
+
+    host, port = _address(http)
+    uvicorn.run(http_app(server, host=host), host=host, port=port, log_level="warning")
+
+
+def _address(http: str) -> tuple[str, int]:
+    """Host and port. Raises WrongUse for what is none, and for a host that other machines reach: it has no key."""
+    from secondpass.server.settings import is_loopback
+
     host, _, port = http.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise WrongUse(f"--http is {http!r}; give HOST:PORT, as in 127.0.0.1:8790")
-    import uvicorn
-
     host = host.strip("[]")
-    uvicorn.run(http_app(server, host=host), host=host, port=int(port), log_level="warning")
+    if not is_loopback(host):
+        raise WrongUse(
+            f"--http is {http!r}, which other machines reach, and has no key; give 127.0.0.1:{port}, or serve /mcp "
+            "with keys: secondpass serve --mcp --index NAME --host HOST --api-key-file FILE"
+        )
+    return host, int(port)
 
 
 def _end_when_told() -> None:

@@ -280,13 +280,16 @@ def _retry_after(response: httpx.Response) -> float | None:
         return max(float(response.headers.get("retry-after-ms", "")) / 1000, 0.0)
     with suppress(ValueError):
         return max(float(value), 0.0)
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, OverflowError):
         return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
     return None
 
 
 def _redirect_target(response: httpx.Response) -> str:
-    parts = urlsplit(response.headers.get("location", ""))
+    try:
+        parts = urlsplit(response.headers.get("location", ""))
+    except ValueError:
+        return "what is no address"
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}" if host else parts.path or "nowhere"
 

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from secondpass.errors import SecondpassError
-from secondpass.server.api import CLOSED, HttpApi
+from secondpass.server.api import CLOSED, HttpApi, failed
 from secondpass.server.body import Disconnected
 from secondpass.server.dialects import refusals
 from secondpass.server.json_body import parsed
@@ -73,6 +73,8 @@ def refusing(endpoint: Endpoint, *, prefix: str = "", parameter: str | None = No
             found = Refusal(Fault.invalid, f"{prefix}{error}", parameter=parameter)
         except Disconnected:
             return Response(status_code=CLOSED)
+        except Exception:  # a bug, or a disk that is full: the client gets a clean answer, the log the trace
+            found = failed(request.state.request_id)
         request.state.refusal = found
         reply = refusals.cohere(found, request.state.request_id)
         return JSONResponse(reply.body, reply.status, headers=dict(reply.headers))

@@ -70,6 +70,27 @@ class HttpApi:
             self._active -= 1
         await self.finish(exchange, reply, send)
 
+    def bounded(self, app: types.ASGIApp) -> types.ASGIApp:
+        """An application that reads bodies without an end of time or a bound together: it gets what was read here."""
+
+        async def reading(scope: Scope, receive: types.Receive, send: Send) -> None:
+            try:
+                async with self.body(receive, scope["state"]["headers"]) as raw:
+                    messages: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": raw}]
+
+                    async def read() -> MutableMapping[str, Any]:
+                        return messages.pop() if messages else await receive()
+
+                    await app(scope, read, send)
+            except Disconnected:
+                return
+            except Refusal as refusal:
+                scope["state"]["refusal"] = refusal
+                request_id = scope["state"]["request_id"]
+                await send_reply(send, dialects.NATIVE.refuse(refusal, request_id), request_id, closes=True)
+
+        return reading
+
     def watched(self, app: types.ASGIApp, address: str, kind: str) -> types.ASGIApp:
         """What answers at an address of no dialect; its requests are limited, counted and logged like the others."""
 
@@ -106,8 +127,7 @@ class HttpApi:
         except Disconnected:
             raise
         except Exception:  # a bug: the client gets a clean answer, the log the trace
-            log.exception("a request failed", extra={"request_id": exchange.request_id})
-            exchange.refusal = Refusal(Fault.internal, f"internal error; the log has it under {exchange.request_id}")
+            exchange.refusal = failed(exchange.request_id)
         return exchange.dialect.refuse(exchange.refusal, exchange.request_id)
 
     async def _answered(self, exchange: RequestLog, receive: Receive) -> Reply:
@@ -179,6 +199,12 @@ class HttpApi:
     def _texts(self, exchange: RequestLog) -> dict[str, Any]:
         """The call itself, where the log is to have it."""
         return {"call": asdict(exchange.call)} if self.settings.log_texts and exchange.call is not None else {}
+
+
+def failed(request_id: str) -> Refusal:
+    """What a client is told of an error that is not its own; the log has the trace."""
+    log.exception("a request failed", extra={"request_id": request_id})
+    return Refusal(Fault.internal, f"internal error; the log has it under {request_id}")
 
 
 async def connected(work: Awaitable[Any], receive: Receive) -> Any:

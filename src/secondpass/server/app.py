@@ -59,15 +59,18 @@ def create_app(
             index.close()
 
     api = HttpApi(service, settings, metrics)
-    description = describe(has_keys=bool(keys), has_admin=settings.allow_model_changes)
+    description = describe(
+        has_keys=bool(keys),
+        has_admin=settings.allow_model_changes,
+        has_index=index is not None,
+        has_mcp=settings.mcp,
+    )
     routes = _own_routes(service, metrics)
     if settings.page:
         routes += [*_page_routes(), *_reference_routes(description)]
     others = {"index": [] if index is None else index.routes(api)}
     if agents is not None:
-        from secondpass.mcp import http_routes
-
-        others["mcp"] = http_routes(agents)
+        others["mcp"] = _agent_routes(agents, api)
     if settings.allow_model_changes:
         assert isinstance(service, Service)  # the settings are refused with any other
         others["admin"] = admin_routes(service, api, settings)
@@ -91,6 +94,15 @@ def _agent_server(settings: Settings) -> MCPServer[Any]:
     except ImportError as error:
         raise MissingExtra("mcp", "mcp") from error
     return make_server(Tools(index_name=settings.index or "default", folder=settings.index_folder))
+
+
+def _agent_routes(agents: MCPServer[Any], api: HttpApi) -> list[Route]:
+    from secondpass.mcp import http_routes
+
+    routes = http_routes(agents)
+    for route in routes:
+        route.app = api.bounded(route.app)
+    return routes
 
 
 def _own_routes(service: Answering, metrics: Metrics) -> list[BaseRoute]:

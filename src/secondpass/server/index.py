@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
@@ -88,6 +88,12 @@ class FeedbackBody(QuestionBody):
 
 
 R = TypeVar("R", bound=IndexBody)
+BODIES: Mapping[str, type[IndexBody]] = {
+    "search": SearchBody,
+    "get": GetBody,
+    "update": UpdateBody,
+    "feedback": FeedbackBody,
+}
 
 
 class ServedIndex:

@@ -87,11 +87,17 @@ class Metrics:
             self.truncated.inc(cost.truncated)
 
     def state(self, models: Iterable[tuple[str, int, int, int]]) -> None:
-        """(model, waiting requests, waiting tokens, restarts), as they are now."""
+        """(model, waiting requests, waiting tokens, restarts), as they are now; others are gone."""
+        there = set()
         for model, requests, tokens, restarts in models:
             self.waiting["requests"].labels(model).set(requests)
             self.waiting["tokens"].labels(model).set(tokens)
             self.restarts.labels(model).set(restarts)
+            there.add(model)
+        shown = {sample.labels["model"] for metric in self.restarts.collect() for sample in metric.samples}
+        for model in shown - there:
+            for gauge in (*self.waiting.values(), self.restarts):
+                gauge.remove(model)
 
     def page(self) -> bytes:
         if MULTIPROCESS_DIR not in os.environ:

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from secondpass import __version__
 from secondpass.server.dialects import DIALECTS, Dialect, Route, find
+from secondpass.server.index import BODIES
 from secondpass.wire.apis import APIS
 
 REF = "#/components/schemas/"
@@ -27,9 +28,11 @@ OWN = {
 }
 
 
-def describe(*, has_keys: bool = False, has_admin: bool = False) -> dict[str, Any]:
+def describe(
+    *, has_keys: bool = False, has_admin: bool = False, has_index: bool = False, has_mcp: bool = False
+) -> dict[str, Any]:
     """The description as a JSON value, OpenAPI 3.1."""
-    models = _models()
+    models = [*_models(), *BODIES.values()] if has_index else _models()
     _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=REF + "{model}")
     components: dict[str, Any] = {"schemas": schemas.get("$defs", {})}
     found: dict[str, Any] = {
@@ -46,6 +49,12 @@ def describe(*, has_keys: bool = False, has_admin: bool = False) -> dict[str, An
     found["paths"] |= {path: _own(*words) for path, words in OWN.items()}
     if has_admin:
         found["paths"] |= _admin()
+    if has_index:
+        found["paths"] |= {
+            f"/v1/index/{name}": _posted(f"{name.title()} (index)", _any([BODIES[name]])) for name in BODIES
+        }
+    if has_mcp:
+        found["paths"] |= {"/mcp": _posted("Model Context Protocol: tools for agents.", {"type": "object"})}
     if has_keys:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         found["security"] = [{"key": []}]
@@ -142,6 +151,16 @@ def _own(words: str, media_type: str) -> dict[str, Any]:
         "get": {
             "summary": words,
             "responses": {"200": {"description": "Done.", "content": {media_type: {}}}, **REFUSED},
+        }
+    }
+
+
+def _posted(words: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "post": {
+            "summary": words,
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+            "responses": {"200": {"description": "Done.", "content": {"application/json": {}}}, **REFUSED},
         }
     }
 

@@ -50,7 +50,7 @@ def read_keys(settings: Settings, listed: str | None) -> tuple[str, ...]:
 def read_key_file(name: str) -> list[str]:
     file = Path(name)
     try:
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise SettingsError(f"{file}: the keys cannot be read: {error}") from error
     found = [line for line in lines if line and not line.startswith("#")]

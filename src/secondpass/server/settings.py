@@ -6,6 +6,7 @@ Every key is the name of a field; a key that is not one is an error, in each of 
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -114,10 +115,12 @@ class Settings:
         _check_choice("log_level", self.log_level, ("debug", "info", "warning", "error"))
         for name in POSITIVE:
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SettingsError(f"{name} is {value}; give more than 0")
+            if value is not None and not 0 < value < math.inf:
+                raise SettingsError(f"{name} is {value}; give more than 0, and an end")
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"port is {self.port}; give 0 (any free one) to 65535")
+        if self.root_path and not self.root_path.startswith("/"):
+            raise SettingsError(f"root_path is {self.root_path!r}; begin it with a slash")
         if self.workers > 1 and self.allow_model_changes:
             raise SettingsError(
                 f"workers is {self.workers} and allow_model_changes is set; a model would be loaded in one worker "

@@ -1,7 +1,7 @@
 """HTTP connections with an end: uvicorn's protocol, with limits of time, of heads, and of their number.
 
-uvicorn waits for heads and for readers without end, takes heads of any size, and merges fields that come after a body
-into the headers.
+uvicorn waits for heads and for readers without end, takes heads of any size, merges fields that come after a body
+into the headers, and loses the body of a request that offers another protocol.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import json
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD = 64 << 10  # bytes of a request line with all its fields
@@ -31,7 +32,8 @@ class TimedProtocol(HttpToolsProtocol):
         self._head: asyncio.TimerHandle | None = None
         self._reader: asyncio.TimerHandle | None = None
         self._received = self._size = 0  # bytes since the head began, and of its fields
-        self._is_in_head = self._is_refused = False
+        self._is_in_head = self._is_in_body = self._is_refused = False
+        self._is_offer = False  # the request that is read would go on in another protocol
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -46,9 +48,37 @@ class TimedProtocol(HttpToolsProtocol):
         if self._head is None and (self.cycle is None or self.cycle.response_complete):
             self._await_head()
         self._received += len(data)
-        super().data_received(data)
-        if self._head is not None and self._received > MAX_HEAD:
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(memoryview(data))
+        except httptools.HttpParserError:
+            words = "Invalid HTTP request received."
+            self.logger.warning(words)
+            self.send_400_response(words)
+            return
+        # What is left of a body that was answered before it was whole is no head; it has the time of one.
+        if self._head is not None and self._received > MAX_HEAD and not self._is_in_body:
             self._refuse_head()
+
+    def _feed(self, data: memoryview) -> None:
+        """Parse. An offer to go on in another protocol is not taken up: the request is read as if it were not there.
+
+        Java's client makes it (h2c) with each request, and the parser takes the body for that protocol.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as end:
+                if not self._is_offer:
+                    return
+                self._is_offer = False
+                head = [self.parser.get_method(), b" ", self.url, b" HTTP/", self.parser.get_http_version().encode()]
+                fields = (name + b": " + value for name, value in self.headers if name != b"upgrade")
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+                self.parser.feed_data(b"\r\n".join((b"".join(head), *fields, b"\r\n")))
+                data = data[end.args[0] :]
 
     def on_message_begin(self) -> None:
         self._size, self._is_in_head = 0, True
@@ -67,12 +97,14 @@ class TimedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._is_in_head = False
+        self._is_in_head, self._is_in_body = False, True
         if self._head is not None:
             self._head.cancel()
             self._head = None
         if self._size > MAX_HEAD:
             self._refuse_head()
+        elif self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers):
+            self._is_offer = True
         elif not self._is_refused:
             super().on_headers_complete()
 
@@ -81,8 +113,8 @@ class TimedProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._received = 0
-        if not self._is_refused:
+        self._received, self._is_in_body = 0, False
+        if not self._is_refused and not self._is_offer:
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -99,9 +131,6 @@ class TimedProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """No word in the log for what a client may write into any request."""
 
     def _await_head(self) -> None:
         self._received = 0

@@ -42,6 +42,7 @@ from secondpass.server.timeouts import TimedProtocol
 log = logging.getLogger(__name__)
 
 OK, FAILED = 0, 1
+AT_ONCE = signal.SIGUSR1  # to a worker whose parent was told twice to stop
 RESTART_PAUSE_S = 1.0
 STOP_MARGIN_S = 5.0
 MAX_PENDING = 2048  # connections that wait to be taken
@@ -65,15 +66,23 @@ class PlainServer(uvicorn.Server):
             each.listen(MAX_PENDING)  # asyncio takes its own figure for both, what waits and what is taken at once
 
     def stop(self) -> None:
-        """Take no more and finish what was accepted; what is not done by then is refused. At once when told twice."""
+        """Take no more and finish what was accepted; what is not done by then is refused. At once when told twice.
+
+        A worker is told by its parent alone: Ctrl-C and systemd tell a whole group, and the parent tells it again.
+        """
         if self.should_exit:
-            self.force_exit = True
-            self.service.abandon()
+            if parent_process() is None:
+                self.end()
             return
         self.should_exit = True
         self.service.stop()
         with suppress(RuntimeError):  # no loop: nothing was accepted yet
             asyncio.get_running_loop().call_later(self.service.settings.grace_s, self.service.abandon)
+
+    def end(self) -> None:
+        """Refuse what is still waiting, and end at once."""
+        self.should_exit = self.force_exit = True
+        self.service.abandon()
 
     def reload(self) -> None:
         """Read the keys anew; the old ones hold where that fails."""
@@ -171,6 +180,7 @@ async def _until_told(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
+    loop.add_signal_handler(AT_ONCE, server.end)
     loop.add_signal_handler(signal.SIGHUP, server.reload)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     threading.Thread(target=_watch_parent, args=(loop, server), daemon=True).start()
@@ -187,8 +197,9 @@ async def _load(server: PlainServer, on_ready: Callable[[], None]) -> bool:
     """Load the models; False, and the server is stopped, where one cannot be."""
     try:
         await server.service.start()
-    except (SecondpassError, ValueError) as error:
-        log.error("cannot start: %s", error)
+    except Exception as error:  # whatever it is: without models the server would say "starting" for ever
+        is_said = isinstance(error, SecondpassError | ValueError | OSError)
+        log.error("cannot start: %s", error, exc_info=not is_said)
         server.stop()
         return False
     gc.collect()
@@ -286,12 +297,18 @@ class Workers:
         """Have all workers read the keys anew; those that come later get what was read now."""
         with suppress(SettingsError):  # which the workers log
             self.keys = read_keys(self.settings, os.environ.get(PREFIX + "API_KEYS"))
-        for worker in self.running:
-            if worker.process.pid is not None and worker.process.is_alive():
-                os.kill(worker.process.pid, signal.SIGHUP)
+        self._tell(signal.SIGHUP)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Told twice, the workers end at once."""
+        if self.is_stopping:
+            self._tell(AT_ONCE)
         self.is_stopping = True
+
+    def _tell(self, number: int) -> None:
+        for worker in self.running:
+            if worker.process.pid is not None and worker.process.is_alive():
+                os.kill(worker.process.pid, number)
 
     def _ended(self, workers: Sequence[_Worker], code: int) -> int:
         """Stop all; those that are still there after the grace period are killed."""
