@@ -269,6 +269,7 @@ def test_an_allowed_origin_may_call(guarded: str) -> None:
     asked = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     before = httpx.options(f"{guarded}/v1/rerank", headers=asked)
     assert before.status_code == 204
+    assert "content-length" not in before.headers
     assert before.headers["access-control-allow-headers"] == "authorization"
     answer = httpx.post(f"{guarded}/v1/rerank", json=BODY, headers={**origin, "Authorization": "Bearer key-one"})
     assert answer.headers["access-control-allow-origin"] == "https://app.example"

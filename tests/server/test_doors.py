@@ -215,6 +215,18 @@ def test_an_answer_that_comes_before_the_body_is_whole_leaves_the_connection_alo
             assert (answer.status, answer.read()[:6]) == (401, b'{"id":')
 
 
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_client_that_reads_once_it_has_sent_all_is_told_why_it_was_refused(url: str, is_chunked: bool) -> None:
+    parts = urlsplit(url)
+    for _ in range(5):
+        with closing(http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=30)) as connection:
+            body = (b"x" * 65_536 for _ in range(200)) if is_chunked else b"x" * 13_000_000
+            connection.request("POST", "/v1/rerank", body, {"X-API-Key": KEY}, encode_chunked=is_chunked)
+            answer = connection.getresponse()
+            assert answer.status == 413
+            assert b"larger than 8388608 bytes" in answer.read()
+
+
 OFFER = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk")
 
 

@@ -63,6 +63,12 @@ def test_where_indexes_are_is_said_by_the_variable_of_the_index_commands(tmp_pat
     assert load_settings({}, {"SECONDPASS_INDEXES": ""}, file).index_folder == "a"
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text("port = 1111", "utf-8-sig")
+    assert load_settings({}, {}, file).port == 1111
+
+
 def test_the_environment_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "serve.toml").write_text("port = 1111")
     assert load_settings({}, {"SECONDPASS_CONFIG": str(tmp_path / "serve.toml"), "HOME": "/"}).port == 1111
@@ -143,6 +149,7 @@ def test_links_of_a_kubernetes_service_are_no_settings() -> None:
         ({"SECONDPASS_LOG_FORMAT": "xml"}, "log_format is 'xml'; give auto, json, text"),
         ({"SECONDPASS_TLS_KEY": "key.pem"}, "together"),
         ({"SECONDPASS_MODELS": "a=x,a=y"}, "a name twice"),
+        ({"SECONDPASS_MODELS": ""}, "models is empty; name one"),
         ({"SECONDPASS_ALIASES": "a=b"}, "aliases.a is 'b'; there are default"),
         ({"SECONDPASS_CALIBRATION": "a=b"}, "calibration is 'a=b'; give NAME=FILE, with NAME of default"),
         ({"SECONDPASS_CALIBRATION": "default="}, "calibration is 'default='"),

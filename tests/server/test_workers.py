@@ -282,6 +282,14 @@ def test_connections_that_do_not_move_are_closed(folder: Path) -> None:
         assert read_all(silent) == b""
         assert read_all(half_head) == b""
         assert read_all(half_body).startswith(b"HTTP/1.1 400")
+        endless = connect(url)
+        endless.sendall(b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % 10**12)
+        assert endless.recv(65536).startswith(b"HTTP/1.1 413")  # and what it still sends is taken for a while
+        with pytest.raises(OSError, match="reset|Broken pipe"):
+            for _ in range(1000):
+                endless.sendall(b"x" * 1000)
+                time.sleep(0.01)
+        endless.close()
         until(lambda: num_connections(found.pid, url) == 0)  # nothing of the slow reader's answer is kept
         assert httpx.post(f"{url}/v2/rerank", json=BODY).json()["model"] == "tiny"
         slow.close()

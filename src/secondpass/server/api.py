@@ -287,6 +287,8 @@ async def send_reply(send: Send, reply: Reply, request_id: str, *, closes: bool 
         "x-content-type-options": "nosniff",
         **{name.lower(): value for name, value in reply.headers.items()},
     }
+    if reply.status == 204:  # RFC 9110, 8.6
+        del headers["content-length"]
     if closes:
         headers["connection"] = "close"  # what is left of the body is not read
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

@@ -129,6 +129,8 @@ class Settings:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise SettingsError("tls_certificate and tls_key are given together or not at all")
         names = [model.name for model in self.models]
+        if not names and not self.allow_model_changes:
+            raise SettingsError("models is empty; name one, or set allow_model_changes to load one later")
         if len(set(names)) < len(names):
             raise SettingsError(f"models has a name twice: {', '.join(names)}")
         for alias, name in self.aliases.items():
@@ -229,7 +231,7 @@ def model_source(text: str) -> ModelSource:
 def _from_file(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
-            table = _read_toml(stream.read().decode())
+            table = _read_toml(stream.read().decode("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{file}: cannot be read as TOML: {error}") from error
     types = get_type_hints(Settings)

@@ -1,19 +1,44 @@
 """HTTP connections with an end: uvicorn's protocol, with limits of time, of heads, and of their number.
 
 uvicorn waits for heads and for readers without end, takes heads of any size, merges fields that come after a body
-into the headers, and loses the body of a request that offers another protocol.
+into the headers, loses the body of a request that offers another protocol, and closes connections while their
+clients send, who then never see what they were answered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD = 64 << 10  # bytes of a request line with all its fields
+
+
+class _Transport:
+    """A connection that is closed, while its client sends, by its own half first (RFC 9112, 9.6).
+
+    With what was sent unread the system resets a connection, and a client that reads after it has sent all gets that
+    in place of the answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport, finish: Callable[[], bool]) -> None:
+        self._transport, self._finish = transport, finish
+        self._is_ending = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        if self._is_ending or not self._finish():
+            self._transport.close()
+        self._is_ending = True
+
+    def is_closing(self) -> bool:
+        return self._is_ending or self._transport.is_closing()
 
 
 class TimedProtocol(HttpToolsProtocol):
@@ -36,7 +61,7 @@ class TimedProtocol(HttpToolsProtocol):
         self._is_offer = False  # the request that is read would go on in another protocol
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_Transport(transport, self._finish))  # type: ignore[arg-type]
         if len(self.connections) > self._max_connections:
             self._refuse(503, "Service Unavailable", "too many connections")
         else:
@@ -116,6 +141,8 @@ class TimedProtocol(HttpToolsProtocol):
         self._received, self._is_in_body = 0, False
         if not self._is_refused and not self._is_offer:
             super().on_message_complete()
+        if self.transport.is_closing():
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -131,6 +158,17 @@ class TimedProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+
+    def _finish(self) -> bool:
+        """Say that nothing more is sent, and take what still comes, as long as a head may; False where none does."""
+        if not self._is_in_body or self.transport.is_closing():
+            return False
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        if self._head is None:
+            self._await_head()
+        return True
 
     def _await_head(self) -> None:
         self._received = 0
