@@ -285,7 +285,7 @@ def test_connections_that_do_not_move_are_closed(folder: Path) -> None:
         endless = connect(url)
         endless.sendall(b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % 10**12)
         assert endless.recv(65536).startswith(b"HTTP/1.1 413")  # and what it still sends is taken for a while
-        with pytest.raises(OSError, match="reset|Broken pipe"):
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):
             for _ in range(1000):
                 endless.sendall(b"x" * 1000)
                 time.sleep(0.01)

@@ -128,6 +128,10 @@ class Settings:
             )
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise SettingsError("tls_certificate and tls_key are given together or not at all")
+        self._check_models()
+        networks(self.trusted_proxies)
+
+    def _check_models(self) -> None:
         names = [model.name for model in self.models]
         if not names and not self.allow_model_changes:
             raise SettingsError("models is empty; name one, or set allow_model_changes to load one later")
@@ -137,7 +141,6 @@ class Settings:
             if name not in names and not self.allow_model_changes:
                 raise SettingsError(f"aliases.{alias} is {name!r}; there are {', '.join(names)}")
         _calibrations(self.calibration, self.models)
-        networks(self.trusted_proxies)
 
     @property
     def is_loopback(self) -> bool:
