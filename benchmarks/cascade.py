@@ -1,8 +1,8 @@
 """What a cascade, a smaller depth and a deadline cost in quality, and what they save in time.
 
-    python benchmarks/cascade.py quality DATA/dev/nq-qed DATA/dev/cranfield --queries 50
-    python benchmarks/cascade.py time DATA/dev/nq-qed DATA/dev/cranfield --queries 8
-    python benchmarks/cascade.py time DATA/dev/nq-qed --queries 4 --large FOLDER
+    python benchmarks/cascade.py quality SETS/nq-qed SETS/cranfield --queries 50
+    python benchmarks/cascade.py time SETS/nq-qed SETS/cranfield --queries 8
+    python benchmarks/cascade.py time SETS/nq-qed --queries 4 --large FOLDER
 
 The embedded model reads all of BM25's first 100 at 256 tokens, or the cascade's first stage reads them at 64 tokens
 and only the first of its list at 256. `quality` is nDCG@10, with scores that are computed once and kept; `time` is

@@ -1,6 +1,6 @@
 """How well a ranking keeps its deadline, and what it is worth: `rank(budget_ms=...)` and the cascade on real data.
 
-    python benchmarks/deadline.py DATA/dev/nq-qed DATA/dev/medquad-dev --budgets 20 40 80 160
+    python benchmarks/deadline.py SETS/nq-qed SETS/medquad-dev --budgets 20 40 80 160
 
 For each budget: calls, the median and 99th percentile of the time taken over the budget, candidates scored, and
 nDCG@10 of the data sets' own BM25 candidates, in their order. With --large FOLDER also the cascade of the embedded

@@ -189,7 +189,7 @@ class Cognitive:
     Raises ValueError for figures that would let evidence outweigh relevance.
     """
 
-    now: float | datetime | str | None = None
+    now: float | date | str | None = None
     recency: float = 0.5
     frequency: float = 0.25
     confidence: float = 0.5
@@ -322,8 +322,12 @@ def signals_of(record: Mapping[str, Any]) -> Signals:
 
 
 def seconds_of(moment: float | date | str, name: str) -> float:
-    """A moment in seconds since 1970; one without a zone is in UTC, a day its beginning. Raises ValueError that says
-    `name`."""
+    """A moment in seconds since 1970; one without a zone is in UTC, a day its beginning.
+
+    Raises ValueError that says `name`.
+    """
+    if isinstance(moment, date) and not isinstance(moment, datetime):
+        moment = str(moment)
     if isinstance(moment, str):
         if _SECONDS.fullmatch(moment.strip()):
             return float(moment)
@@ -332,8 +336,6 @@ def seconds_of(moment: float | date | str, name: str) -> float:
         except ValueError as error:
             message = f"{name} is {_shown(moment)}; give seconds since 1970 or ISO 8601, as 2026-11-28"
             raise ValueError(message) from error
-    if isinstance(moment, date) and not isinstance(moment, datetime):
-        moment = datetime(moment.year, moment.month, moment.day)
     if isinstance(moment, datetime):
         return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
     if isinstance(moment, bool) or not isinstance(moment, int | float) or not abs(moment) <= MAX_SECONDS:
@@ -343,10 +345,7 @@ def seconds_of(moment: float | date | str, name: str) -> float:
 
 def end_of(moment: float | date | str, name: str) -> float:
     """As `seconds_of`; a day without a time means the end of it."""
-    if isinstance(moment, str):
-        is_day = _DAY.fullmatch(moment.strip()) is not None
-    else:
-        is_day = isinstance(moment, date) and not isinstance(moment, datetime)
+    is_day = _DAY.fullmatch(str(moment).strip())  # a datetime is written with its time
     return seconds_of(moment, name) + (DAY_S - 0.001 if is_day else 0.0)
 
 

@@ -15,6 +15,7 @@ MAX_NAME = 255  # characters of a path in a checkpoint
 MAX_HEADER = 4 << 20  # bytes; a shard of a thousand tensors has 0.1 MB
 INDEX = ".index.json"
 LENGTH = "sentence_bert_config.json"
+COLBERT = "artifact.metadata"  # of the colbert-ai library
 REPORT = "export.json"  # beside an exported graph
 ADAPTER = "adapter_config.json"
 # First come, first taken, in the order of transformers: a whole file before shards, safetensors before pickles.
@@ -38,7 +39,7 @@ SETTINGS = (
     "[0-9]*_*/config.json",
     "[0-9]*_*/model.safetensors",
     "[0-9]*_*/pytorch_model.bin",
-    "artifact.metadata",
+    COLBERT,
     "calibration.json",
     "colbert_linear.pt",
     "sparse_linear.pt",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secondpass.checkpoint.layout import LENGTH, inside
+from secondpass.checkpoint.layout import COLBERT, LENGTH, inside
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.json_file import read_json, read_json_list
 from secondpass.text.documents import clean
@@ -56,8 +56,8 @@ def read_settings(folder: Path) -> SentenceSettings:
 
     Raises UnknownModel for a module or a pooling that is not computed here, CheckpointError for unreadable files.
     """
-    if (folder / "artifact.metadata").is_file():
-        raise UnknownModel(f"{folder}: artifact.metadata makes it late interaction; open it with secondpass.ColBERT")
+    if (folder / COLBERT).is_file():
+        raise UnknownModel(f"{folder}: {COLBERT} makes it late interaction; open it with secondpass.ColBERT")
     modules = [module for module in _read_modules(folder) if module[0] != "Dropout"]
     unknown = [kind for kind, _ in modules if kind not in _MODULES]
     if unknown:

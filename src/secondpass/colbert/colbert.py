@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.layout import COLBERT
 from secondpass.checkpoint.sentence_transformers import dense_layers, dense_settings
 from secondpass.cognitive import Cognitive
 from secondpass.colbert.maxsim import maxsim, unit
@@ -59,8 +60,8 @@ class ColbertSettings:
     @classmethod
     def read(cls, folder: Path) -> ColbertSettings:
         """Raises UnknownModel for a folder of neither library."""
-        if (folder / "artifact.metadata").is_file():
-            return cls._of_colbert_ai(read_json(folder / "artifact.metadata"))
+        if (folder / COLBERT).is_file():
+            return cls._of_colbert_ai(read_json(folder / COLBERT))
         file = folder / "config_sentence_transformers.json"
         config = read_json(file) if file.is_file() else {}
         layers = dense_layers(folder) if "query_length" in config else []

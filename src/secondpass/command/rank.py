@@ -152,7 +152,9 @@ def _remark(ranking: Ranking, info: Info, showing: Showing, *, is_chunked: bool)
         cut = f"{usage.truncated} of {usage.rows} passages {verb} cut at {info.max_length} tokens"
         sys.stderr.write(f"{cut}; --long chunk reads them whole\n")
     if usage.unscored:
-        why = "there is nothing to read" if showing.budget_ms is None else "the time was over"
+        why = "there is nothing to read"
+        if showing.budget_ms is not None:
+            why = f"the time was over, or {why}"
         sys.stderr.write(f"unscored, and so last: {usage.unscored} of the passages; {why}\n")
     if showing.explain:
         sys.stderr.write(output.usage_line(ranking, info) + "\n")

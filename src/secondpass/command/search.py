@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from secondpass.types import Hit, Ranking
 
 BAR_WIDTH = 10
-RerankerName = Annotated[str, option(metavar="MODEL", help="The reranker.")]
 MAX_LINES = 4  # of a chunk on a terminal
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+RerankerName = Annotated[str, option(metavar="MODEL", help="The reranker.")]
 
 
 @dataclass(frozen=True, kw_only=True)

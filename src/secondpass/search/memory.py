@@ -92,10 +92,10 @@ class Memory(Closing):
         as_of: what held, or will hold, at a moment, by relevance alone. Reading changes nothing: say with `use` what
         was of use.
         """
-        settings = Cognitive.of(cognitive)
+        settings, asked_at = Cognitive.of(cognitive), _seconds(now)
         if settings is not None and settings.now is None:
-            settings = replace(settings, now=_seconds(now))
-        only = Filter(fields={"namespace": self.namespace}, until=_seconds(now))
+            settings = replace(settings, now=asked_at)
+        only = Filter(fields={"namespace": self.namespace}, until=asked_at)
         if as_of is not None:
             moment, settings = seconds_of(as_of, "as_of"), None
             only = replace(only, until=moment, held_at=moment, has_superseded=True)

@@ -75,7 +75,7 @@ class Question:
     explain: bool = False
 
     def __post_init__(self) -> None:
-        clean_query(self.text)
+        clean_query(self.text)  # raises for what is no text
         for name, value in (("top_n", self.top_n), ("depth", self.depth), ("candidates", self.candidates)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; give 1 or more")

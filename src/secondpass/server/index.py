@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 from starlette.requests import Request
@@ -87,7 +87,6 @@ class FeedbackBody(QuestionBody):
     kind: str
 
 
-R = TypeVar("R", bound=IndexBody)
 BODIES: Mapping[str, type[IndexBody]] = {
     "search": SearchBody,
     "get": GetBody,
@@ -115,10 +114,10 @@ class ServedIndex:
 
     def routes(self, api: HttpApi) -> list[Route]:
         return [
-            self._route(api, "search", SearchBody, self._search),
-            self._route(api, "get", GetBody, self._get),
-            self._route(api, "update", UpdateBody, self._update),
-            self._route(api, "feedback", FeedbackBody, self._feedback),
+            self._route(api, "search", self._search),
+            self._route(api, "get", self._get),
+            self._route(api, "update", self._update),
+            self._route(api, "feedback", self._feedback),
         ]
 
     def start(self) -> None:
@@ -130,7 +129,8 @@ class ServedIndex:
         for threads in (self._threads, self._updating):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _route(self, api: HttpApi, name: str, model: type[R], work: Callable[[R], Any]) -> Route:
+    def _route(self, api: HttpApi, name: str, work: Callable[[Any], Any]) -> Route:
+        model = BODIES[name]
         threads = self._updating if model is UpdateBody else self._threads
 
         async def answered(request: Request) -> Response:

@@ -129,7 +129,7 @@ def _operations(routes: Sequence[tuple[Dialect, Route]]) -> dict[str, Any]:
         }
         requests = [route.request_model for _, route in mine if route.request_model is not None]
         if requests:
-            operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _any(requests)}}}
+            operation["requestBody"] = _body(_any(requests))
         found[method.lower()] = operation
     return found
 
@@ -146,23 +146,20 @@ def _any(models: Sequence[type[BaseModel]]) -> dict[str, Any]:
     return refs[0] if len(refs) == 1 else {"anyOf": refs}
 
 
+def _body(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def _done(media_type: str = "application/json") -> dict[str, Any]:
+    return {"description": "Done.", "content": {media_type: {}}}
+
+
 def _own(words: str, media_type: str) -> dict[str, Any]:
-    return {
-        "get": {
-            "summary": words,
-            "responses": {"200": {"description": "Done.", "content": {media_type: {}}}, **REFUSED},
-        }
-    }
+    return {"get": {"summary": words, "responses": {"200": _done(media_type), **REFUSED}}}
 
 
-def _posted(words: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "post": {
-            "summary": words,
-            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-            "responses": {"200": {"description": "Done.", "content": {"application/json": {}}}, **REFUSED},
-        }
-    }
+def _posted(words: str, schema: Mapping[str, Any], status: str = "200") -> dict[str, Any]:
+    return {"post": {"summary": words, "requestBody": _body(schema), "responses": {status: _done(), **REFUSED}}}
 
 
 def _admin() -> dict[str, Any]:
@@ -171,15 +168,11 @@ def _admin() -> dict[str, Any]:
         "required": ["name", "path"],
         "properties": {name: {"type": "string"} for name in ("name", "path", "kind", "revision", "engine", "dtype")},
     }
-    body = {"required": True, "content": {"application/json": {"schema": source}}}
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    done = {"description": "Done.", "content": {"application/json": {}}}
     return {
-        "/admin/models": {
-            "post": {"summary": "Load a model.", "requestBody": body, "responses": {"201": done, **REFUSED}}
-        },
+        "/admin/models": _posted("Load a model.", source, "201"),
         "/admin/models/{name}": {
-            "delete": {"summary": "Unload a model.", "parameters": [name], "responses": {"200": done, **REFUSED}}
+            "delete": {"summary": "Unload a model.", "parameters": [name], "responses": {"200": _done(), **REFUSED}}
         },
     }
 

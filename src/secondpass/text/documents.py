@@ -15,8 +15,8 @@ def as_documents(documents: Iterable[DocumentLike], rank_fields: Sequence[str] |
     A mapping needs a "text" where no rank_fields are given; a Document has one, which may be empty.
     """
     if hasattr(documents, "columns"):  # of tables what is iterated is their columns
-        kind = type(documents).__name__
-        raise TypeError(f"documents is a {kind}; give a list, as table['text'].tolist() or table.to_dict('records')")
+        advice = "give a list, as table['text'].tolist() or table.to_dict('records')"
+        raise TypeError(f"documents is {_kind(documents)}; {advice}")
     if isinstance(documents, str | bytes | Mapping | Document) or not isinstance(documents, Iterable):
         raise TypeError(f"documents is {_kind(documents)}; give a list of documents, [document] for one")
     return [as_document(document, index, rank_fields) for index, document in enumerate(documents)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.layout import COLBERT
 from secondpass.checkpoint.save import save_model
 from secondpass.errors import CheckpointError
 from secondpass.json_file import read_json
@@ -26,7 +27,6 @@ from secondpass.training.settings import LateInteractionSettings, TrainingSettin
 from secondpass.training.vector_losses import ColbertLoss
 from secondpass.types import Row
 
-METADATA = "artifact.metadata"
 DOCUMENT_LENGTH = 180  # of ColBERT v2
 MARKERS = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]"}
 # What colbert-ai wants to find in its file, where a base has none.
@@ -46,7 +46,7 @@ def open_late_interaction(
     """A ColBERT as it is, or a plain encoder with a new projection. Raises as `open_embedding` does."""
     assert settings.colbert is not None
     checkpoint = open_checkpoint(model)
-    file = checkpoint.folder / METADATA
+    file = checkpoint.folder / COLBERT
     metadata = read_json(file) if file.is_file() else None
     width = settings.colbert.token_width if metadata is None else int(metadata.get("dim", 128))
     trainable = open_encoder(checkpoint, settings, device, dtype, pooling="cls", token_width=width)
@@ -139,7 +139,7 @@ class ColbertReading:
             config={**trainable.config, "architectures": ["HF_ColBERT"]},
             tensors=tensors,
             base=trainable.checkpoint.folder,
-            texts={**texts, METADATA: json.dumps(self._metadata, indent=2) + "\n"},
+            texts={**texts, COLBERT: json.dumps(self._metadata, indent=2) + "\n"},
         )
 
     def _token(self, *names: str) -> int:
