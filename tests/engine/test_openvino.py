@@ -20,6 +20,7 @@ from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.checkpoint.export.export import export
 from secondpass.engine import openvino as compiled
 from secondpass.engine.compiled import MAX_FILES
+from secondpass.engine.cpu.threads import Processor
 from secondpass.errors import CheckpointError
 from tests.checkpoints import tiny_bert
 from tests.goldens import SHARED
@@ -169,11 +170,16 @@ def test_streams_do_not_change_scores(
 
 @pytest.mark.slow
 def test_a_chosen_number_of_threads_counts(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With AMX and in bfloat16 each has a stream of its own, else two share one."""
     monkeypatch.setattr(compiled, "num_cores", lambda: 2)
-    for chosen, threads, rounded in (("1", 1, 1), ("64", 2, 2), ("two", 2, 2)):
-        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
-        for dtype, streams in (("float32", 1), ("bfloat16", rounded)):
-            assert f"{streams} at a time on {threads} threads" in Reranker(folders[1], dtype=dtype).info().reason
+    for feature, streams_of_two in (("amx_bf16", {"float32": 1, "bfloat16": 2}), ("avx512_bf16", {"bfloat16": 1})):
+        processor = Processor(architecture="x86_64", features=frozenset({feature}))
+        monkeypatch.setattr(compiled, "processor_of_kernel", lambda processor=processor: processor)
+        for dtype, streams in streams_of_two.items():
+            for chosen, threads in (("1", 1), ("64", 2), ("two", 2)):
+                monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+                expected = f"{min(streams, threads)} at a time on {threads} threads"
+                assert expected in Reranker(folders[1], dtype=dtype).info().reason
 
 
 @pytest.mark.slow

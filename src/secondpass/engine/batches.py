@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -108,15 +109,16 @@ def fitting(free: int, usual: int, *, width: int, mlp_width: int, itemsize: int)
 
 
 def in_batches(
-    lengths: Sequence[int], budget: Budget, forward: Callable[[list[int]], T]
+    lengths: Sequence[int], budget: Budget, forward: Callable[[list[int]], T], *, most: int = sys.maxsize
 ) -> Iterator[tuple[list[int], T]]:
     """What `forward` makes of each batch of indices into `lengths`; batches that do not fit in memory are halved.
 
+    Where the budget allows more than `most` tokens, a batch has no more than those, but for a longer row.
     Raises OutOfMemory where a single row does not fit, or no kernel, which are smaller than any batch, and leaves the
     budget as it was.
     """
     before = budget.tokens
-    left = deque(plan(lengths, token_budget=budget.tokens))
+    left = deque(plan(lengths, token_budget=min(budget.tokens, most)))
     while left:
         batch = left[0]
         try:
@@ -132,7 +134,7 @@ def in_batches(
         budget.halve(sum(lengths[i] for i in batch))  # here, where the error and what it held are gone
         _free()
         positions = [i for each in left for i in each]
-        again = plan([lengths[i] for i in positions], token_budget=budget.tokens)
+        again = plan([lengths[i] for i in positions], token_budget=min(budget.tokens, most))
         left = deque([positions[i] for i in each] for each in again)
 
 

@@ -173,9 +173,10 @@ def _plan(core: Any, graph: Any, dtype: str, name: str) -> _Plan:
     exact = {_GROUP_SIZE: _NO_GROUPS} if dtype != "auto" else {}
     if sum(output.get_shape()[0] * output.get_shape()[1] for output in matrices) > MAX_UNPACKED_BYTES:
         return _Plan(dtype=floats, unpacks=False, settings=one | exact, reason=f"int8 weights, {floats} {why}")
-    # in float32 two threads divide an operator without waiting long: one candidate takes 43 ms and not 60, lists what
-    # they took (2 cores, AMD Zen 3)
-    num_streams = _num_threads() // (2 if floats == "float32" else 1)
+    # two threads divide an operator without waiting long: one candidate takes 43 ms and not 60 (AMD Zen 3, float32),
+    # or 20 and not 28 (Zen 4, bfloat16), 20 of them 278 and not 330, 100 up to 8 % more; with AMX it was not measured
+    divides = floats == "float32" or not processor_of_kernel().has_amx
+    num_streams = _num_threads() // (2 if divides else 1)
     # OpenVINO 2026.4 gives wrong scores where several streams share int8 matrices and compute in bfloat16
     several = settings | exact | {"NUM_STREAMS": str(min(max(num_streams, 1), MAX_STREAMS))}
     kind = "int8 weights, unpacked once" if matrices else "float weights"

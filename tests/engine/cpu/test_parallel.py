@@ -79,6 +79,16 @@ def test_streams_take_turns_at_every_row(budget: int) -> None:
     assert (threading.get_ident() in seen) is (budget == 64)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+@pytest.mark.parametrize("lengths", [[40] * 300, [1900, *[40] * 60], [3000, 200, 200]])
+def test_no_batch_has_more_tokens_than_a_product(lengths: list[int], num_threads: int) -> None:
+    """But for a longer row, whether it is run by one stream or by all threads."""
+    torch.set_num_threads(num_threads)
+    found = [batch for batch, _ in Streams(WIDTH).in_batches(lengths, Budget(16384), length_of(lengths))]
+    assert sorted(place for batch in found for place in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or sum(lengths[place] for place in batch) <= streams.MAX_TOKENS for batch in found)
+
+
 def test_each_stream_has_its_share_and_the_caller_all() -> None:
     def forward(batch: list[int]) -> tuple[int, bool]:
         return torch.get_num_threads(), torch.is_inference_mode_enabled()
