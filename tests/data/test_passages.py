@@ -15,6 +15,7 @@ import pytest
 
 from secondpass.data.passages import Passage, ReadOptions, read_passages
 from secondpass.errors import DataError, WrongUse
+from secondpass.training.data import data_files
 
 
 def read(*paths: Path | str, arguments: tuple[str, ...] = (), how: ReadOptions | None = None) -> list[Passage]:
@@ -93,6 +94,8 @@ def test_any_other_folder_is_read_in_order_without_hidden_files(tmp_path: Path) 
         (tmp_path / name).write_text(f'"{name}"')
     os.symlink("x" * 300, tmp_path / "nowhere.txt")  # no system has such a name, and says so with an error of its own
     assert [source for _, source in found(tmp_path)] == ["a.jsonl:1", "b.txt:1", "a.md:1"]
+    os.symlink("x" * 300, tmp_path / "nowhere.jsonl")
+    assert data_files(tmp_path) == [tmp_path / "a.jsonl"]  # of training, too
 
 
 @pytest.mark.parametrize(

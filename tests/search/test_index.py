@@ -160,8 +160,8 @@ def test_a_disk_that_is_unplugged_takes_nothing_with_it(
     assert index.get(hit.index).accessed != ()
     scandir = os.scandir
 
-    def closed(folder: Path) -> Any:
-        if folder.name == "locked":
+    def closed(folder: str | Path) -> Any:
+        if Path(folder).name == "locked":
             raise PermissionError(13, "Permission denied")
         return scandir(folder)
 

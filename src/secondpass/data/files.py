@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -59,6 +60,12 @@ class Piped:
 def suffix(file: Path | Piped) -> str:
     """The suffix without regard to .gz: .jsonl of corpus.jsonl.gz."""
     return Path(str(file).lower().removesuffix(".gz")).suffix
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files of a folder and of the folders in it, in order of their paths. Links into nowhere are left out."""
+    found = (Path(inner) / name for inner, _, names in os.walk(folder) for name in names)
+    return sorted(file for file in found if os.path.isfile(file))  # Path.is_file raises for some links
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from secondpass.data.files import (
     Piped,
     Source,
     csv_rows,
+    files_below,
     json_values,
     kind_of,
     parsed,
@@ -123,9 +123,7 @@ def _files_of(path: str, inputs: PassageInputs) -> list[Path | Piped]:
     for name in ("corpus.jsonl", "corpus.jsonl.gz"):
         if (file / name).is_file():
             return [file / name]
-    # Path.is_file raises for some links, such as one into a folder that may not be looked into.
-    files = (found for found in file.rglob("*") if os.path.isfile(found))
-    every = sorted(found for found in files if not _is_hidden(found.relative_to(file)))
+    every = [found for found in files_below(file) if not _is_hidden(found.relative_to(file))]
     readable: list[Path | Piped] = [found for found in every if suffix(found) in FOLDER_SUFFIXES]
     if not readable:
         raise DataError(f"{file}: holds no corpus.jsonl and no {', '.join(FOLDER_SUFFIXES)} file")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from secondpass.atomic import whole_file, write_text
 from secondpass.checkpoint.checkpoint import MULTILINGUAL, has_multilingual, open_checkpoint
-from secondpass.data.files import kind_of, records
+from secondpass.data.files import files_below, kind_of, records
 from secondpass.data.pairs import PASSAGES
 from secondpass.errors import DataError, EngineError
 from secondpass.public import one_at_a_time, opened_once
@@ -113,7 +113,7 @@ def open_job(
         "inputs": [
             [str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns]
             for each in inputs
-            for file in (sorted(each.rglob("*")) if each.is_dir() else [each])
+            for file in (files_below(each) if each.is_dir() else [each])
             if file.is_file() and not file.resolve().is_relative_to(folder.resolve())  # what the job writes there
         ],
         **({"folders": dict(folders.choices)} if folders is not None else {}),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from secondpass.atomic import at_home, write_lines
-from secondpass.data.files import lines, parsed, suffix
+from secondpass.data.files import files_below, lines, parsed, suffix
 from secondpass.errors import DataError
 from secondpass.text.documents import clean_query
 
@@ -134,7 +134,7 @@ def data_files(path: Path) -> list[Path]:
         raise DataError(f"{path}: there is no such file or folder")
     if (path / "config.json").is_file():
         raise DataError(f"{path}: holds a model, no training data; give files or a folder of them")
-    files = sorted(file for file in path.rglob("*") if suffix(file) in SUFFIXES and file.is_file())
+    files = [file for file in files_below(path) if suffix(file) in SUFFIXES]
     if not files:
         raise DataError(f"{path}: holds no {', '.join(SUFFIXES)} file")
     return files

@@ -349,8 +349,8 @@ def _forget(connection: sqlite3.Connection, path: str) -> list[bytes]:
         connection.execute("delete from entities where chunk = ?", (id,))
         connection.execute(
             "update chunks set superseded_by = "
-            "coalesce(nullif((select superseded_by from chunks where id = ?1), ?1), id) where superseded_by = ?1",
-            (id,),
+            "coalesce(nullif((select superseded_by from chunks where id = :id), :id), id) where superseded_by = :id",
+            {"id": id},
         )
     connection.execute("delete from chunks where file = ?", row)
     connection.execute("delete from files where id = ?", row)

@@ -56,18 +56,18 @@ class SqliteReadings(GatheredReadings[sqlite3.Connection]):
         with self._database.transaction(has_new_content=False) as connection:
             if self._mark(connection) == mark:  # else another process changed it meanwhile
                 connection.executemany(
-                    "insert or ignore into readings(stage, digest, value) select ?1, ?2, ?3 "
-                    "where exists (select 1 from chunks where digest = ?2)",
-                    [(self.stage, digest, value) for digest, value in values.items()],
+                    "insert or ignore into readings(stage, digest, value) select :stage, :digest, :value "
+                    "where exists (select 1 from chunks where digest = :digest)",
+                    [{"stage": self.stage, "digest": digest, "value": value} for digest, value in values.items()],
                 )
 
     def forget(self, connection: sqlite3.Connection, digests: Iterable[bytes]) -> None:
         """Within a transaction that deletes chunks: forget the readings of texts that no chunk has any more."""
         if self._mark(connection) is not None:
             connection.executemany(
-                "delete from readings where stage = ?1 and digest = ?2 "
-                "and not exists (select 1 from chunks where digest = ?2)",
-                [(self.stage, digest) for digest in set(digests)],
+                "delete from readings where stage = :stage and digest = :digest "
+                "and not exists (select 1 from chunks where digest = :digest)",
+                [{"stage": self.stage, "digest": digest} for digest in set(digests)],
             )
 
     def trim(self, connection: sqlite3.Connection) -> None:
