@@ -112,11 +112,53 @@ def test_any_html_is_read(html: str) -> None:
         (b"\xef\xbb\xbfa\r\nb", "a\nb"),
         ("né".encode("utf-16"), "né"),
         ("重排序模型".encode("gb18030"), "重排序模型"),
+        ("会议室在三楼，钥匙在抽屉里。".encode("gb18030"), "会议室在三楼，钥匙在抽屉里。"),
+        ("會議室在三樓，鑰匙放在抽屜裡。".encode("big5"), "會議室在三樓，鑰匙放在抽屜裡。"),
+        ("会議室は三階です。".encode("cp932"), "会議室は三階です。"),
+        ("会議室は三階です。".encode("euc_jp"), "会議室は三階です。"),
+        ("회의실은 삼층에 있습니다.".encode("cp949"), "회의실은 삼층에 있습니다."),
+        ("Ключ лежит в ящике".encode("cp1251"), "Ключ лежит в ящике"),
+        ("Ключ лежит в ящике".encode("koi8-r"), "Ключ лежит в ящике"),
         ("café".encode("cp1252"), "café"),
+        ("Die Größe für Müller, Äußerung".encode("cp1252"), "Die Größe für Müller, Äußerung"),
+        ("L'été à Genève, déjà".encode("cp1252"), "L'été à Genève, déjà"),
+        ("né à Besançon ".encode() * 4 + b"\xff", "né à Besançon " * 4 + "\ufffd"),
     ],
 )
 def test_encodings(data: bytes, text: str) -> None:
     assert decoded(data, "f") == text
+
+
+def test_a_character_across_the_end_of_the_sample_tells_nothing() -> None:
+    text = "あ" + "いう、え。" * 5000
+    assert decoded(b"a" + text.encode("cp932"), "f") == "a" + text
+
+
+@pytest.mark.parametrize(
+    ("declared", "data", "text"),
+    [
+        ("iso-8859-2", "zażółć gęślą".encode("iso-8859-2"), "zażółć gęślą"),
+        ("iso-2022-jp", "会議室".encode("iso-2022-jp"), "会議室"),
+        ("shift_jis", "①会議室です。".encode("cp932"), "①会議室です。"),  # which Windows calls so
+        ("iso-8859-1", "“né”".encode("cp1252"), "“né”"),
+        ("iso-8859-1", "né".encode(), "né"),
+        ("utf-16", "né".encode(), "né"),
+        ("hex", b"6e", "6e"),
+        ("no-such", "né".encode(), "né"),
+        ("\0", "né".encode(), "né"),
+    ],
+)
+def test_an_encoding_that_is_declared_counts_where_it_can(declared: str, data: bytes, text: str) -> None:
+    assert decoded(data, "f", declared) == text
+
+
+def test_pages_and_mails_declare_their_encoding(tmp_path: Path) -> None:
+    html = (
+        "<html><head><meta http-equiv=Content-Type content='text/html; charset=windows-1250'></head><p>zażółć gęślą"
+    )
+    assert read(written(tmp_path, "a.html", html.encode("cp1250")))[0].text == "zażółć gęślą"
+    mail = b"Subject: m\r\nContent-Type: text/plain; charset=iso-2022-jp\r\n\r\n" + "会議室".encode("iso-2022-jp")
+    assert read(written(tmp_path, "a.eml", mail))[0].text.strip() == "会議室"
 
 
 def test_binaries_and_broken_files_are_refused(tmp_path: Path) -> None:

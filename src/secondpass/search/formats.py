@@ -104,7 +104,8 @@ def _message(message: Message) -> Page:
     assert isinstance(message, EmailMessage)
     part = message.get_body(("plain", "html"))
     data = part.get_payload(decode=True) if part is not None else b""
-    text = decoded(data if isinstance(data, bytes) else b"", "the message")
+    declared = part.get_content_charset("") if part is not None else ""
+    text = decoded(data if isinstance(data, bytes) else b"", "the message", declared)
     if part is not None and part.get_content_type() == "text/html":
         text = html_page(text).text
     heads = {name: str(message.get(name) or "") for name in ("from", "to")}
