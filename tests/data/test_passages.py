@@ -188,6 +188,25 @@ def test_a_table_has_the_names_of_its_first_row(tmp_path: Path) -> None:
     assert read(tmp_path / "b.csv", how=ReadOptions(fields=("id",)))[0].document["id"] == "7"
 
 
+def test_a_tab_separated_table_is_read_by_its_names(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("name, given\tprice\nTaps, old\t7\n\nPipes\t8\n")
+    one, two = read(tmp_path / "a.tsv")
+    assert (one.document.text, one.source[-5:]) == ("name, given: Taps, old\nprice: 7", "tsv:2")
+    assert (two.document["price"], two.source[-5:]) == ("8", "tsv:4")
+    (tmp_path / "b.tsv").write_text("编号\ttext\n7\tonly this\n")
+    assert found(tmp_path / "b.tsv") == [("only this", "b.tsv:2")]
+    assert [name for _, name in found(tmp_path)] == ["a.tsv:2", "a.tsv:4", "b.tsv:2"]
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["7\tThe tap drips", "q1\twhich tap", "faq\tDoes it drip?", "a\ta", "one column", "a\t", "a\t" + "b" * 40],
+)
+def test_a_tab_separated_table_without_names_is_lines(tmp_path: Path, first: str) -> None:
+    (tmp_path / "a.tsv").write_text(f"{first}\n8\tPipes\n")
+    assert [text for text, _ in found(tmp_path / "a.tsv")] == [first.strip(), "8\tPipes"]
+
+
 def test_a_table_may_hold_long_texts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"id,text\n7,{'taps ' * 40_000}\n")
     assert len(read(tmp_path / "a.csv")[0].document.text) == 200_000

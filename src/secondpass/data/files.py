@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ _BEGINNING = 8192  # bytes that are looked at before a file is read
 # A gzip file may unpack to so many bytes, or to so many times its own size: text shrinks to a third, logs to a tenth.
 FREE_BYTES, MAX_RATIO = 16 << 20, 32
 MAX_LINE = 50_000_000  # bytes
+MAX_NAME = 32  # characters of a column's name
+_NO_NAME = re.compile(r"\d|[.?!。？！]$")
 _KINDS = {"NoneType": "null", "dict": "an object", "list": "a list", "str": "a string", "bool": "true or false"}
 
 
@@ -196,11 +199,18 @@ def json_values(text: str, name: str) -> Iterator[tuple[Source, Any]]:
         yield from json_lines(rows)
 
 
-def csv_rows(text: str, name: str) -> Iterator[tuple[Source, Mapping[str, str]]]:
-    """The rows of a table under the names of its first row; a comma, semicolon or tab parts them."""
+def has_names(table: str) -> bool:
+    """Whether the first row of a tab-separated table names its columns: in short, without figures, each once."""
+    names = [cell.strip() for cell in table.partition("\n")[0].split("\t")]
+    are_names = all(0 < len(name) <= MAX_NAME and not _NO_NAME.search(name) for name in names)
+    return are_names and 1 < len(names) == len(set(names))
+
+
+def csv_rows(text: str, name: str, delimiters: str = ",;\t") -> Iterator[tuple[Source, Mapping[str, str]]]:
+    """The rows of a table under the names of its first row; one of the delimiters parts them."""
     first = text.partition("\n")[0]
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # of the process; 131,072 characters are no long text
-    rows = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
+    rows = csv.reader(io.StringIO(text), delimiter=max(delimiters, key=first.count))
     names: list[str] = []
     number = 1
     try:

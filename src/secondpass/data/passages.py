@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from secondpass.data.files import (
     Piped,
     Source,
     csv_rows,
+    has_names,
     json_values,
     kind_of,
     parsed,
@@ -51,7 +53,12 @@ PAGES: Mapping[str, Callable[[str], Iterable[Section]]] = {
     ".html": _of_html,
     ".htm": _of_html,
 }
-RECORDS: Mapping[str, Callable[[str, str], Iterator[tuple[Source, Any]]]] = {".json": json_values, ".csv": csv_rows}
+RECORDS: Mapping[str, Callable[[str, str], Iterator[tuple[Source, Any]]]] = {
+    ".json": json_values,
+    ".csv": csv_rows,
+    ".tsv": partial(csv_rows, delimiters="\t"),
+}
+TABLES = (".csv", ".tsv")
 NO_FIELDS: Mapping[str, Any] = {}  # one for all, since there may be many
 TextReader = Callable[[Mapping[str, Any], Source], str]
 STREAMED = (".jsonl", ".ndjson", ".parquet")
@@ -155,7 +162,9 @@ def _read(file: Path | Piped, options: ReadOptions) -> Iterable[Passage]:
     if kind in STREAMED:
         return _of_records(values(file), _text_reader(file, kind), options)
     text = read_text(file)
-    if kind not in (*RECORDS, *PAGES, ".txt"):
+    if kind == ".tsv" and not has_names(text):
+        kind = ".txt"  # as MS MARCO has them
+    elif kind not in (*RECORDS, *PAGES, ".txt"):
         kind = _sniffed(text)
     if kind in RECORDS:
         return _of_records(RECORDS[kind](text, str(file)), _text_reader(file, kind), options)
@@ -220,7 +229,7 @@ def _text_reader(file: Path | Piped, kind: str) -> TextReader:
     """What reads the text of a record: of a BEIR corpus title and text, as its benchmarks do."""
     if Path(str(file)).name.startswith("corpus.jsonl"):
         return titled_text
-    return _text_of_row if kind == ".csv" else _text_of
+    return _text_of_row if kind in TABLES else _text_of
 
 
 def _text_of(record: Mapping[str, Any], source: Source) -> str:
