@@ -31,7 +31,8 @@ from secondpass.types import Hit, Ranking
 INSTRUCTIONS = (
     "Local search and memory. `search` finds passages in the user's own files; `get` shows one with what stands "
     "around it; `rerank` orders passages of any source by how well they answer a question; `remember` and `recall` "
-    "keep and find facts across conversations. Ask in whole questions. A probability below 0.2 means: not an answer."
+    "keep and find facts across conversations. Ask in whole questions. The best comes first; a right answer may have "
+    "a low probability, below 0.1 where it shares few words with the question or is not in English: read it first."
 )
 MAX_DOCUMENTS = 200
 _READING = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
