@@ -174,6 +174,24 @@ def test_errors_tell_the_model_what_to_do(tmp_path: Path) -> None:
     talk(make_server(Tools(folder=str(tmp_path))), conversation)
 
 
+def test_what_the_model_cannot_read_is_said_and_is_not_reranked(tmp_path: Path) -> None:
+    (tmp_path / "keys.md").write_text("钥匙在抽屉里。\n")
+
+    async def conversation(client: Any) -> None:
+        asked = {"query": "钥匙在哪里"}
+        found = (await client.call_tool("search", asked)).structured_content
+        assert [each["probability"] for each in found["passages"]] == [0.0]
+        await client.call_tool("remember", {"text": "钥匙在抽屉里"})
+        recalled = (await client.call_tool("recall", asked)).structured_content
+        ranked = (await client.call_tool("rerank", {**asked, "documents": ["钥匙在抽屉里"]})).structured_content
+        for answer in (found, recalled, ranked):
+            assert "cannot read Chinese" in answer["warnings"][0]
+
+    with Index(folder=tmp_path / "data", embedder="none", create=True) as index:
+        index.add(tmp_path / "keys.md")
+    talk(make_server(Tools(folder=str(tmp_path / "data"), reranker=Reranker("default"))), conversation)
+
+
 class Cancelled(Reranker):
     """Has the call that it works for cancelled after its first batch, and goes on when the server knows."""
 

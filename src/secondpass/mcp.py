@@ -41,6 +41,12 @@ _DELETING = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempot
 Result = TypeVar("Result")
 
 
+class Answer(BaseModel):
+    """What there is to know before it is used, as that the model cannot read the question."""
+
+    warnings: list[str] = []
+
+
 class FoundPassage(BaseModel):
     """What was found: text, where it stands, and how likely it answers (0 to 1)."""
 
@@ -53,7 +59,7 @@ class FoundPassage(BaseModel):
     text: str
 
 
-class Found(BaseModel):
+class Found(Answer):
     passages: list[FoundPassage]
 
 
@@ -75,7 +81,7 @@ class RankedPassage(BaseModel):
     text: str
 
 
-class Reranked(BaseModel):
+class Reranked(Answer):
     passages: list[RankedPassage]
 
 
@@ -86,7 +92,7 @@ class Fact(BaseModel):
     since: float | None
 
 
-class Facts(BaseModel):
+class Facts(Answer):
     facts: list[Fact]
 
 
@@ -109,7 +115,7 @@ class IndexState(BaseModel):
 
 @dataclass(frozen=True)
 class StoppableReranker:
-    """A StateReader that stops between batches once the call that waits for it was cancelled."""
+    """A StateReader and ScriptReader that stops between batches once the call that waits for it was cancelled."""
 
     reranker: Reranker
 
@@ -133,6 +139,9 @@ class StoppableReranker:
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         return self.reranker.score_pairs(pairs)
+
+    def unread(self, query: str) -> str | None:
+        return self.reranker.unread(query)
 
     @property
     def states_mark(self) -> str | None:
@@ -236,7 +245,7 @@ def _add_search(server: MCPServer[Any], tools: Tools) -> None:
         )
         if ctx is not None:
             await ctx.report_progress(1, 1)
-        return Found(passages=[_passage(hit) for hit in ranking])
+        return Found(passages=[_passage(hit) for hit in ranking], warnings=list(ranking.warnings))
 
     @server.tool(annotations=_READING)
     async def get(
@@ -267,7 +276,7 @@ def _add_rerank(server: MCPServer[Any], tools: Tools) -> None:
             RankedPassage(index=hit.index, probability=hit.probability, score=hit.score, text=hit.document.text)
             for hit in ranking
         ]
-        return Reranked(passages=found)
+        return Reranked(passages=found, warnings=list(ranking.warnings))
 
 
 def _add_memory(server: MCPServer[Any], tools: Tools) -> None:
@@ -338,7 +347,8 @@ def _facts(ranking: Ranking) -> Facts:
                 since=hit.document["created"],
             )
             for hit in ranking
-        ]
+        ],
+        warnings=list(ranking.warnings),
     )
 
 

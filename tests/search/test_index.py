@@ -490,3 +490,17 @@ def test_threads_that_ask_first_at_once_open_the_models_once(
 class ReadingAll(WordReranker):
     def unread(self, query: str) -> str | None:
         return None
+
+
+class ReadingNothing(WordReranker):
+    def unread(self, query: str) -> str | None:
+        return f"{query!r} cannot be read"
+
+
+def test_an_opened_reranker_that_cannot_read_the_question_is_not_asked(notes: Path, tmp_path: Path) -> None:
+    index = Index("notes", folder=tmp_path, embedder="none", reranker=ReadingNothing(), create=True)
+    index.add(notes)
+    found = index.search("prune roses")
+    assert found.warnings == ("'prune roses' cannot be read",)
+    assert found.texts == index.search("prune roses", rerank=False).texts
+    assert not any(hit.is_scored for hit in found)
