@@ -32,6 +32,16 @@ def test_markdown_is_cut_at_its_headings() -> None:
     assert [lines_of(text)(piece.start, piece.stop) for piece in pieces] == [(1, 3), (5, 11), (13, 16)]
 
 
+def test_a_heading_without_text_goes_with_the_first_below_it() -> None:
+    text = "# 指南\n\n安装\n----\n### Linux\n\nRun it.\n\n## Empty\n## More\n"
+    pieces = chunks(text, "markdown")
+    assert [(piece.trail, text[piece.start : piece.stop]) for piece in pieces] == [
+        (("指南", "安装", "Linux"), "# 指南\n\n安装\n----\n### Linux\n\nRun it."),
+        (("指南", "Empty"), "## Empty"),
+        (("指南", "More"), "## More"),
+    ]
+
+
 def test_code_is_cut_at_its_definitions_with_their_comments() -> None:
     body = "    x = 1\n" * 60
     text = f"import os\n\n# Adds.\ndef add(a):\n{body}\n\nclass Shop:\n    def sell(self):\n{body}"

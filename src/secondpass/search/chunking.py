@@ -90,19 +90,21 @@ def _plain(text: str) -> list[Piece]:
 
 
 def _markdown(text: str) -> list[Piece]:
-    """A piece for what stands under each heading; a heading without text goes with the next one."""
+    """A piece for what stands under each heading; one without text of its own goes with the first below it."""
     found: list[Piece] = []
     trail: dict[int, str] = {}
-    start, is_fenced, before = 0, "", (0, "")
+    start, after, is_fenced, before = 0, 0, "", (0, "")
     for at, line in _lines(text):
         mark = _FENCE.match(line)
         if mark:
             is_fenced = "" if is_fenced and mark[1].startswith(is_fenced) else is_fenced or mark[1]
         level, title, begin = (0, "", at) if is_fenced or mark else _heading(line, at, before)
         if level:
-            found.append(Piece(start, begin, _trail(trail)))
+            if level <= max(trail, default=level) or text[after:begin].strip():
+                found.append(Piece(start, begin, _trail(trail)))
+                start = begin
             trail = {n: name for n, name in trail.items() if n < level} | {level: title}
-            start = begin
+            after = at + len(line)
         before = (at, line)
     return [*found, Piece(start, len(text), _trail(trail))]
 
