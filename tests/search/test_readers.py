@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def test_markdown_has_its_front_matter_as_fields_and_keeps_its_lines(tmp_path: P
 
 def test_a_date_in_the_name_is_when_a_note_was_made(tmp_path: Path) -> None:
     assert read(written(tmp_path, "1970-01-03 walk.md", "went out"))[0].created == 2 * DAY_S
+    for name in ("会议1970年1月3日.txt", unicodedata.normalize("NFD", "회의 1970년 1월 3일.txt")):
+        assert read(written(tmp_path, name, "went out"))[0].created == 2 * DAY_S
     assert read(written(tmp_path, "part 1234-99-99.txt", "none"))[0].created is None
 
 
@@ -65,6 +68,8 @@ def test_a_date_in_the_name_is_when_a_note_was_made(tmp_path: Path) -> None:
         ("2024-01-15 10:00:00 +0800", 19737),
         ("2024/1/15", 19737),
         ("20240115", 19737),
+        ("2024年1月15日 10:00", 19737),
+        ("2024년 1월 15일", 19737),
         ("1705276800", 19737),
         ("1705276800000", 19737),
         ("2024", 19723),

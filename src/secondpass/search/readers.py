@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -21,6 +22,7 @@ from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page
 
 MAX_BYTES = 50_000_000  # of a file that is read whole
 _DATE_IN_NAME = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_.]?([01]\d)[-_.]?([0-3]\d)(?!\d)")
+_EAST_ASIAN_DAY = re.compile(r"(?<!\d)(\d{4})\s?[年년]\s?(\d\d?)\s?[月월]\s?(\d\d?)\s?[日일]")
 _DAY = re.compile(r"(\d{4})[-/.]?(\d\d?)[-/.]?(\d\d?)(?!\d)")  # where the time after it is no ISO 8601
 _CHARSET = re.compile(
     rb"<(?:meta|\?xml)\s[^>]*?(?:charset|encoding)\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE | re.ASCII
@@ -171,12 +173,13 @@ def _moment(value: object) -> float | None:
 def _written_moment(text: str) -> float | None:
     with suppress(ValueError):
         return seconds_of(text, "date")
-    found = _DAY.match(text)
+    found = _DAY.match(text) or _EAST_ASIAN_DAY.match(text)
     return None if found is None else _day(*map(int, found.groups()))
 
 
 def _date_in_name(file: Path) -> float | None:
-    found = _DATE_IN_NAME.search(file.name)
+    name = unicodedata.normalize("NFC", file.name)  # macOS takes Hangul apart
+    found = _DATE_IN_NAME.search(name) or _EAST_ASIAN_DAY.search(name)
     return None if found is None else _day(*map(int, found.groups()))
 
 
