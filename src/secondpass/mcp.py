@@ -39,12 +39,7 @@ _READING = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempote
 _WRITING = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _DELETING = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 Result = TypeVar("Result")
-
-
-class Answer(BaseModel):
-    """What there is to know before it is used, as that the model cannot read the question."""
-
-    warnings: list[str] = []
+Warned = Annotated[list[str], Field(description="What to know first, as that the model cannot read the question.")]
 
 
 class FoundPassage(BaseModel):
@@ -59,8 +54,9 @@ class FoundPassage(BaseModel):
     text: str
 
 
-class Found(Answer):
+class Found(BaseModel):
     passages: list[FoundPassage]
+    warnings: Warned = []
 
 
 class Shown(BaseModel):
@@ -81,8 +77,9 @@ class RankedPassage(BaseModel):
     text: str
 
 
-class Reranked(Answer):
+class Reranked(BaseModel):
     passages: list[RankedPassage]
+    warnings: Warned = []
 
 
 class Fact(BaseModel):
@@ -92,8 +89,9 @@ class Fact(BaseModel):
     since: float | None
 
 
-class Facts(Answer):
+class Facts(BaseModel):
     facts: list[Fact]
+    warnings: Warned = []
 
 
 class Remembered(BaseModel):
