@@ -266,6 +266,30 @@ def test_damaged_documents_are_refused_by_name(tmp_path: Path, data: bytes, suff
         read(written(tmp_path, f"a{suffix}", data))
 
 
+def pdf(*lines: str) -> bytes:
+    """A page with these lines."""
+    shown = "BT /F1 12 Tf 14 TL 72 720 Td " + " ".join(f"({line}) Tj T*" for line in lines) + " ET"
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
+        "/Resources << /Font << /F1 5 0 R >> >> >>",
+        f"<< /Length {len(shown)} >>\nstream\n{shown}\nendstream",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
+    ]
+    body = "".join(f"{number} 0 obj\n{each}\nendobj\n" for number, each in enumerate(objects, 1))
+    return f"%PDF-1.4\n{body}trailer << /Size 6 /Root 1 0 R >>\n%%EOF".encode("latin-1")
+
+
+@pytest.mark.slow
+def test_a_word_that_a_page_divides_is_whole(tmp_path: Path) -> None:
+    pytest.importorskip("pypdfium2")
+    (page,) = read(
+        written(tmp_path, "a.pdf", pdf("Das ist das Kranken-", "haus am Fluss und", "ein well-known Haus."))
+    )
+    assert page.text == "Das ist das Krankenhaus am Fluss und\nein well-known Haus."
+
+
 def test_a_document_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"took more than 0 s to read"):
         formats.read(written(tmp_path, "a.eml", b"x"), seconds=0.001)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email
 import mailbox
+import re
 import subprocess
 import sys
 import zipfile
@@ -25,6 +26,7 @@ from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page
 MAX_SECONDS = 60.0
 MAX_MEMORY = 2 << 30  # bytes of address space
 MAX_PAGES = 5000
+_DIVIDED = re.compile("[\x02\ufffe]")  # PDFium's, in place of a hyphen and the line end behind it
 _MISSING = 3  # the child's exit code when a package is not installed
 _CHILD = "from secondpass.search.formats import main; main()"
 
@@ -75,7 +77,8 @@ def _pdf(file: Path) -> Iterator[Page]:
         title = str(document.get_metadata_dict().get("Title") or "")
         for number in range(min(len(document), MAX_PAGES)):
             text = document[number].get_textpage().get_text_bounded()
-            yield Page(text=text.replace("\r\n", "\n"), title=title or file.stem, fields={"page": number + 1})
+            text = _DIVIDED.sub("", text.replace("\r\n", "\n"))
+            yield Page(text=text, title=title or file.stem, fields={"page": number + 1})
 
 
 def _docx(file: Path) -> Iterator[Page]:
