@@ -501,6 +501,6 @@ def test_an_opened_reranker_that_cannot_read_the_question_is_not_asked(notes: Pa
     index = Index("notes", folder=tmp_path, embedder="none", reranker=ReadingNothing(), create=True)
     index.add(notes)
     found = index.search("prune roses")
-    assert found.warnings == ("'prune roses' cannot be read",)
+    assert found.warnings == ("'prune roses' cannot be read; the order is that of the first stages",)
     assert found.texts == index.search("prune roses", rerank=False).texts
     assert not any(hit.is_scored for hit in found)

@@ -384,7 +384,7 @@ class Index(Closing):
         """What reads a question and its candidates together, and warnings; None where it cannot read the question."""
         reranker = self._named_reranker if isinstance(self._reranker, str) else self._reranker
         warning = reranker.unread(query) if isinstance(reranker, ScriptReader) else None
-        return (reranker, ()) if warning is None else (None, (warning,))
+        return (reranker, ()) if warning is None else (None, (f"{warning}; the order is that of the first stages",))
 
     @opened_once
     def _named_reranker(self) -> Reranker:
