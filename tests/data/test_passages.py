@@ -233,3 +233,21 @@ def test_one_bad_file_among_many_is_named_and_left_out(tmp_path: Path) -> None:
     assert len(inputs.problems) == 1 and inputs.left_out == [f"{tmp_path}: left out .pdf (1)"]
     with pytest.raises(DataError, match=r"nothing to read in .*b\.txt:1: byte 4 .*c\.pdf: is a PDF"):
         read(tmp_path / "b.txt", tmp_path / "c.pdf")
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def closed(folder: str) -> object:
+        if folder.endswith("locked"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.txt").write_text("one")
+    monkeypatch.setattr(os, "scandir", closed)
+    inputs = read_passages([str(tmp_path)], (), ReadOptions())
+    assert [passage.document.text for passage in inputs.passages] == ["one"]
+    assert inputs.problems == [f"{tmp_path / 'locked'}: cannot be looked into: Permission denied"]
+    with pytest.raises(DataError, match=r"holds no corpus\.jsonl .*locked: cannot be looked into: Permission denied"):
+        read(tmp_path / "locked")

@@ -130,12 +130,12 @@ def _files_of(path: str, inputs: PassageInputs) -> list[Path | Piped]:
     for name in ("corpus.jsonl", "corpus.jsonl.gz"):
         if (file / name).is_file():
             return [file / name]
-    # Path.is_file raises for some links, such as one into a folder that may not be looked into.
-    files = (found for found in file.rglob("*") if os.path.isfile(found))
-    every = sorted(found for found in files if not _is_hidden(found.relative_to(file)))
+    every, unread = _below(file)
+    inputs.problems.extend(unread)
     readable: list[Path | Piped] = [found for found in every if suffix(found) in FOLDER_SUFFIXES]
     if not readable:
-        raise DataError(f"{file}: holds no corpus.jsonl and no {', '.join(FOLDER_SUFFIXES)} file")
+        why = "".join(f"; {problem}" for problem in unread)
+        raise DataError(f"{file}: holds no corpus.jsonl and no {', '.join(FOLDER_SUFFIXES)} file{why}")
     others = Counter(suffix(found) or "no suffix" for found in every if suffix(found) not in FOLDER_SUFFIXES)
     if others:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in others.most_common())
@@ -143,8 +143,14 @@ def _files_of(path: str, inputs: PassageInputs) -> list[Path | Piped]:
     return readable
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _below(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files of a folder and of those in it, without what is hidden; what could not be looked into, and why."""
+    found, unread = list[Path](), list[OSError]()
+    for place, folders, names in os.walk(folder, onerror=unread.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        # Path.is_file raises for some links, such as one into a folder that may not be looked into.
+        found += [Path(place, n) for n in names if not n.startswith(".") and os.path.isfile(os.path.join(place, n))]
+    return sorted(found), [f"{each.filename}: cannot be looked into: {each.strerror}" for each in unread]
 
 
 def _near(file: Path) -> str:
