@@ -235,6 +235,12 @@ def test_email_with_its_subject_and_date(tmp_path: Path) -> None:
     assert [page.title for page in pages] == ["Café", "two"]
 
 
+def test_a_mail_whose_sender_hides_the_zone_is_dated_in_utc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Shanghai")
+    (page,) = read(written(tmp_path, "m.eml", b"Date: Fri, 02 Jan 1970 00:00:00 -0000\r\n\r\nmilk"))
+    assert page.created == DAY_S
+
+
 @pytest.mark.slow
 def test_a_docx_is_read_and_a_zip_bomb_is_not(tmp_path: Path) -> None:
     pytest.importorskip("mammoth")

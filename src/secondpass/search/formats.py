@@ -20,6 +20,7 @@ from email.utils import parsedate_to_datetime
 from io import BytesIO
 from pathlib import Path
 
+from secondpass.cognitive import seconds_of
 from secondpass.errors import DataError, MissingExtra
 from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page
 
@@ -113,7 +114,7 @@ def _message(message: Message) -> Page:
         text = html_page(text).text
     heads = {name: str(message.get(name) or "") for name in ("from", "to")}
     try:
-        created = parsedate_to_datetime(str(message.get("date"))).timestamp()
+        created = seconds_of(parsedate_to_datetime(str(message.get("date"))), "date")
     except (TypeError, ValueError):
         created = None
     return Page(text=text, title=str(message.get("subject") or ""), created=created, fields=heads)
