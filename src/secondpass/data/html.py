@@ -17,6 +17,7 @@ BLOCKS = frozenset(
 LISTS = ("ul", "ol")
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _ITEM = "\n- "
+_UNSEEN = re.compile("[\u00ad\u200b\u2060]")  # where a line may end, or may not: soft hyphens and the like
 READINGS = ("rt", "rp")  # over characters of Japanese; their ends may be left out
 UNREAD = ("script", "style", "template", "noscript", "title", "svg")
 
@@ -86,6 +87,7 @@ class _Reader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._unread or self._is_reading:
             return
+        data = _UNSEEN.sub("", data)
         if not self._line and data.strip():
             self._line = self.getpos()[0] + data.count("\n", 0, len(data) - len(data.lstrip()))
         self._pieces.append(data if self._is_pre else re.sub(r"\s+", " ", data))
