@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -157,6 +158,17 @@ def test_an_address_that_is_none_or_of_other_machines_is_refused(where: str, sai
     command = [sys.executable, "-m", "secondpass", "mcp", "--http", where]
     told = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (told.returncode, f"--http is {where!r}" in told.stderr, said in told.stderr) == (2, True, True)
+
+
+@pytest.mark.slow
+def test_an_address_that_is_taken_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "secondpass", "mcp", "--folder", str(tmp_path), "--http", where]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 1
+    assert told.stderr.startswith(f"secondpass: cannot listen on {where}: {os.strerror(errno.EADDRINUSE)}")
+    assert told.stderr.endswith("; give another port\n")
 
 
 def test_errors_tell_the_model_what_to_do(tmp_path: Path) -> None:
