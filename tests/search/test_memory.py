@@ -83,6 +83,20 @@ def test_two_that_remember_the_same_at_once_keep_it_once(tmp_path: Path) -> None
     assert ids[0] == ids[1]
 
 
+@pytest.mark.parametrize("reranker", [None, WordReranker()])
+def test_of_one_subject_the_newest_comes_first_also_where_nothing_reranks(
+    reranker: WordReranker | None, tmp_path: Path
+) -> None:
+    memory = Memory(folder=tmp_path, embedder="none", reranker=reranker)
+    memory.remember("The ssh port of the house is 2222", subject="port", now="2026-01-03")
+    memory.remember("The house has an ssh key", now="2026-01-02")
+    memory.remember("The ssh port is 2244 now", subject="port", now="2026-01-04")
+    memory.remember("The ssh port of the house is 2200", subject="port", now="2026-01-01")
+    found = texts(memory, "ssh port of the house")
+    assert found[0] == "The ssh port is 2244 now"
+    assert texts(memory, "ssh port of the house", cognitive={"has_subjects": False})[0] != found[0]
+
+
 def test_what_is_confirmed_comes_before_what_is_contradicted(memory: Memory) -> None:
     for city in ("paris", "oslo", "rome"):
         memory.remember(f"The capital where we meet is {city}", now="2026-01-01")
