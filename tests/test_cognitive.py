@@ -231,6 +231,11 @@ def test_terms_stay_within_one(candidates: list[tuple[float, Signals]]) -> None:
 # Rules
 
 
+@pytest.mark.parametrize(("value", "is_superseded"), [(None, False), (0, False), (1, True), (True, True)])
+def test_superseded_is_true_or_false(value: object, is_superseded: bool) -> None:
+    assert signals_of({"superseded": value}).is_superseded is is_superseded
+
+
 def test_superseded_records_come_after_all_others() -> None:
     signals = [Signals(is_superseded=True), Signals(), Signals()]
     weighed = weigh(Cognitive(), [9.0, -3.0, 1.0], signals, query="", now=NOW)
@@ -298,6 +303,8 @@ def test_fields_of_documents_become_signals() -> None:
         ({"confidence": "high"}, "confidence is 'high'"),
         ({"entities": "Paris"}, "entities is 'Paris'; give a list"),
         ({"importance": math.nan}, "importance is nan"),
+        ({"superseded": "false"}, "superseded is 'false'; give true or false"),
+        ({"superseded": [0]}, r"superseded is \[0\]; give true or false"),
         ({"importance": 10**350}, r"importance is 10{70,}\.\.\.; give a number"),
         ({"importance": 3}, "importance is 3.0; give 0..1"),
         ({"confidence": -0.1}, "confidence is -0.1; give 0..1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -159,6 +160,17 @@ def test_an_address_that_is_none_or_of_other_machines_is_refused(where: str, sai
     assert (told.returncode, f"--http is {where!r}" in told.stderr, said in told.stderr) == (2, True, True)
 
 
+@pytest.mark.slow
+def test_an_address_that_is_taken_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "secondpass", "mcp", "--folder", str(tmp_path), "--http", where]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 1
+    assert told.stderr.startswith(f"secondpass: cannot listen on {where}: {os.strerror(errno.EADDRINUSE)}")
+    assert told.stderr.endswith("; give another port\n")
+
+
 def test_errors_tell_the_model_what_to_do(tmp_path: Path) -> None:
     async def conversation(client: Any) -> None:
         for name, arguments, said in (
@@ -172,6 +184,24 @@ def test_errors_tell_the_model_what_to_do(tmp_path: Path) -> None:
             assert said in answer.content[0].text
 
     talk(make_server(Tools(folder=str(tmp_path))), conversation)
+
+
+def test_what_the_model_cannot_read_is_said_and_is_not_reranked(tmp_path: Path) -> None:
+    (tmp_path / "keys.md").write_text("钥匙在抽屉里。\n")
+
+    async def conversation(client: Any) -> None:
+        asked = {"query": "钥匙在哪里"}
+        found = (await client.call_tool("search", asked)).structured_content
+        assert [each["probability"] for each in found["passages"]] == [0.0]
+        await client.call_tool("remember", {"text": "钥匙在抽屉里"})
+        recalled = (await client.call_tool("recall", asked)).structured_content
+        ranked = (await client.call_tool("rerank", {**asked, "documents": ["钥匙在抽屉里"]})).structured_content
+        for answer in (found, recalled, ranked):
+            assert "cannot read Chinese" in answer["warnings"][0]
+
+    with Index(folder=tmp_path / "data", embedder="none", create=True) as index:
+        index.add(tmp_path / "keys.md")
+    talk(make_server(Tools(folder=str(tmp_path / "data"), reranker=Reranker("default"))), conversation)
 
 
 class Cancelled(Reranker):

@@ -316,7 +316,7 @@ def signals_of(record: Mapping[str, Any]) -> Signals:
         confidence=_confidence_in(record),
         entities=None if entities is None else frozenset(entities),
         importance=_number_in(record, "importance"),
-        is_superseded=bool(record.get("superseded")),
+        is_superseded=_is_true(record, "superseded"),
         subject=None if subject is None else str(subject),
     )
 
@@ -419,6 +419,14 @@ def _confidence_in(record: Mapping[str, Any]) -> float | None:
 def _number_in(record: Mapping[str, Any], name: str) -> float | None:
     value = record.get(name)
     return None if value is None else _number(value, name)
+
+
+def _is_true(record: Mapping[str, Any], name: str) -> bool:
+    """Databases have 0 and 1; a text, as "false", is none of both."""
+    value = record.get(name)
+    if isinstance(value, str) or value not in (None, False, True):
+        raise ValueError(f"{name} is {_shown(value)}; give true or false")
+    return bool(value)
 
 
 def _number(value: object, name: str) -> float:

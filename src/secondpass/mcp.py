@@ -31,13 +31,15 @@ from secondpass.types import Hit, Ranking
 INSTRUCTIONS = (
     "Local search and memory. `search` finds passages in the user's own files; `get` shows one with what stands "
     "around it; `rerank` orders passages of any source by how well they answer a question; `remember` and `recall` "
-    "keep and find facts across conversations. Ask in whole questions. A probability below 0.2 means: not an answer."
+    "keep and find facts across conversations. Ask in whole questions. The best comes first; a right answer may have "
+    "a low probability, below 0.1 where it shares few words with the question or is not in English: read it first."
 )
 MAX_DOCUMENTS = 200
 _READING = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _WRITING = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _DELETING = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 Result = TypeVar("Result")
+Warned = Annotated[list[str], Field(description="What to know first, as that the model cannot read the question.")]
 
 
 class FoundPassage(BaseModel):
@@ -54,6 +56,7 @@ class FoundPassage(BaseModel):
 
 class Found(BaseModel):
     passages: list[FoundPassage]
+    warnings: Warned = []
 
 
 class Shown(BaseModel):
@@ -76,6 +79,7 @@ class RankedPassage(BaseModel):
 
 class Reranked(BaseModel):
     passages: list[RankedPassage]
+    warnings: Warned = []
 
 
 class Fact(BaseModel):
@@ -87,6 +91,7 @@ class Fact(BaseModel):
 
 class Facts(BaseModel):
     facts: list[Fact]
+    warnings: Warned = []
 
 
 class Remembered(BaseModel):
@@ -108,7 +113,7 @@ class IndexState(BaseModel):
 
 @dataclass(frozen=True)
 class StoppableReranker:
-    """A StateReader that stops between batches once the call that waits for it was cancelled."""
+    """A StateReader and ScriptReader that stops between batches once the call that waits for it was cancelled."""
 
     reranker: Reranker
 
@@ -132,6 +137,9 @@ class StoppableReranker:
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         return self.reranker.score_pairs(pairs)
+
+    def unread(self, query: str) -> str | None:
+        return self.reranker.unread(query)
 
     @property
     def states_mark(self) -> str | None:
@@ -235,7 +243,7 @@ def _add_search(server: MCPServer[Any], tools: Tools) -> None:
         )
         if ctx is not None:
             await ctx.report_progress(1, 1)
-        return Found(passages=[_passage(hit) for hit in ranking])
+        return Found(passages=[_passage(hit) for hit in ranking], warnings=list(ranking.warnings))
 
     @server.tool(annotations=_READING)
     async def get(
@@ -266,7 +274,7 @@ def _add_rerank(server: MCPServer[Any], tools: Tools) -> None:
             RankedPassage(index=hit.index, probability=hit.probability, score=hit.score, text=hit.document.text)
             for hit in ranking
         ]
-        return Reranked(passages=found)
+        return Reranked(passages=found, warnings=list(ranking.warnings))
 
 
 def _add_memory(server: MCPServer[Any], tools: Tools) -> None:
@@ -337,7 +345,8 @@ def _facts(ranking: Ranking) -> Facts:
                 since=hit.document["created"],
             )
             for hit in ranking
-        ]
+        ],
+        warnings=list(ranking.warnings),
     )
 
 

@@ -39,3 +39,12 @@ def test_broken_markup_loses_no_text() -> None:
 def test_text_outside_of_everything_is_read() -> None:
     assert html.text("only <i>text</i>") == "only text"
     assert html.sections("<script>never closed") == []
+
+
+def test_readings_over_characters_part_no_word() -> None:
+    assert html.text("<p><ruby>重<rp>(</rp><rt>じゅう</rt><rp>)</rp>要<rt>よう</ruby>な点<p>次") == "重要な点\n次"
+    assert html.text("<ruby>重<rt>じゅう<p>次") == "重\n次"
+
+
+def test_where_a_line_may_end_is_not_seen() -> None:
+    assert html.text("<p>Kran&shy;ken<wbr>haus, exam\u200bple, a&NoBreak;b") == "Krankenhaus, example, ab"

@@ -89,7 +89,7 @@ def test_a_beir_folder_joins_title_and_text(tmp_path: Path) -> None:
 
 
 def test_any_other_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
-    for name in ("b.txt", "sub/a.md", "c.py", ".hidden/d.txt", "a.jsonl"):
+    for name in ("b.txt", "sub/a.md", "c.py", ".hidden/d.txt", "a.jsonl", ".b.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f'"{name}"')
     os.symlink("x" * 300, tmp_path / "nowhere.txt")  # no system has such a name, and says so with an error of its own
@@ -191,6 +191,25 @@ def test_a_table_has_the_names_of_its_first_row(tmp_path: Path) -> None:
     assert read(tmp_path / "b.csv", how=ReadOptions(fields=("id",)))[0].document["id"] == "7"
 
 
+def test_a_tab_separated_table_is_read_by_its_names(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("name, given\tprice\nTaps, old\t7\n\nPipes\t8\n")
+    one, two = read(tmp_path / "a.tsv")
+    assert (one.document.text, one.source[-5:]) == ("name, given: Taps, old\nprice: 7", "tsv:2")
+    assert (two.document["price"], two.source[-5:]) == ("8", "tsv:4")
+    (tmp_path / "b.tsv").write_text("编号\ttext\n7\tonly this\n")
+    assert found(tmp_path / "b.tsv") == [("only this", "b.tsv:2")]
+    assert [name for _, name in found(tmp_path)] == ["a.tsv:2", "a.tsv:4", "b.tsv:2"]
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["7\tThe tap drips", "q1\twhich tap", "faq\tDoes it drip?", "a\ta", "one column", "a\t", "a\t" + "b" * 40],
+)
+def test_a_tab_separated_table_without_names_is_lines(tmp_path: Path, first: str) -> None:
+    (tmp_path / "a.tsv").write_text(f"{first}\n8\tPipes\n")
+    assert [text for text, _ in found(tmp_path / "a.tsv")] == [first.strip(), "8\tPipes"]
+
+
 def test_a_table_may_hold_long_texts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"id,text\n7,{'taps ' * 40_000}\n")
     assert len(read(tmp_path / "a.csv")[0].document.text) == 200_000
@@ -217,3 +236,21 @@ def test_one_bad_file_among_many_is_named_and_left_out(tmp_path: Path) -> None:
     assert len(inputs.problems) == 1 and inputs.left_out == [f"{tmp_path}: left out .pdf (1)"]
     with pytest.raises(DataError, match=r"nothing to read in .*b\.txt:1: byte 4 .*c\.pdf: is a PDF"):
         read(tmp_path / "b.txt", tmp_path / "c.pdf")
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def closed(folder: str) -> object:
+        if folder.endswith("locked"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.txt").write_text("one")
+    monkeypatch.setattr(os, "scandir", closed)
+    inputs = read_passages([str(tmp_path)], (), ReadOptions())
+    assert [passage.document.text for passage in inputs.passages] == ["one"]
+    assert inputs.problems == [f"{tmp_path / 'locked'}: cannot be looked into: Permission denied"]
+    with pytest.raises(DataError, match=r"holds no corpus\.jsonl .*locked: cannot be looked into: Permission denied"):
+        read(tmp_path / "locked")

@@ -27,6 +27,7 @@ from secondpass.retrieval.words import _marked_words, terms, words
         ("किताब पढ़ो", ["किताब", "पढ़ो"]),
         ("كِتَابٌ أحمد", ["كتاب", "احمد"]),
         ("Ελλάδα Москва", ["ελλάδα", "москва"]),
+        ("Kranken\u00adhaus", ["krankenhaus"]),
         ("... —— 。", []),
         ("", []),
     ],
@@ -61,3 +62,27 @@ def test_texts_without_marks_are_read_as_those_with(text: str) -> None:
 )
 def test_terms_are_words_and_the_parts_of_names(text: str, parts: list[str]) -> None:
     assert terms(text) == words(text) + parts
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        ("Die Tür ist größer", "die tur ist grosser"),
+        ("cafe\u0301 crème, Łódź, smørrebrød, œuvre", "cafe creme lodz smorrebrod oeuvre"),
+        ("ILIK ılık İstanbul", "ilik ilik istanbul"),
+        ("tiếng Việt", "tieng viet"),
+        ("ΕΛΛΆΔΑ Ελλάδα", "ελλαδα ΕΛΛΑΔΑ"),
+        ("ёлка", "елка"),
+        ("שָׁלוֹם", "שלום"),
+        ("الكتاب والكتاب بالبيت للبيت", "كتاب كتاب بيت بيت"),
+        ("کتاب ۲۲۴۴", "كتاب 2244"),
+        ("मंज़िल २०२६ हाँ", "मंजिल 2026 हां"),
+    ],
+)
+def test_terms_are_without_what_writers_leave_out(written: str, asked: str) -> None:
+    assert terms(written) == terms(asked) == words(asked)
+
+
+@pytest.mark.parametrize("text", ["ال", "ولا", "سالم", "йод", "がガ", "ไทย", "किताब", "학교"])
+def test_terms_keep_what_tells_words_apart(text: str) -> None:
+    assert terms(text) == words(text)

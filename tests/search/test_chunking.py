@@ -32,6 +32,16 @@ def test_markdown_is_cut_at_its_headings() -> None:
     assert [lines_of(text)(piece.start, piece.stop) for piece in pieces] == [(1, 3), (5, 11), (13, 16)]
 
 
+def test_a_heading_without_text_goes_with_the_first_below_it() -> None:
+    text = "# 指南\n\n安装\n----\n### Linux\n\nRun it.\n\n## Empty\n## More\n"
+    pieces = chunks(text, "markdown")
+    assert [(piece.trail, text[piece.start : piece.stop]) for piece in pieces] == [
+        (("指南", "安装", "Linux"), "# 指南\n\n安装\n----\n### Linux\n\nRun it."),
+        (("指南", "Empty"), "## Empty"),
+        (("指南", "More"), "## More"),
+    ]
+
+
 def test_code_is_cut_at_its_definitions_with_their_comments() -> None:
     body = "    x = 1\n" * 60
     text = f"import os\n\n# Adds.\ndef add(a):\n{body}\n\nclass Shop:\n    def sell(self):\n{body}"
@@ -64,11 +74,31 @@ def test_chinese_is_cut_at_its_sentences() -> None:
     assert all(len(text[piece.start : piece.stop].encode()) <= MAX_BYTES for piece in pieces)
 
 
+def test_a_long_sentence_is_cut_at_its_commas() -> None:
+    text = "第一，" + "这是一个分句，" * 200
+    pieces = chunks(text)
+    assert len(pieces) > 2
+    assert all(text[piece.stop - 1] == "，" for piece in pieces)
+
+
+@pytest.mark.parametrize("character", ["कि", "ที่", "👩\u200d👧"])
+def test_what_is_seen_as_one_character_is_not_cut(character: str) -> None:
+    text = character * 900
+    cuts = [piece.start for piece in chunks(text)]
+    assert len(cuts) > 2
+    assert all(at % len(character) == 0 for at in cuts)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("One. Two!  Three", ["One.", "Two!", "Three"]),
         ("第一句。第二句", ["第一句。", "第二句"]),
+        ("他说：“好。”走了！？真的。Python 好", ["他说：“好。”", "走了！？", "真的。", "Python 好"]),
+        ("「はい。」と言った。（終わり。）次", ["「はい。」", "と言った。", "（終わり。）", "次"]),
+        ("هل هذا صحيح؟ نعم. لا", ["هل هذا صحيح؟", "نعم.", "لا"]),
+        ("चाबी दराज में है। सही है? हाँ", ["चाबी दराज में है।", "सही है?", "हाँ"]),
+        ('„Ja.“ Er ging. (Gut.) He said "no." So?', ["„Ja.“", "Er ging.", "(Gut.)", 'He said "no."', "So?"]),
         ("Intro:\n- first\n- second", ["Intro:", "- first", "- second"]),
         ("", []),
     ],

@@ -58,10 +58,10 @@ def index(tmp_path: Path, notes: Path, encoder: WordEncoder) -> Iterator[Index]:
 def test_an_answer_says_where_it_stands(index: Index, notes: Path) -> None:
     ranking = index.search("when to prune roses", explain=True)
     hit = ranking[0]
-    assert hit.document.text == "## Roses\n\nPrune roses in March."
+    assert hit.document.text == "# Garden\n\n## Roses\n\nPrune roses in March."
     assert hit.document["path"] == str(notes / "garden.md")
     assert hit.document["heading"] == "Garden > Roses"
-    assert (hit.document["line"], hit.document["last_line"]) == (3, 5)
+    assert (hit.document["line"], hit.document["last_line"]) == (1, 5)
     assert hit.parts is not None
     assert hit.parts["bm25_rank"] == hit.parts["dense_rank"] == 1
     assert hit.parts["fused"] == pytest.approx(1.0)
@@ -125,7 +125,7 @@ def test_a_folder_is_forgotten_under_any_of_its_names(index: Index, notes: Path,
     for name in ("../notes", notes.parent / "link", notes):
         assert index.add(name).failed == []
         assert index.roots == [str(notes)]
-        assert index.remove("../link") == 6
+        assert index.remove("../link") == 5
         assert (index.roots, index.status().files) == ([], 0)
 
 
@@ -490,3 +490,17 @@ def test_threads_that_ask_first_at_once_open_the_models_once(
 class ReadingAll(WordReranker):
     def unread(self, query: str) -> str | None:
         return None
+
+
+class ReadingNothing(WordReranker):
+    def unread(self, query: str) -> str | None:
+        return f"{query!r} cannot be read"
+
+
+def test_an_opened_reranker_that_cannot_read_the_question_is_not_asked(notes: Path, tmp_path: Path) -> None:
+    index = Index("notes", folder=tmp_path, embedder="none", reranker=ReadingNothing(), create=True)
+    index.add(notes)
+    found = index.search("prune roses")
+    assert found.warnings == ("'prune roses' cannot be read; the order is that of the first stages",)
+    assert found.texts == index.search("prune roses", rerank=False).texts
+    assert not any(hit.is_scored for hit in found)

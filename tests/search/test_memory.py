@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import unicodedata
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from secondpass.errors import StoreError
 from secondpass.search.memory import Memory
@@ -47,6 +53,48 @@ def test_the_same_words_again_are_a_confirmation(memory: Memory) -> None:
     assert "supports" not in memory.get(first).chunk.fields
     assert memory.remember("The port is 2222", source="wiki", now=NOW) == first
     assert memory.get(first).chunk.fields["supports"] == 1
+
+
+def test_the_same_words_in_other_code_points_are_the_same(memory: Memory) -> None:
+    first = memory.remember("Ада любит чай", now=NOW)
+    assert memory.remember(unicodedata.normalize("NFD", "Ада любит чай"), now=NOW) == first
+    cafe = memory.remember("Le café est à Genève", now=NOW)
+    assert memory.remember(unicodedata.normalize("NFD", "Le café est à Genève"), now=NOW) == cafe
+
+
+class MeetingEncoder(WordEncoder):
+    """Waits until two threads are here, as long as that may take."""
+
+    def __init__(self, meeting: threading.Barrier) -> None:
+        super().__init__()
+        self.meeting = meeting
+
+    def encode(self, texts: Iterable[str], *, kind: str = "document") -> NDArray[np.float32]:
+        with suppress(threading.BrokenBarrierError):
+            self.meeting.wait(0.3)
+        return super().encode(texts, kind=kind)
+
+
+def test_two_that_remember_the_same_at_once_keep_it_once(tmp_path: Path) -> None:
+    meeting = threading.Barrier(2)
+    both = [Memory(folder=tmp_path, embedder=MeetingEncoder(meeting), reranker=WordReranker()) for _ in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        ids = list(threads.map(lambda memory: memory.remember("The port is 2222", source="mail", now=NOW), both))
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("reranker", [None, WordReranker()])
+def test_of_one_subject_the_newest_comes_first_also_where_nothing_reranks(
+    reranker: WordReranker | None, tmp_path: Path
+) -> None:
+    memory = Memory(folder=tmp_path, embedder="none", reranker=reranker)
+    memory.remember("The ssh port of the house is 2222", subject="port", now="2026-01-03")
+    memory.remember("The house has an ssh key", now="2026-01-02")
+    memory.remember("The ssh port is 2244 now", subject="port", now="2026-01-04")
+    memory.remember("The ssh port of the house is 2200", subject="port", now="2026-01-01")
+    found = texts(memory, "ssh port of the house")
+    assert found[0] == "The ssh port is 2244 now"
+    assert texts(memory, "ssh port of the house", cognitive={"has_subjects": False})[0] != found[0]
 
 
 def test_what_is_confirmed_comes_before_what_is_contradicted(memory: Memory) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def test_markdown_has_its_front_matter_as_fields_and_keeps_its_lines(tmp_path: P
 
 def test_a_date_in_the_name_is_when_a_note_was_made(tmp_path: Path) -> None:
     assert read(written(tmp_path, "1970-01-03 walk.md", "went out"))[0].created == 2 * DAY_S
+    for name in ("会议1970年1月3日.txt", unicodedata.normalize("NFD", "회의 1970년 1월 3일.txt")):
+        assert read(written(tmp_path, name, "went out"))[0].created == 2 * DAY_S
     assert read(written(tmp_path, "part 1234-99-99.txt", "none"))[0].created is None
 
 
@@ -65,6 +68,8 @@ def test_a_date_in_the_name_is_when_a_note_was_made(tmp_path: Path) -> None:
         ("2024-01-15 10:00:00 +0800", 19737),
         ("2024/1/15", 19737),
         ("20240115", 19737),
+        ("2024年1月15日 10:00", 19737),
+        ("2024년 1월 15일", 19737),
         ("1705276800", 19737),
         ("1705276800000", 19737),
         ("2024", 19723),
@@ -112,11 +117,53 @@ def test_any_html_is_read(html: str) -> None:
         (b"\xef\xbb\xbfa\r\nb", "a\nb"),
         ("né".encode("utf-16"), "né"),
         ("重排序模型".encode("gb18030"), "重排序模型"),
+        ("会议室在三楼，钥匙在抽屉里。".encode("gb18030"), "会议室在三楼，钥匙在抽屉里。"),
+        ("會議室在三樓，鑰匙放在抽屜裡。".encode("big5"), "會議室在三樓，鑰匙放在抽屜裡。"),
+        ("会議室は三階です。".encode("cp932"), "会議室は三階です。"),
+        ("会議室は三階です。".encode("euc_jp"), "会議室は三階です。"),
+        ("회의실은 삼층에 있습니다.".encode("cp949"), "회의실은 삼층에 있습니다."),
+        ("Ключ лежит в ящике".encode("cp1251"), "Ключ лежит в ящике"),
+        ("Ключ лежит в ящике".encode("koi8-r"), "Ключ лежит в ящике"),
         ("café".encode("cp1252"), "café"),
+        ("Die Größe für Müller, Äußerung".encode("cp1252"), "Die Größe für Müller, Äußerung"),
+        ("L'été à Genève, déjà".encode("cp1252"), "L'été à Genève, déjà"),
+        ("né à Besançon ".encode() * 4 + b"\xff", "né à Besançon " * 4 + "\ufffd"),
     ],
 )
 def test_encodings(data: bytes, text: str) -> None:
     assert decoded(data, "f") == text
+
+
+def test_a_character_across_the_end_of_the_sample_tells_nothing() -> None:
+    text = "あ" + "いう、え。" * 5000
+    assert decoded(b"a" + text.encode("cp932"), "f") == "a" + text
+
+
+@pytest.mark.parametrize(
+    ("declared", "data", "text"),
+    [
+        ("iso-8859-2", "zażółć gęślą".encode("iso-8859-2"), "zażółć gęślą"),
+        ("iso-2022-jp", "会議室".encode("iso-2022-jp"), "会議室"),
+        ("shift_jis", "①会議室です。".encode("cp932"), "①会議室です。"),  # which Windows calls so
+        ("iso-8859-1", "“né”".encode("cp1252"), "“né”"),
+        ("iso-8859-1", "né".encode(), "né"),
+        ("utf-16", "né".encode(), "né"),
+        ("hex", b"6e", "6e"),
+        ("no-such", "né".encode(), "né"),
+        ("\0", "né".encode(), "né"),
+    ],
+)
+def test_an_encoding_that_is_declared_counts_where_it_can(declared: str, data: bytes, text: str) -> None:
+    assert decoded(data, "f", declared) == text
+
+
+def test_pages_and_mails_declare_their_encoding(tmp_path: Path) -> None:
+    html = (
+        "<html><head><meta http-equiv=Content-Type content='text/html; charset=windows-1250'></head><p>zażółć gęślą"
+    )
+    assert read(written(tmp_path, "a.html", html.encode("cp1250")))[0].text == "zażółć gęślą"
+    mail = b"Subject: m\r\nContent-Type: text/plain; charset=iso-2022-jp\r\n\r\n" + "会議室".encode("iso-2022-jp")
+    assert read(written(tmp_path, "a.eml", mail))[0].text.strip() == "会議室"
 
 
 def test_binaries_and_broken_files_are_refused(tmp_path: Path) -> None:
@@ -188,6 +235,12 @@ def test_email_with_its_subject_and_date(tmp_path: Path) -> None:
     assert [page.title for page in pages] == ["Café", "two"]
 
 
+def test_a_mail_whose_sender_hides_the_zone_is_dated_in_utc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Shanghai")
+    (page,) = read(written(tmp_path, "m.eml", b"Date: Fri, 02 Jan 1970 00:00:00 -0000\r\n\r\nmilk"))
+    assert page.created == DAY_S
+
+
 @pytest.mark.slow
 def test_a_docx_is_read_and_a_zip_bomb_is_not(tmp_path: Path) -> None:
     pytest.importorskip("mammoth")
@@ -217,6 +270,30 @@ def test_a_docx_is_read_and_a_zip_bomb_is_not(tmp_path: Path) -> None:
 def test_damaged_documents_are_refused_by_name(tmp_path: Path, data: bytes, suffix: str) -> None:
     with pytest.raises(DataError, match=f"a{suffix}: cannot be read"):
         read(written(tmp_path, f"a{suffix}", data))
+
+
+def pdf(*lines: str) -> bytes:
+    """A page with these lines."""
+    shown = "BT /F1 12 Tf 14 TL 72 720 Td " + " ".join(f"({line}) Tj T*" for line in lines) + " ET"
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
+        "/Resources << /Font << /F1 5 0 R >> >> >>",
+        f"<< /Length {len(shown)} >>\nstream\n{shown}\nendstream",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>",
+    ]
+    body = "".join(f"{number} 0 obj\n{each}\nendobj\n" for number, each in enumerate(objects, 1))
+    return f"%PDF-1.4\n{body}trailer << /Size 6 /Root 1 0 R >>\n%%EOF".encode("latin-1")
+
+
+@pytest.mark.slow
+def test_a_word_that_a_page_divides_is_whole(tmp_path: Path) -> None:
+    pytest.importorskip("pypdfium2")
+    (page,) = read(
+        written(tmp_path, "a.pdf", pdf("Das ist das Kranken-", "haus am Fluss und", "ein well-known Haus."))
+    )
+    assert page.text == "Das ist das Krankenhaus am Fluss und\nein well-known Haus."
 
 
 def test_a_document_that_takes_too_long_is_left_out(tmp_path: Path) -> None:

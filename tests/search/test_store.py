@@ -98,6 +98,8 @@ def store(folder: str) -> Store:
         ("タワー", "東京タワーです"),
         ("ไทย", "ภาษาไทย"),
         ("किताब", "किताब पढ़ो"),
+        ("كتاب", "قرأت الكتاب"),
+        ("uber munchen", "Über München"),
         ("user name", "def getUserName()"),
         ("max_length", "the max_length option"),
     ],

@@ -217,7 +217,7 @@ def _show(index: Index, report: IndexReport, *, is_json: bool) -> None:
     if status.embedder == "none":
         sys.stderr.write("no embedder: chunks are found by their words alone\n")
     for path, why in report.failed[:MAX_FAILURES_SHOWN]:
-        sys.stderr.write(f"left out: {why if path in why else f'{path}: {why}'}\n")
+        sys.stderr.write(f"left out: {why if why.startswith(path) else f'{path}: {why}'}\n")
     if len(report.failed) > MAX_FAILURES_SHOWN:
         sys.stderr.write(f"... and {len(report.failed) - MAX_FAILURES_SHOWN} more; --json lists them\n")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+from contextlib import suppress
 from typing import Annotated
 
 from secondpass.command.index import IndexLocation
 from secondpass.command.plain import option
-from secondpass.errors import MissingExtra, WrongUse
+from secondpass.errors import MissingExtra, SecondpassError, WrongUse
 
 
 def mcp(
@@ -39,7 +41,13 @@ def mcp(
     import uvicorn
 
     host, port = _address(http)
-    uvicorn.run(http_app(server, host=host), host=host, port=port, log_level="warning")
+    app = http_app(server, host=host)
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise SecondpassError(f"cannot listen on {http}: {error.strerror or error}; give another port") from error
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 
 def _address(http: str) -> tuple[str, int]:

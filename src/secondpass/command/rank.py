@@ -72,10 +72,10 @@ def rank(
 ) -> None:
     """Rank passages by how well they answer a query.
 
-    Reads text, Markdown, HTML, CSV, JSON, JSON Lines and parquet, gzipped or not, folders of them, BEIR folders, or
-    standard input. A file among several that cannot be read is named and left out; the exit code is then 1. Prints
-    a table on a terminal, else tab-separated lines: rank (from 1), probability, score (raw logit), source, text, and
-    with --long chunk the characters that won.
+    Reads text, Markdown, HTML, CSV and TSV (their first row names the columns), JSON, JSON Lines and parquet, gzipped
+    or not, folders of them, BEIR folders, or standard input. A file among several that cannot be read is named and
+    left out; the exit code is then 1. Prints a table on a terminal, else tab-separated lines: rank (from 1),
+    probability, score (raw logit), source, text, and with --long chunk the characters that won.
     """
     if not query.strip():
         raise WrongUse('the query is empty; give one, as in: secondpass rank "how long" notes.txt')

@@ -11,8 +11,9 @@ import gzip
 import io
 import json
 import os
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,8 @@ _BEGINNING = 8192  # bytes that are looked at before a file is read
 # A gzip file may unpack to so many bytes, or to so many times its own size: text shrinks to a third, logs to a tenth.
 FREE_BYTES, MAX_RATIO = 16 << 20, 32
 MAX_LINE = 50_000_000  # bytes
+MAX_NAME = 32  # characters of a column's name
+_NO_NAME = re.compile(r"\d|[.?!。？！]$")
 _KINDS = {"NoneType": "null", "dict": "an object", "list": "a list", "str": "a string", "bool": "true or false"}
 
 
@@ -62,9 +65,15 @@ def suffix(file: Path | Piped) -> str:
     return Path(str(file).lower().removesuffix(".gz")).suffix
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files of a folder and of the folders in it, in order of their paths. Links into nowhere are left out."""
-    found = (Path(inner) / name for inner, _, names in os.walk(folder) for name in names)
+def files_below(folder: Path, onerror: Callable[[OSError], object] | None = None) -> list[Path]:
+    """The files of a folder and of those in it, in order of their paths, but for hidden ones and links into nowhere.
+
+    onerror is called with what says why a folder cannot be looked into.
+    """
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=onerror):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(file for file in found if os.path.isfile(file))  # Path.is_file raises for some links
 
 
@@ -203,11 +212,18 @@ def json_values(text: str, name: str) -> Iterator[tuple[Source, Any]]:
         yield from json_lines(rows)
 
 
-def csv_rows(text: str, name: str) -> Iterator[tuple[Source, Mapping[str, str]]]:
-    """The rows of a table under the names of its first row; a comma, semicolon or tab parts them."""
+def has_names(table: str) -> bool:
+    """Whether the first row of a tab-separated table names its columns: in short, without figures, each once."""
+    names = [cell.strip() for cell in table.partition("\n")[0].split("\t")]
+    are_names = all(0 < len(name) <= MAX_NAME and not _NO_NAME.search(name) for name in names)
+    return are_names and 1 < len(names) == len(set(names))
+
+
+def csv_rows(text: str, name: str, delimiters: str = ",;\t") -> Iterator[tuple[Source, Mapping[str, str]]]:
+    """The rows of a table under the names of its first row; one of the delimiters parts them."""
     first = text.partition("\n")[0]
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # of the process; 131,072 characters are no long text
-    rows = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
+    rows = csv.reader(io.StringIO(text), delimiter=max(delimiters, key=first.count))
     names: list[str] = []
     number = 1
     try:

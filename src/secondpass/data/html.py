@@ -17,6 +17,8 @@ BLOCKS = frozenset(
 LISTS = ("ul", "ol")
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _ITEM = "\n- "
+_UNSEEN = re.compile("[\u00ad\u200b\u2060]")  # where a line may end, or may not: soft hyphens and the like
+READINGS = ("rt", "rp")  # over characters of Japanese; their ends may be left out
 UNREAD = ("script", "style", "template", "noscript", "title", "svg")
 
 
@@ -52,9 +54,10 @@ class _Reader(HTMLParser):
         self._line = 0
         self._unread: list[str] = []
         self._num_lists = 0
-        self._is_pre = False
+        self._is_pre = self._is_reading = False
 
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self._is_reading = tag in READINGS or (self._is_reading and tag not in BLOCKS)
         if tag in UNREAD:
             self._unread.append(tag)
         elif tag in HEADINGS or (tag in BLOCKS and not self._num_lists):
@@ -69,6 +72,7 @@ class _Reader(HTMLParser):
         self._is_pre = self._is_pre or tag == "pre"
 
     def handle_endtag(self, tag: str) -> None:
+        self._is_reading = self._is_reading and tag not in ("ruby", *READINGS, *BLOCKS)
         if tag in self._unread:
             del self._unread[self._unread.index(tag) :]
         self._num_lists -= tag in LISTS and self._num_lists > 0
@@ -81,8 +85,9 @@ class _Reader(HTMLParser):
         self._is_pre = self._is_pre and tag != "pre"
 
     def handle_data(self, data: str) -> None:
-        if self._unread:
+        if self._unread or self._is_reading:
             return
+        data = _UNSEEN.sub("", data)
         if not self._line and data.strip():
             self._line = self.getpos()[0] + data.count("\n", 0, len(data) - len(data.lstrip()))
         self._pieces.append(data if self._is_pre else re.sub(r"\s+", " ", data))

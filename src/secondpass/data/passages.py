@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from secondpass.data.files import (
     Source,
     csv_rows,
     files_below,
+    has_names,
     json_values,
     kind_of,
     parsed,
@@ -51,7 +53,12 @@ PAGES: Mapping[str, Callable[[str], Iterable[Section]]] = {
     ".html": _of_html,
     ".htm": _of_html,
 }
-RECORDS: Mapping[str, Callable[[str, str], Iterator[tuple[Source, Any]]]] = {".json": json_values, ".csv": csv_rows}
+RECORDS: Mapping[str, Callable[[str, str], Iterator[tuple[Source, Any]]]] = {
+    ".json": json_values,
+    ".csv": csv_rows,
+    ".tsv": partial(csv_rows, delimiters="\t"),
+}
+TABLES = (".csv", ".tsv")
 NO_FIELDS: Mapping[str, Any] = {}  # one for all, since there may be many
 TextReader = Callable[[Mapping[str, Any], Source], str]
 STREAMED = (".jsonl", ".ndjson", ".parquet")
@@ -123,19 +130,19 @@ def _files_of(path: str, inputs: PassageInputs) -> list[Path | Piped]:
     for name in ("corpus.jsonl", "corpus.jsonl.gz"):
         if (file / name).is_file():
             return [file / name]
-    every = [found for found in files_below(file) if not _is_hidden(found.relative_to(file))]
+    unread: list[OSError] = []
+    every = files_below(file, unread.append)
+    problems = [f"{each.filename}: cannot be looked into: {each.strerror}" for each in unread]
+    inputs.problems.extend(problems)
     readable: list[Path | Piped] = [found for found in every if suffix(found) in FOLDER_SUFFIXES]
     if not readable:
-        raise DataError(f"{file}: holds no corpus.jsonl and no {', '.join(FOLDER_SUFFIXES)} file")
+        why = "".join(f"; {problem}" for problem in problems)
+        raise DataError(f"{file}: holds no corpus.jsonl and no {', '.join(FOLDER_SUFFIXES)} file{why}")
     others = Counter(suffix(found) or "no suffix" for found in every if suffix(found) not in FOLDER_SUFFIXES)
     if others:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in others.most_common())
         inputs.left_out.append(f"{file}: left out {kinds}")
     return readable
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _near(file: Path) -> str:
@@ -153,7 +160,9 @@ def _read(file: Path | Piped, options: ReadOptions) -> Iterable[Passage]:
     if kind in STREAMED:
         return _of_records(values(file), _text_reader(file, kind), options)
     text = read_text(file)
-    if kind not in (*RECORDS, *PAGES, ".txt"):
+    if kind == ".tsv" and not has_names(text):
+        kind = ".txt"  # as MS MARCO has them
+    elif kind not in (*RECORDS, *PAGES, ".txt"):
         kind = _sniffed(text)
     if kind in RECORDS:
         return _of_records(RECORDS[kind](text, str(file)), _text_reader(file, kind), options)
@@ -218,7 +227,7 @@ def _text_reader(file: Path | Piped, kind: str) -> TextReader:
     """What reads the text of a record: of a BEIR corpus title and text, as its benchmarks do."""
     if Path(str(file)).name.startswith("corpus.jsonl"):
         return titled_text
-    return _text_of_row if kind == ".csv" else _text_of
+    return _text_of_row if kind in TABLES else _text_of
 
 
 def _text_of(record: Mapping[str, Any], source: Source) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-_BETWEEN = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？；])|\s*\n\s*")  # sentences
+# The end of a sentence, with the quotation marks and brackets that close after it, and the blanks behind.
+SENTENCE_END = re.compile(r"[.!?…؟۔][\"'”’“»›)\]]*\s+|(?:[。！？；｡।॥]+[”’」』】》〉］｝〕）｣]*)+\s*")
+_LINE_END = re.compile("\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,20 @@ def automatic(text: str) -> Iterable[Section]:
 
 
 def sentences(text: str, start: int, stop: int) -> list[tuple[int, int]]:
-    """The ranges of characters of the sentences of text[start:stop], blank ones left out."""
-    cuts = [match.span() for match in _BETWEEN.finditer(text, start, stop)]
-    ends = [start, *(position for cut in cuts for position in cut), stop]
-    return [(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if text[a:b].strip()]
+    """The ranges of characters of the sentences and lines of text[start:stop], without the blanks around them."""
+    ends = {found.end() for pattern in (SENTENCE_END, _LINE_END) for found in pattern.finditer(text, start, stop)}
+    return between(text, [start, *sorted(ends - {start, stop}), stop])
+
+
+def between(text: str, cuts: Sequence[int]) -> list[tuple[int, int]]:
+    """The ranges from each cut to the next, without the blanks around them; those that are blank are left out."""
+    found = []
+    for start, stop in pairwise(cuts):
+        body = text[start:stop]
+        first, last = start + len(body) - len(body.lstrip()), stop - len(body) + len(body.rstrip())
+        if first < last:
+            found.append((first, last))
+    return found
 
 
 class Trail:

@@ -24,7 +24,7 @@ class TextEmbedder(Protocol):
 
 @runtime_checkable
 class ScriptReader(Protocol):
-    """A TextEmbedder that knows which scripts it cannot read, as `secondpass.Embedder` does."""
+    """An embedder or a reranker that knows which scripts it cannot read, as `Embedder` and `Reranker` do."""
 
     def unread(self, query: str) -> str | None:
         """The warning for a query that it cannot read; None otherwise."""

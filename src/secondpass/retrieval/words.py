@@ -24,6 +24,17 @@ _ARABIC = {
 }
 
 
+# What else writers leave out or vary, in `terms`: letters that Unicode does not take apart, Hindi's dots, digits.
+_BARE: dict[int, str | int] = {
+    **{ord("æ"): "ae", ord("œ"): "oe", 0x93C: ""},
+    **str.maketrans("øłđðıёکیँ", "olddiеكيं"),
+    **{zero + digit: str(digit) for zero in (0x660, 0x6F0, 0x966) for digit in range(10)},
+}
+_ARTICLE = re.compile("\\A(?:[وبكف]?ال|لل)(?=\\w\\w)")  # with what is written together with it, as in Lucene
+_MARKED = re.compile("[\u00c0-\u03ff\u0590-\u05ff\u1e00-\u1fff]")  # Latin, Greek, Hebrew
+_VARIED = re.compile("[\u00c0-\u03ff\u0451\u0590-\u06ff\u0900-\u097f\u1e00-\u1fff]")
+
+
 # What is neither letter, digit nor mark: ASCII, punctuation, symbols, emoji. Anything else that is no word character
 # may be a mark; a class of the 2,155 marks takes `re` thirty times as long.
 _NO_MARKS = (
@@ -53,7 +64,7 @@ def words(text: str) -> list[str]:
     text = text.casefold()
     if _ARABIC_RANGE.search(text):
         text = text.translate(_ARABIC)
-    text = text.replace("_", " ")
+    text = text.replace("_", " ").replace("\u00ad", "").replace("\u2060", "")  # where a word may part, or may not
     if _ODD.search(text):
         return _marked_words(text)
     found: list[str] = []
@@ -67,13 +78,27 @@ def words(text: str) -> list[str]:
 
 
 def terms(text: str) -> list[str]:
-    """The words of a text, and after them the parts of names like getUserName, which are words already themselves."""
+    """The words of a text as a search compares them, and after them the parts of names like getUserName.
+
+    Letters are without their marks in Latin, Greek and Hebrew, and Arabic words without their article: not all who
+    write a word, or ask for it, write those.
+    """
     found = words(text)
+    if not text.isascii() and _VARIED.search(text):
+        found = [word if word.isascii() else _bare(word) for word in found]
     if not _INNER_CAPITAL.search(text):
         return found
     for name in _MIXED.findall(text):
         found += [part.lower() for part in _PARTS.findall(name)]
     return found
+
+
+@lru_cache(maxsize=1 << 16)
+def _bare(word: str) -> str:
+    """The word without what writers leave out or vary; itself where nothing else is left."""
+    if _MARKED.search(word):
+        word = "".join(each for each in unicodedata.normalize("NFD", word) if not unicodedata.combining(each)) or word
+    return _ARTICLE.sub("", word).translate(_BARE) or word
 
 
 def _pairs(characters: Sequence[str]) -> list[str]:

@@ -14,6 +14,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from secondpass.data.sections import SENTENCE_END, between
+
 MAX_BYTES = 1000
 MAX_HEADING = 240  # characters; a page can have a paragraph as its heading
 JOINT = " > "  # between the headings of a trail
@@ -28,7 +30,7 @@ _DEFINITION = re.compile(
     r"(?:def|class|func|function\*?|fn|struct|interface|trait|impl|enum|module|namespace|object|record)[ \t]+"
     r"(?:\([^)]*\)[ \t]*)?([\w$.]+(?:::[\w$]+)*)"
 )
-_SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？；])")
+_BLANKS = (" ", "\u3000", "，", "、", ",")  # where a sentence that is too long is cut, the first that there is
 # How good it is to cut before a line.
 FENCE, PARAGRAPH, ITEM, LINE, SENTENCE, CUT = 80, 60, 20, 5, 3, 1
 
@@ -62,24 +64,15 @@ def chunks(text: str, kind: str = "plain", *, max_bytes: int = MAX_BYTES) -> lis
     """The text in pieces in their order; kind is one of SECTIONS. Blank pieces are left out."""
     found: list[Piece] = []
     for section in SECTIONS[kind](text):
-        for start, stop in _packed(list(_units(text, section, kind, max_bytes)), max_bytes):
-            body = text[start:stop]
-            start, stop = start + len(body) - len(body.lstrip()), stop - len(body) + len(body.rstrip())
-            if start < stop:
-                found.append(Piece(start, stop, section.trail))
+        for cuts in _packed(list(_units(text, section, kind, max_bytes)), max_bytes):
+            found += [Piece(start, stop, section.trail) for start, stop in between(text, cuts)]
     return found
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
     """Ranges of the sentences and lines of a text, without the blanks around them."""
-    ends = sorted({*(found.end() for found in _SENTENCE.finditer(text)), *_line_ends(text), len(text)})
-    spans = []
-    for start, stop in zip([0, *ends], ends, strict=False):
-        body = text[start:stop]
-        first, last = start + len(body) - len(body.lstrip()), stop - len(body) + len(body.rstrip())
-        if first < last:
-            spans.append((first, last))
-    return spans
+    ends = {*(found.end() for found in SENTENCE_END.finditer(text)), *_line_ends(text), len(text)}
+    return between(text, [0, *sorted(ends)])
 
 
 def _line_ends(text: str) -> list[int]:
@@ -97,19 +90,21 @@ def _plain(text: str) -> list[Piece]:
 
 
 def _markdown(text: str) -> list[Piece]:
-    """A piece for what stands under each heading; a heading without text goes with the next one."""
+    """A piece for what stands under each heading; one without text of its own goes with the first below it."""
     found: list[Piece] = []
     trail: dict[int, str] = {}
-    start, is_fenced, before = 0, "", (0, "")
+    start, after, is_fenced, before = 0, 0, "", (0, "")
     for at, line in _lines(text):
         mark = _FENCE.match(line)
         if mark:
             is_fenced = "" if is_fenced and mark[1].startswith(is_fenced) else is_fenced or mark[1]
         level, title, begin = (0, "", at) if is_fenced or mark else _heading(line, at, before)
         if level:
-            found.append(Piece(start, begin, _trail(trail)))
+            if level <= max(trail, default=level) or text[after:begin].strip():
+                found.append(Piece(start, begin, _trail(trail)))
+                start = begin
             trail = {n: name for n, name in trail.items() if n < level} | {level: title}
-            start = begin
+            after = at + len(line)
         before = (at, line)
     return [*found, Piece(start, len(text), _trail(trail))]
 
@@ -206,8 +201,8 @@ def _units(text: str, section: Piece, kind: str, max_bytes: int) -> Iterator[Uni
 
 
 def _parts(line: str, at: int, max_bytes: int, score: int) -> Iterator[Unit]:
-    """The sentences of a long line; what is longer still, at blanks, else anywhere between two characters."""
-    ends = [*(match.end() for match in _SENTENCE.finditer(line)), len(line)]
+    """The sentences of a long line; what is longer still, at blanks or commas, else between any two characters."""
+    ends = [*(match.end() for match in SENTENCE_END.finditer(line)), len(line)]
     begins, start = set(ends), 0
     for stop in ends:
         while start < stop:
@@ -216,17 +211,17 @@ def _parts(line: str, at: int, max_bytes: int, score: int) -> Iterator[Unit]:
             if size > max_bytes:  # some 3 bytes a character in most scripts that are not ASCII
                 end = start + max(1, max_bytes // 4)
             if end < stop:
-                blank = line.rfind(" ", start + (end - start) // 2, end) + 1
-                end = blank or _before_mark(line, start, end)
+                blanks = (line.rfind(each, start + (end - start) // 2, end) + 1 for each in _BLANKS)
+                end = next(filter(None, blanks), 0) or _before_mark(line, start, end)
             size = len(line[start:end].encode("utf-8", "surrogatepass"))
             yield Unit(at + start, at + end, size, score if start == 0 else SENTENCE if start in begins else CUT)
             start = end
 
 
 def _before_mark(line: str, start: int, end: int) -> int:
-    """An end that parts no letter from its combining marks."""
+    """An end that parts no letter from its marks, and no pictograph that is joined of several."""
     at = end
-    while at > start + 1 and unicodedata.combining(line[at]):
+    while at > start + 1 and (unicodedata.category(line[at]).startswith("M") or "\u200d" in line[at - 1 : at + 1]):
         at -= 1
     return at if at > start + 1 else end
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email
 import mailbox
+import re
 import subprocess
 import sys
 import zipfile
@@ -19,12 +20,14 @@ from email.utils import parsedate_to_datetime
 from io import BytesIO
 from pathlib import Path
 
+from secondpass.cognitive import seconds_of
 from secondpass.errors import DataError, MissingExtra
 from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page
 
 MAX_SECONDS = 60.0
 MAX_MEMORY = 2 << 30  # bytes of address space
 MAX_PAGES = 5000
+_DIVIDED = re.compile("[\x02\ufffe]")  # PDFium's, in place of a hyphen and the line end behind it
 _MISSING = 3  # the child's exit code when a package is not installed
 _CHILD = "from secondpass.search.formats import main; main()"
 
@@ -75,7 +78,8 @@ def _pdf(file: Path) -> Iterator[Page]:
         title = str(document.get_metadata_dict().get("Title") or "")
         for number in range(min(len(document), MAX_PAGES)):
             text = document[number].get_textpage().get_text_bounded()
-            yield Page(text=text.replace("\r\n", "\n"), title=title or file.stem, fields={"page": number + 1})
+            text = _DIVIDED.sub("", text.replace("\r\n", "\n"))
+            yield Page(text=text, title=title or file.stem, fields={"page": number + 1})
 
 
 def _docx(file: Path) -> Iterator[Page]:
@@ -104,12 +108,13 @@ def _message(message: Message) -> Page:
     assert isinstance(message, EmailMessage)
     part = message.get_body(("plain", "html"))
     data = part.get_payload(decode=True) if part is not None else b""
-    text = decoded(data if isinstance(data, bytes) else b"", "the message")
+    declared = part.get_content_charset("") if part is not None else ""
+    text = decoded(data if isinstance(data, bytes) else b"", "the message", declared)
     if part is not None and part.get_content_type() == "text/html":
         text = html_page(text).text
     heads = {name: str(message.get(name) or "") for name in ("from", "to")}
     try:
-        created = parsedate_to_datetime(str(message.get("date"))).timestamp()
+        created = seconds_of(parsedate_to_datetime(str(message.get("date"))), "date")
     except (TypeError, ValueError):
         created = None
     return Page(text=text, title=str(message.get("subject") or ""), created=created, fields=heads)

@@ -18,7 +18,7 @@ from secondpass.checkpoint.checkpoint import MULTILINGUAL, has_multilingual, ope
 from secondpass.cognitive import Cognitive, end_of, seconds_of
 from secondpass.errors import CheckpointError, MissingExtra, StoreError
 from secondpass.public import Closing, opened_once
-from secondpass.retrieval.vectors import TextEmbedder
+from secondpass.retrieval.vectors import ScriptReader, TextEmbedder
 from secondpass.search.pipeline import PairReader, Pipeline, Question, StateReader, figures_of, winning_sentences
 from secondpass.search.stores.open import open_store
 from secondpass.search.stores.store import KINDS, STAGES, Event, Filter, Stored
@@ -62,7 +62,7 @@ class Index(Closing):
     and a tenth of what is added first is in other languages than the embedded one's; "none" leaves words alone,
     else a name or folder as of Embedder, or anything with `encode`; None is what the index was made with.
     reranker: as of Reranker, or anything with `rank` and `score_pairs`; None for the fused order alone. A question in
-    a script that the embedder cannot read is searched for by words alone, one that a named reranker cannot read keeps
+    a script that the embedder cannot read is searched for by words alone, one that the reranker cannot read keeps
     the fused order, and `Ranking.warnings` says so. rescorer: scores all that the first stages found anew, before the
     best are reranked: a ColBERT, or an Embedder of BGE-M3 for its sparse and multi-vector parts. Safe to use from
     several threads and processes.
@@ -381,11 +381,10 @@ class Index(Closing):
             return self._opened_retrievers[1]
 
     def reranker_for(self, query: str) -> tuple[PairReader | None, tuple[str, ...]]:
-        """What reads a question and its candidates together, and warnings; None where a named one cannot read it."""
-        if not isinstance(self._reranker, str):
-            return self._reranker, ()
-        warning = self._named_reranker.unread(query)
-        return (self._named_reranker, ()) if warning is None else (None, (warning,))
+        """What reads a question and its candidates together, and warnings; None where it cannot read the question."""
+        reranker = self._named_reranker if isinstance(self._reranker, str) else self._reranker
+        warning = reranker.unread(query) if isinstance(reranker, ScriptReader) else None
+        return (reranker, ()) if warning is None else (None, (f"{warning}; the order is that of the first stages",))
 
     @opened_once
     def _named_reranker(self) -> Reranker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -66,15 +67,17 @@ class Memory(Closing):
         text, written = _checked(text), _seconds(now)
         signals_of({"importance": importance, "entities": entities})
         self.index.choose_embedder([text])
-        known = self._same(text)
-        if known is not None:
-            self.confirm(known, source=source)
-            return known
         fields: dict[str, Any] = {"namespace": self.namespace, "written": written, "sources": [source or "unknown"]}
         given = {"subject": subject, "importance": importance}
         fields |= {name: value for name, value in given.items() if value is not None}
         held = written if valid_from is None else seconds_of(valid_from, "valid_from")
-        return self._add(text, fields, held, entities)
+        _ = self.index.writing()  # models are opened before anybody waits for the transaction
+        with self.index.store.together():  # else two that remember it at once would both find nothing
+            known = self._same(text)
+            if known is None:
+                return self._add(text, fields, held, entities)
+            self.confirm(known, source=source)
+            return known
 
     def recall(
         self,
@@ -186,11 +189,11 @@ class Memory(Closing):
 
     def _same(self, text: str) -> int | None:
         """The id of a statement in the same words."""
-        wanted = " ".join(text.casefold().split())
+        wanted = _folded(text)
         only = Filter(fields={"namespace": self.namespace})
         found = self.index.store.search_text(terms(text), 20, only)
         for each in self.index.store.fetch([id for id, _ in found]):
-            if " ".join(each.chunk.text.casefold().split()) == wanted:
+            if _folded(each.chunk.text) == wanted:
                 return each.id
         return None
 
@@ -214,6 +217,11 @@ def _checked(text: str) -> str:
     if not text.strip() or len(text) > MAX_CHARACTERS:
         raise ValueError(f"the statement has {len(text)} characters; give 1 to {MAX_CHARACTERS}")
     return storable(text)
+
+
+def _folded(text: str) -> str:
+    """Without regard to capitals, blanks, and how letters with marks are put together."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def _seconds(now: Moment | None) -> float:

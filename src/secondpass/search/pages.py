@@ -10,6 +10,7 @@ from typing import Any
 
 from secondpass.data.html import sections
 from secondpass.errors import DataError
+from secondpass.search.encodings import as_declared, guessed
 
 MAX_UNZIPPED = 200_000_000  # bytes of what a container holds
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
@@ -31,28 +32,18 @@ class Page:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-def decoded(data: bytes, name: str) -> str:
-    """Text of bytes, with \\n at the end of lines. Raises DataError for what is no text."""
+def decoded(data: bytes, name: str, declared: str = "") -> str:
+    """Text of bytes, with \\n at the end of lines. Raises DataError for what is no text.
+
+    declared: the encoding that they are said to be in, which counts where they can be read so.
+    """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = data.decode("utf-16", "replace")
     elif b"\0" in data[:8192]:
         raise DataError(f"{name}: is a binary file; text is needed")
     else:
-        text = _in_known_encoding(data)
+        text = as_declared(data, declared) or guessed(data)
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _in_known_encoding(data: bytes) -> str:
-    for encoding in ("utf-8", "gb18030"):
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        han = sum("\u4e00" <= character <= "\u9fff" for character in text[:20000])
-        others = sum(character > "\u007f" for character in text[:20000])
-        if encoding == "utf-8" or 2 * han > others:  # some other text is valid GB 18030 by accident
-            return text
-    return data.decode("cp1252", "replace")
 
 
 def html_page(html: str, created: float | None = None) -> Page:

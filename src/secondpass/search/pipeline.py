@@ -291,10 +291,14 @@ def _reranked(
 
 def _weighed(pool: list[PooledChunk], question: Question, store: Store) -> list[PooledChunk]:
     """The scored candidates with cognitive evidence, in its order; the unscored follow."""
-    scored = [each for each in pool if each.is_scored]
-    if question.cognitive is None or not scored:
-        return pool
     settings = question.cognitive
+    if settings is None:
+        return pool
+    scored, others = ([each for each in pool if each.is_scored is is_scored] for is_scored in (True, False))
+    if settings.has_subjects:
+        others = _newest_first(others)
+    if not scored:
+        return others
     now = time.time() if settings.now is None else seconds_of(settings.now, "now")
     signals = [signals_in(each.stored) for each in scored]
     names = sorted({name for each in signals for name in each.entities or ()})
@@ -305,7 +309,18 @@ def _weighed(pool: list[PooledChunk], question: Question, store: Store) -> list[
     ordered = [
         replace(scored[at], weighed=weighed[at], probability=sigmoid(weighed[at].logit)) for at in order(weighed)
     ]
-    return ordered + [each for each in pool if not each.is_scored]
+    return ordered + others
+
+
+def _newest_first(unscored: Sequence[PooledChunk]) -> list[PooledChunk]:
+    """Of candidates with one subject the newest is put before the first of them; the others keep their order."""
+    signals = [signals_in(each.stored) for each in unscored]
+    subjects: dict[str, list[int]] = {}
+    for at, each in enumerate(signals):
+        if each.subject is not None and each.created is not None and not each.is_superseded:
+            subjects.setdefault(each.subject, []).append(at)
+    places = {max(those, key=lambda at: signals[at].created or 0.0): those[0] - 0.5 for those in subjects.values()}
+    return [unscored[at] for at in sorted(range(len(unscored)), key=lambda at: places.get(at, at))]
 
 
 def _logit(probability: float) -> float:

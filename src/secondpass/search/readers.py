@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -21,7 +22,12 @@ from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page
 
 MAX_BYTES = 50_000_000  # of a file that is read whole
 _DATE_IN_NAME = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_.]?([01]\d)[-_.]?([0-3]\d)(?!\d)")
+_EAST_ASIAN_DAY = re.compile(r"(?<!\d)(\d{4})\s?[年년]\s?(\d\d?)\s?[月월]\s?(\d\d?)\s?[日일]")
 _DAY = re.compile(r"(\d{4})[-/.]?(\d\d?)[-/.]?(\d\d?)(?!\d)")  # where the time after it is no ISO 8601
+_CHARSET = re.compile(
+    rb"<(?:meta|\?xml)\s[^>]*?(?:charset|encoding)\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE | re.ASCII
+)
+_DECLARED_IN = 1024  # bytes of a page, as HTML asks
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _TIMES = ("created", "timestamp", "date", "time")  # fields of records and front matter, the first that is there
 _TEXTS = ("text", "contents", "body")
@@ -50,13 +56,13 @@ def read(file: Path) -> Iterator[Page]:
 
 
 def text_of(file: Path) -> str:
-    """The text of a file, gzipped or not, in UTF-8, UTF-16, GB 18030 or, failing those, Windows-1252."""
-    if file.stat().st_size > MAX_BYTES:
-        raise DataError(f"{file}: has {file.stat().st_size / 1e6:.0f} MB; {MAX_BYTES / 1e6:.0f} are read at most")
+    """The text of a file, gzipped or not, in UTF-8, UTF-16, one of encodings.USUAL or else Windows-1252."""
     return decoded(_unzipped(file), str(file))
 
 
 def _unzipped(file: Path) -> bytes:
+    if file.stat().st_size > MAX_BYTES:
+        raise DataError(f"{file}: has {file.stat().st_size / 1e6:.0f} MB; {MAX_BYTES / 1e6:.0f} are read at most")
     data = file.read_bytes()
     if not data.startswith(b"\x1f\x8b"):
         return data
@@ -89,7 +95,10 @@ def _read_markdown(file: Path) -> Iterator[Page]:
 
 
 def _read_html(file: Path) -> Iterator[Page]:
-    yield html_page(text_of(file), _date_in_name(file))
+    data = _unzipped(file)
+    declared = _CHARSET.search(data[:_DECLARED_IN])
+    text = decoded(data, str(file), "" if declared is None else declared[1].decode())
+    yield html_page(text, _date_in_name(file))
 
 
 def _read_records(file: Path) -> Iterator[Page]:
@@ -164,12 +173,13 @@ def _moment(value: object) -> float | None:
 def _written_moment(text: str) -> float | None:
     with suppress(ValueError):
         return seconds_of(text, "date")
-    found = _DAY.match(text)
+    found = _DAY.match(text) or _EAST_ASIAN_DAY.match(text)
     return None if found is None else _day(*map(int, found.groups()))
 
 
 def _date_in_name(file: Path) -> float | None:
-    found = _DATE_IN_NAME.search(file.name)
+    name = unicodedata.normalize("NFC", file.name)  # macOS takes Hangul apart
+    found = _DATE_IN_NAME.search(name) or _EAST_ASIAN_DAY.search(name)
     return None if found is None else _day(*map(int, found.groups()))
 
 

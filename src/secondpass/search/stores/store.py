@@ -19,7 +19,10 @@ from secondpass.retrieval.words import terms
 from secondpass.search.stores.gathered import Gathered, Parts
 
 Vectors = NDArray[np.float32]
-_PROBE = "getUserName max_length naïve 什么是重排序 東京タワー ไทย किताब كِتَاب 학교"
+_PROBE = (
+    "getUserName max_length naïve 什么是重排序 東京タワー ไทย किताब كِتَاب 학교 "
+    "Straße Łódź ёж Ζωή ज़ू الدار ٢٢ Kranken\u00adhaus"
+)
 MAX_ACCESSES = 16  # kept for each chunk
 STAGES = ("sparse", "colbert")  # of retrievers, whose readings may be kept
 KINDS = ("opened", "kept", "used", "rejected")  # of accesses; what was merely shown is not recorded
