@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,6 +128,28 @@ def num_kept(cache: Path) -> int:
         (number,) = store.execute("SELECT count(*) FROM scores").fetchone()
     store.close()
     return int(number)
+
+
+@pytest.mark.parametrize("options", [(), ("--cache", "scores.sqlite")])
+def test_what_is_timed_reads_every_passage_anew(
+    options: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    place: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of a lesser depth were read at the greatest: from the memory of the embedded model they cost nothing."""
+    real, timed = Reranker.score, list[bool]()
+
+    def watched(self: Reranker, query: str, documents: Any) -> list[float]:
+        timed.append(self._scoring.engine.facts.keeps_passages)
+        return real(self, query, documents)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Reranker, "score", watched)
+    code, _, err = called(capsys, "eval", place.data, "--queries", "2", "--depth", "1,3", "--json", *options)
+    assert code == 0, err
+    assert not timed[-1] and any(timed) == bool(options)
 
 
 @pytest.mark.promise("docs/evaluation.md", "A run that was interrupted goes on where it was")

@@ -51,6 +51,12 @@ def test_reranks_sync_and_async(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not said
 
 
+def test_scores_are_none_where_there_is_nothing_to_read_and_one_text_is_no_list() -> None:
+    assert Rerank()(query=QUERY, passages=["", ANSWER]).toDict()["scores"][1] is None
+    with pytest.raises(TypeError, match="one str; give a list"):
+        Rerank()(query=QUERY, passages=ANSWER)
+
+
 def test_the_chain_answers_from_what_was_reranked(search: dspy.Embeddings, tmp_path: Path) -> None:
     program = Answer(Retrieve(search, k=2))
     with dspy.context(lm=DummyLM([{"reasoning": "r", "answer": "a new washer"}] * 4)):

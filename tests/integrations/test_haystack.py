@@ -51,6 +51,13 @@ def test_doubled_documents_are_ranked_once_and_empty_ones_named() -> None:
             SecondpassRanker().run(query=QUERY, documents=DOCUMENTS, top_k=wrong)
 
 
+def test_a_document_of_blanks_comes_last_without_a_score() -> None:
+    found = SecondpassRanker().run(query=QUERY, documents=[Document(content=" "), Document(content=ANSWER)])[
+        "documents"
+    ]
+    assert [document.content for document in found] == [ANSWER, " "] and found[-1].score is None
+
+
 def test_to_dict_has_the_parameters_and_nothing_else() -> None:
     state = SecondpassRanker(top_k=3).to_dict()
     assert state == {

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 lancedb = pytest.importorskip("lancedb")
+import pyarrow as pa
 from lancedb.index import FTS
 
 from secondpass import Reranker
@@ -38,6 +39,12 @@ def test_vector_full_text_and_hybrid_queries(table: object, vector: list[float],
     by_text = table.search("tap dripping", query_type="fts").limit(5).rerank(reranker).to_list()
     hybrid = table.search(query_type="hybrid").vector(vector).text(QUERY).limit(5).rerank(reranker).to_list()
     assert by_text[0]["text"] == hybrid[0]["text"] == ANSWER
+
+
+def test_a_row_without_text_comes_last_without_a_score() -> None:
+    rows = pa.table({"text": ["", ANSWER], "_distance": [0.1, 0.2]})
+    found = SecondpassReranker().rerank_vector(QUERY, rows)
+    assert found["text"].to_pylist() == [ANSWER, ""] and found["_relevance_score"].to_pylist()[1] is None
 
 
 def test_opened_rankers_raw_scores_and_wrong_columns(table: object, vector: list[float], tmp_path: Path) -> None:

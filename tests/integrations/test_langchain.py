@@ -47,6 +47,12 @@ def test_compresses_sync_async_and_in_batches_without_touching_what_came_in() ->
     assert rerank.compress_documents([], QUERY) == []
 
 
+def test_what_has_nothing_to_read_comes_last_without_a_score() -> None:
+    kept = SecondpassRerank().compress_documents([Document(page_content=" "), *DOCUMENTS[:2]], QUERY)
+    assert kept[-1].page_content == " " and kept[-1].metadata["relevance_score"] is None
+    assert len(SecondpassRerank(threshold=0.0).compress_documents([Document(page_content="")], QUERY)) == 0
+
+
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ValidationError, match="top_k"):
         SecondpassRerank(top_k=3)  # type: ignore[call-arg]

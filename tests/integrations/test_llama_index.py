@@ -65,6 +65,13 @@ def test_metadata_is_read_or_left_out_and_the_retrieval_score_is_kept_on_copies(
     assert node.metadata == {"title": ANSWER}
 
 
+def test_a_node_without_text_comes_last_without_a_score(nodes: list[NodeWithScore]) -> None:
+    found = SecondpassRerank(top_n=9).postprocess_nodes(
+        [NodeWithScore(node=TextNode(text="")), *nodes], query_str=QUERY
+    )
+    assert found[-1].text == "" and found[-1].score is None
+
+
 def test_threshold_and_bad_input(nodes: list[NodeWithScore]) -> None:
     assert SecondpassRerank(threshold=1.01).postprocess_nodes(nodes, query_str=QUERY) == []
     assert SecondpassRerank().postprocess_nodes([], query_str=QUERY) == []

@@ -39,6 +39,22 @@ def test_pyterrier_ranks_in_a_declared_pipeline(expected: dict[str, float]) -> N
         Secondpass().transform(results.drop(columns=["text"]))
 
 
+def test_pyterrier_scores_rows_by_position_and_ranks_those_without_text(expected: dict[str, float]) -> None:
+    pytest.importorskip("pyterrier")
+    import pandas as pd
+
+    from secondpass.integrations.pyterrier import Secondpass
+
+    names = ["qid", "query", "docno", "text"]
+    one = pd.DataFrame([("1", QUERY, "a", ANSWER), ("1", QUERY, "b", "")], columns=names)
+    two = pd.DataFrame([("2", "museum", "c", PASSAGES[4]), ("2", "museum", "d", PASSAGES[0])], columns=names)
+    both = pd.concat([one, two])  # the labels 0 and 1 twice
+    found = Secondpass(scorer=Reranker()).transform(both)
+    assert found["rank"].tolist() == [0, 1, 0, 1]
+    assert found["score"].tolist()[:2] == [expected[ANSWER], expected[ANSWER] - 1]
+    assert found["score"].tolist()[2:] == Secondpass().transform(both)["score"].tolist()[2:]
+
+
 def test_beir_reranks_its_results(expected: dict[str, float]) -> None:
     pytest.importorskip("beir")
     from beir.reranking import Rerank
@@ -64,6 +80,8 @@ def test_rerankers_opens_the_class_by_its_name(expected: dict[str, float]) -> No
     assert found.top_k(1)[0].doc_id == "c" and found.top_k(1)[0].metadata == {"page": 2}
     raw = rerankers.Reranker("default", model_type="SecondpassRanker", verbose=0, raw_scores=True)
     assert raw.score(QUERY, ANSWER) == pytest.approx(expected[ANSWER], abs=0.02)
+    assert ranker.rank(QUERY, []).results == []
+    assert [each.score for each in ranker.rank(QUERY, [""])] == [None]
 
 
 def test_txtai_takes_it_as_a_similarity() -> None:
@@ -75,6 +93,7 @@ def test_txtai_takes_it_as_a_similarity() -> None:
     assert_best_first([PASSAGES[index] for index, _ in found], [score for _, score in found], 5)
     assert similarity([QUERY, QUERY], PASSAGES, multilabel=False) == [found, found]
     assert similarity(QUERY, []) == []
+    assert similarity(QUERY, [""]) == [(0, 0.0)]  # a number, which its Reranker sorts by
 
 
 def test_runs_go_to_ranx_and_back(tmp_path: Path) -> None:

@@ -180,6 +180,9 @@ def test_a_batch_travels_as_words_and_scores_columns() -> None:
     assert set(found) == {"query", "text", "score", "probability"} and "score" not in columns
     with pytest.raises(DataError, match="no column 'text'; it has 'query'"):
         batch({"query": columns["query"]})
+    for missing in (None, float("nan"), b"c"):
+        with pytest.raises(DataError, match=f"column 'text': row 1 of the batch is {missing!r}"):
+            batch({"query": ["a", "b"], "text": ["c", missing]})
 
 
 @pytest.mark.promise("docs/scale.md", "the command can be killed at any moment and called again")

@@ -334,6 +334,14 @@ def test_another_folder_is_not_overwritten(tmp_path: Path) -> None:
         Trainer(tiny_bert(tmp_path), DATA, tmp_path, settings=settings()).train()
 
 
+def test_a_readme_that_is_there_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "README.md").write_text("of a project")
+    with pytest.raises(TrainingError, match=r"holds README.md, which the result would replace"):
+        trainer(tmp_path, "run").train()
+    assert (tmp_path / "run" / "README.md").read_text() == "of a project"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

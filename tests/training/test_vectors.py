@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from secondpass.training.late_interaction import open_late_interaction
 from secondpass.training.learner import Step
 from secondpass.training.processes import Processes
 from secondpass.training.settings import EmbedderSettings, LateInteractionSettings, LoraSettings, TrainingSettings
-from secondpass.training.vector_losses import EmbedderLoss, TextVectors, VectorBatch
+from secondpass.training.vector_losses import ColbertLoss, EmbedderLoss, TextVectors, VectorBatch, token_scores
 from secondpass.types import Row
 from tests.checkpoints import tiny_bert
 from tests.goldens import SHARED
@@ -88,6 +89,7 @@ def test_the_three_parts_of_bge_m3_learn_as_the_reference(golden: TrainingGolden
         self_distillation_from=0 if told["self_distillation"] else None,
         has_each_member=members,
         has_zero_padding=told["batch"] == "padded",
+        has_answers_as_negatives=True,
         pooling="cls",
     )
     objective = open_embedding(
@@ -139,7 +141,9 @@ def test_late_interaction_learns_as_the_reference(golden: TrainingGolden, run: d
     if golden.name == "colbert-v2":
         losses = {"kl": 1.0} if told["teacher"] else {"cross_entropy": 1.0}
         in_batch = "others" if told["use_ib_negatives"] else "none"
-        colbert = LateInteractionSettings(in_batch=in_batch, teacher_scale=told["distillation_alpha"])
+        colbert = LateInteractionSettings(
+            in_batch=in_batch, teacher_scale=told["distillation_alpha"], has_answers_as_negatives=True
+        )
     else:
         is_contrastive = "contrastive" in run["name"]
         losses = {"cross_entropy": 1.0} if is_contrastive else {"kl": 1.0}
@@ -148,6 +152,7 @@ def test_late_interaction_learns_as_the_reference(golden: TrainingGolden, run: d
             temperature=2.0 if "temperature 2" in run["name"] else 1.0,
             has_scaled_scores="scaled to 0..1" in run["name"],
             has_zero_padding=True,
+            has_answers_as_negatives=True,
         )
     settings = TrainingSettings(losses=losses, colbert=colbert)
     objective = open_late_interaction(golden.checkpoint, settings, CPU, torch.float32)
@@ -222,6 +227,32 @@ def test_each_member_of_a_group_is_taught_against_the_candidates_that_there_are(
         expected.append(float(torch.stack(terms).sum()))
         start += size
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("in_batch", ["all", "others"])
+def test_what_is_known_to_answer_a_query_is_no_negative_of_it_in_the_batch(in_batch: str) -> None:
+    batch = dense_batch([2, 2, 2])
+    ids = torch.tensor([[1, -1], [2, -1], [1, -1], [3, 1], [4, -1], [5, -1]])
+    batch = replace(
+        batch,
+        queries=replace(batch.queries, ids=torch.tensor([[7], [8], [7]])),
+        passages=replace(batch.passages, ids=ids),
+    )
+    settings = LateInteractionSettings(in_batch=in_batch)
+    terms = ColbertLoss(settings, {"cross_entropy": 1.0}, temperature=1.0).terms(batch)
+    found = terms["cross_entropy" if in_batch == "all" else "in-batch"]
+    scores = token_scores(batch.queries, batch.passages, fill=None)
+    # Left out are a copy of the positive (2 of query 0, 0 of query 1) and the positive of the same query (4 and 0).
+    for index, kept in enumerate([[0, 1, 3, 5], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]):
+        seen = [column for column in kept if in_batch == "all" or column != 2 * index + 1]
+        expected = scores[index, seen].logsumexp(0) - scores[index, 2 * index]
+        assert float(found[index]) == pytest.approx(float(expected), abs=1e-5)
+    embedder = EmbedderSettings(temperature=1.0)
+    alike = EmbedderLoss(embedder, {"cross_entropy": 1.0}, temperature=1.0)(batch, 0)
+    reference = EmbedderLoss(
+        replace(embedder, has_answers_as_negatives=True), {"cross_entropy": 1.0}, temperature=1.0
+    )
+    assert (alike < reference(batch, 0)).tolist() == [True, True, True]
 
 
 @pytest.mark.parametrize("part", ["dense", "sparse", "colbert"])

@@ -234,12 +234,14 @@ def _numbers(flag: str, written: str | None) -> list[int]:
 def _evaluated(model: str, plan: Plan, cut: Cut) -> tuple[list[Evaluation], Mapping[str, Any]]:
     """One model, perhaps cut off, on all sets.
 
-    Where scores may come from a cache, it is opened again without to time it.
+    Where scores may come from a cache, it is opened again without to time it. What is timed keeps no passages: those
+    of a lesser depth were read at the greatest, and cost next to nothing then.
     """
     from secondpass.evaluation.evaluation import evaluate, timed
 
     flags, opening = plan.sets.flags, plan.sets.opening
-    opened = opening.scorer(model, score_cache=flags.cache)
+    is_timed = plan.is_timed and flags.cache is None
+    opened = opening.scorer(model, score_cache=flags.cache, passage_cache_bytes=0 if is_timed else None)
     info = asdict(opened.info())
     scorer = _cut_off(opened, model, cut)
     name = cut.of(model)
@@ -254,13 +256,13 @@ def _evaluated(model: str, plan: Plan, cut: Cut) -> tuple[list[Evaluation], Mapp
                 measures=plan.measures,
                 model=name,
                 first_stage_name="BM25" if flags.first_stage == "bm25" else flags.first_stage,
-                is_timed=plan.is_timed and flags.cache is None,
+                is_timed=is_timed,
                 progress=progress,
             )
         found.append(evaluation)
     if plan.is_timed and flags.cache is not None:
         del scorer, opened  # before the second is opened, so that the memory holds one
-        scorer = _cut_off(opening.scorer(model), model, cut)
+        scorer = _cut_off(opening.scorer(model, passage_cache_bytes=0), model, cut)
         found = [timed(evaluation, scorer) for evaluation in found]
     return found, info
 

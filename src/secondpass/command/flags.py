@@ -114,6 +114,7 @@ class Opening:
         long_documents: str = "truncate",
         calibration: str | None = None,
         score_cache: str | None = None,
+        passage_cache_bytes: int | None = None,
     ) -> Reranker:
         from secondpass.reranker import Reranker
 
@@ -129,6 +130,7 @@ class Opening:
                 local_files_only=self.local_files_only,
                 calibration=calibration,
                 score_cache=score_cache,
+                passage_cache_bytes=passage_cache_bytes,
             )
 
     def embedder(self, model: str, *, max_length: int | None = None) -> Embedder:
@@ -157,11 +159,18 @@ class Opening:
             )
 
     def scorer(
-        self, model: str, *, revision: str | None = None, score_cache: str | None = None
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        score_cache: str | None = None,
+        passage_cache_bytes: int | None = None,
     ) -> Reranker | Embedder | ColBERT:
         """A reranker, or what embedder:NAME and colbert:NAME say."""
         if model.startswith(EMBEDDER) and model != EMBEDDER:
             return self.embedder(model.removeprefix(EMBEDDER), max_length=self.max_length)
         if model.startswith(COLBERT) and model != COLBERT:
             return self.colbert(model.removeprefix(COLBERT))
-        return self.reranker(model, revision=revision, score_cache=score_cache)
+        return self.reranker(
+            model, revision=revision, score_cache=score_cache, passage_cache_bytes=passage_cache_bytes
+        )

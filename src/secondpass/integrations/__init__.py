@@ -68,18 +68,27 @@ def best(
     top_n: int | None = None,
     threshold: float | None = None,
     raw_scores: bool = False,
-) -> list[tuple[Hit, float]]:
+) -> list[tuple[Hit, float | None]]:
     """Hits with what a framework calls their score: the probability (0 to 1), or the raw logit. Best first.
 
-    threshold is in the units of that score, and applied before the cut at top_n.
+    The score is None, not NaN, which frameworks sort anywhere, where a hit was not scored: what has nothing to read
+    or a failed server left, which comes last. threshold is in the units of that score, leaves out what has none, and
+    is applied before the cut at top_n.
     """
     if top_n is not None and top_n < 1:
         raise ValueError(f"top_n is {top_n}; give 1 or more, or None for all")
     if not texts:
         return []
-    scored = [(hit, hit.score if raw_scores else hit.probability) for hit in ranker.rank(query, texts)]
-    kept = [(hit, score) for hit, score in scored if threshold is None or score >= threshold]
-    return kept[:top_n]
+    scored = [(hit, _score_of(hit, raw_scores=raw_scores)) for hit in ranker.rank(query, texts)]
+    if threshold is not None:
+        scored = [(hit, score) for hit, score in scored if score is not None and score >= threshold]
+    return scored[:top_n]
+
+
+def _score_of(hit: Hit, *, raw_scores: bool) -> float | None:
+    if not hit.is_scored:
+        return None
+    return hit.score if raw_scores else hit.probability
 
 
 def vectors_of(embedder: Embedder, texts: Sequence[str], kind: str) -> list[list[float]]:

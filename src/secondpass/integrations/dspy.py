@@ -34,10 +34,13 @@ class Rerank(dspy.Module):
         self.scorer = scorer
 
     def forward(self, query: str, passages: Sequence[str], k: int | None = None) -> dspy.Prediction:
+        if isinstance(passages, str):
+            raise TypeError("passages is one str; give a list of them")
+        passages = list(passages)
         found = best(
             self.scorer or open_reranker(self.model),
             query,
-            list(passages),
+            passages,
             top_n=self.k if k is None else k,
             threshold=self.threshold,
             raw_scores=self.raw_scores,

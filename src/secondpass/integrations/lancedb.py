@@ -14,7 +14,7 @@ import pyarrow as pa
 from lancedb.embeddings import TextEmbeddingFunction, register
 from lancedb.rerankers import Reranker as LanceReranker
 
-from secondpass.integrations import Ranker, open_embedder, open_reranker, vectors_of
+from secondpass.integrations import Ranker, best, open_embedder, open_reranker, vectors_of
 
 
 class SecondpassReranker(LanceReranker):
@@ -57,10 +57,12 @@ class SecondpassReranker(LanceReranker):
             return table
         if self.column not in table.column_names:
             raise ValueError(f"the results have no column {self.column!r} (they have {table.column_names})")
-        scores = [0.0] * len(table)
+        scores: list[float | None] = [None] * len(table)  # of what has nothing to read, which comes last
         ranker = self._scorer or open_reranker(self.model, **self._options)
-        for hit in ranker.rank(query, [text or "" for text in table[self.column].to_pylist()]):
-            scores[hit.index] = hit.score if self.raw_scores else hit.probability
+        for hit, score in best(
+            ranker, query, [text or "" for text in table[self.column].to_pylist()], raw_scores=self.raw_scores
+        ):
+            scores[hit.index] = score
         table = table.append_column("_relevance_score", pa.array(scores, pa.float32()))
         if self.score == "relevance" and first_stage in table.column_names:
             table = table.drop_columns([first_stage])

@@ -26,7 +26,8 @@ class SecondpassRerank(BaseDocumentCompressor):
     """Reranks documents by their page_content and keeps the best top_n (None: all).
 
     metadata["relevance_score"] of the copies that come out is a probability (0 to 1), or the raw logit with
-    raw_scores. scorer: an opened Reranker, ColBERT, Cascade, Embedder or RemoteReranker, in place of a model's name.
+    raw_scores; None where there is nothing to read. scorer: an opened Reranker, ColBERT, Cascade, Embedder or
+    RemoteReranker, in place of a model's name.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
@@ -67,7 +68,7 @@ class SecondpassRerank(BaseDocumentCompressor):
         )
 
 
-def _scored(document: Document, score: float) -> Document:
+def _scored(document: Document, score: float | None) -> Document:
     copy: Document = document.model_copy(update={"metadata": {**document.metadata, "relevance_score": score}})
     return copy
 

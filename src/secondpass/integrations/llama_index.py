@@ -131,7 +131,7 @@ class SecondpassRerank(BaseNodePostprocessor):
         )
         return [self._scored(nodes[hit.index], score) for hit, score in found]
 
-    def _scored(self, given: NodeWithScore, score: float) -> NodeWithScore:
+    def _scored(self, given: NodeWithScore, score: float | None) -> NodeWithScore:
         node = given.node
         if self.keep_retrieval_score:
             node = node.model_copy(update={"metadata": {**node.metadata, "retrieval_score": given.score}})

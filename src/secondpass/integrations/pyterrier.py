@@ -5,8 +5,10 @@ Texts come from a column: put `pt.text.get_text(index, "text")` before it. Needs
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pyterrier as pt
+from numpy.typing import NDArray
 
 from secondpass.integrations import Ranker, open_reranker
 
@@ -14,7 +16,8 @@ from secondpass.integrations import Ranker, open_reranker
 class Secondpass(pt.Transformer):
     """R -> R: `score` is the raw logit in full precision, `rank` from 0 as everywhere in PyTerrier.
 
-    Needs the columns qid, query, docno and text_field; all queries are scored in one packed run.
+    Needs the columns qid, query, docno and text_field; all queries are scored in one packed run. What a given scorer
+    leaves unscored, as what has nothing to read, has a score of 1 below the document before it.
     """
 
     schematic = {"label": "Secondpass"}  # noqa: RUF012  (PyTerrier reads it from the class)
@@ -40,13 +43,16 @@ class Secondpass(pt.Transformer):
         scored = inp.drop(columns=["score", "rank"], errors="ignore").assign(score=self._scores(inp))
         return pt.model.add_ranks(scored)
 
-    def _scores(self, frame: pd.DataFrame) -> pd.Series:
-        scores = pd.Series(index=frame.index, dtype=float)
+    def _scores(self, frame: pd.DataFrame) -> NDArray[np.float64]:
+        """In the order of the rows, by position: labels of an index may come twice, as after pd.concat."""
+        texts = frame[self.text_field].tolist()
         if self.scorer is None:
             reranker = open_reranker(self.model, device=self.device, max_length=self.max_length)
-            scores[:] = reranker.score_pairs(zip(frame["query"], frame[self.text_field], strict=True))
-            return scores
-        for query, group in frame.groupby("query", sort=False):
-            for hit in self.scorer.rank(str(query), group[self.text_field].tolist()):
-                scores[group.index[hit.index]] = hit.score
+            return np.array(reranker.score_pairs(zip(frame["query"], texts, strict=True)), np.float64)
+        scores = np.zeros(len(frame))
+        for query, rows in frame.groupby("query", sort=False).indices.items():
+            last = 0.0
+            for hit in self.scorer.rank(str(query), [texts[row] for row in rows]):
+                last = hit.score if hit.is_scored else last - 1.0
+                scores[rows[hit.index]] = last
         return scores

@@ -35,7 +35,8 @@ class SecondpassRanker(BaseRanker):
         raise TypeError("secondpass tokenises pairs itself; call rank() or score()")
 
     def score(self, query: str, doc: str) -> float:
-        return best(self._reranker, query, [doc], raw_scores=self.raw_scores)[0][1]
+        [score] = self._reranker.score(query, [doc])
+        return score if self.raw_scores else self._reranker.probability(score)
 
     def rank(
         self,
@@ -44,7 +45,7 @@ class SecondpassRanker(BaseRanker):
         doc_ids: list[str] | list[int] | None = None,
         metadata: list[dict[str, Any]] | None = None,
     ) -> RankedResults:
-        documents = prep_docs(docs, doc_ids, metadata)
+        documents = prep_docs(docs, doc_ids, metadata) if docs else []  # it looks at the first
         found = best(self._reranker, query, [document.text for document in documents], raw_scores=self.raw_scores)
         results = [
             Result(document=documents[hit.index], score=score, rank=rank)

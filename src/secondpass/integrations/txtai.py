@@ -29,4 +29,4 @@ class Similarity:
 
     def _similar(self, query: str, texts: list[str]) -> list[tuple[int, float]]:
         reranker = open_reranker(self.path, device=self.device, max_length=self.max_length)
-        return [(hit.index, score) for hit, score in best(reranker, query, texts)]
+        return [(hit.index, score or 0.0) for hit, score in best(reranker, query, texts)]  # txtai sorts numbers

@@ -295,7 +295,8 @@ class ScoreBatch:
     """Columns of a batch with their scores added: what Ray Data, Daft, Dask, Spark or Beam calls.
 
     Takes and gives a mapping of columns: query and document in, the same with score (raw logits, float32) and
-    probability out. It travels as its words; the model opens at the first call, once in a process.
+    probability out; query and document name other columns. It travels as its words; the model opens at the first
+    call, once in a process. Raises DataError for a column or a text that is not there.
     """
 
     def __init__(
@@ -305,11 +306,24 @@ class ScoreBatch:
         self._query, self._document = query, document
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        for name in (self._query, self._document):
+        columns = {"query": self._query, "document": self._document}
+        for role, name in columns.items():
             if name not in batch:
-                raise DataError(f"the batch has no column {name!r}; it has {', '.join(map(repr, batch))}")
-        pairs = zip(map(str, batch[self._query]), map(str, batch[self._document]), strict=True)
+                there = ", ".join(map(repr, batch))
+                raise DataError(f"the batch has no column {name!r}; it has {there}: name one by {role}=")
+        pairs = zip(*(_column_texts(batch[name], name) for name in columns.values()), strict=True)
         reranker = _shared(pickle.dumps(self._options))
         scores: NDArray[np.float32] = np.asarray(reranker.score_pairs(pairs), np.float32)
         probabilities = np.asarray([reranker.probability(float(score)) for score in scores], np.float32)
         return {**batch, "score": scores, "probability": probabilities}
+
+
+def _column_texts(values: Iterable[Any], name: str) -> list[str]:
+    """The values as texts, numbers too. Raises DataError for another, which would be read as the word None or nan."""
+    found = [value.as_py() if hasattr(value, "as_py") else value for value in values]  # of Arrow
+    for row, value in enumerate(found):
+        if (
+            not isinstance(value, str | int | float | np.number) or value != value
+        ):  # NaN, as pandas has a missing text
+            raise DataError(f"column {name!r}: row {row} of the batch is {value!r}; a text is needed, leave it out")
+    return [str(value) for value in found]

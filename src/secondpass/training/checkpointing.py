@@ -32,6 +32,7 @@ NUM_KEPT = 2
 RUN, LOCK = "run.json", "lock"
 # What no folder holds that a run may begin in: weights, graphs, adapters and the runs of other programs.
 _OCCUPIED = ("config.json", "model.safetensors", "adapter_config.json", "openvino", "onnx")
+_REPLACED = ("README.md", "tokenizer.json", "tokenizer_config.json")  # somebody's own, with --output . for instance
 
 
 @contextmanager
@@ -81,6 +82,9 @@ def _check_unoccupied(output: Path) -> None:
     has_run = (output / "training" / RUN).is_file()
     if not has_run and any((output / name).exists() for name in _OCCUPIED):
         raise TrainingError(f"{output} holds a model; give another folder for the result")
+    kept = [] if has_run else [name for name in _REPLACED if (output / name).exists()]
+    if kept:
+        raise TrainingError(f"{output} holds {kept[0]}, which the result would replace; give another folder")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,8 +116,9 @@ class EmbedderSettings:
     group. self_distillation_from: the step from which the sum of the parts teaches each. has_each_member: a teacher's
     scores teach as in BGE-M3's m3_kd_loss, which takes the place of the other losses. has_zero_padding: padding
     takes part in the maximum over tokens with a similarity of 0, as in FlagEmbedding, so that a score depends on the
-    batch. pooling: None is what the checkpoint says. has_frozen_encoder: the heads of sparse and colbert are trained
-    alone (FlagEmbedding's fix_encoder).
+    batch. has_answers_as_negatives: among the passages of other queries copies of the own positive, and positives of
+    the same query, are negatives, as in FlagEmbedding; else they are left out. pooling: None is what the checkpoint
+    says. has_frozen_encoder: the heads of sparse and colbert are trained alone (FlagEmbedding's fix_encoder).
     """
 
     parts: tuple[str, ...] = ("dense",)
@@ -127,6 +128,7 @@ class EmbedderSettings:
     self_distillation_from: int | None = None
     has_each_member: bool = False
     has_zero_padding: bool = False
+    has_answers_as_negatives: bool = False
     has_frozen_encoder: bool = False
     pooling: str | None = None
 
@@ -159,7 +161,8 @@ class LateInteractionSettings:
     cross-entropy goes over all passages, the own negatives among them, as PyLate's contrastive loss; or "none".
     teacher_scale multiplies a teacher's scores (colbert-ai's distillation_alpha). has_scaled_scores: the student's
     scores of a query are moved to 0..1, and has_zero_padding: tokens that do not count have a similarity of 0 in the
-    maximum; PyLate does both. token_width and query_length are those of a new head.
+    maximum; PyLate does both. has_answers_as_negatives: as of EmbedderSettings; colbert-ai and PyLate have them so.
+    token_width and query_length are those of a new head.
     """
 
     in_batch: str = "others"
@@ -167,6 +170,7 @@ class LateInteractionSettings:
     teacher_scale: float = 1.0
     has_scaled_scores: bool = False
     has_zero_padding: bool = False
+    has_answers_as_negatives: bool = False
     token_width: int = 128
     query_length: int = 32
 

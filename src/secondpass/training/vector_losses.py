@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,19 @@ class VectorBatch:
     def positives(self) -> Tensor:
         """The column (B,) of each query's positive."""
         return self.is_own.long().argmax(1)
+
+    @cached_property
+    def is_answer_elsewhere(self) -> Tensor:
+        """Passages (B, M) of other groups that are known to answer the query, and so are no negatives of it.
+
+        They have the tokens of the own positive, or are the positive of a query of the same tokens.
+        """
+        texts, queries = (torch.unique(x.ids, dim=0, return_inverse=True)[1] for x in (self.passages, self.queries))
+        positives = self.positives
+        is_positive = torch.zeros_like(self.group, dtype=torch.bool).index_fill(0, positives, True)
+        is_asked_again = (queries[:, None] == queries[self.group]) & is_positive
+        known: Tensor = (texts[positives][:, None] == texts) | is_asked_again
+        return known & ~self.is_own
 
     def own(self, scores: Tensor, teacher_scale: float = 1.0) -> Scores:
         """The scores (B, M) of the own groups, as losses over groups take them."""
@@ -211,8 +225,9 @@ class EmbedderLoss:
         return torch.stack([self._loss(one, batch) for one in cut]).mean(0)
 
     def _loss(self, scores: Tensor, batch: VectorBatch) -> Tensor:
+        scores = self._candidates(scores, batch)
         if self._settings.has_each_member:
-            return each_member(self._candidates(scores, batch), batch)
+            return each_member(scores, batch)
         return _listwise(scores, batch, self._losses, self._temperature, self._settings.in_batch)
 
     def _taught(self, teacher: Tensor, scores: Tensor, batch: VectorBatch) -> Tensor:
@@ -223,7 +238,7 @@ class EmbedderLoss:
     def _candidates(self, scores: Tensor, batch: VectorBatch) -> Tensor:
         """The scores with those of other groups at the lowest finite figure, where they are no candidates."""
         if self._settings.in_batch == "all":
-            return scores
+            return _without_answers(scores, batch, self._settings)
         return scores.masked_fill(~batch.is_own, torch.finfo(scores.dtype).min)
 
 
@@ -240,6 +255,7 @@ class ColbertLoss:
         """The parts of the loss (B,), weighted."""
         settings = self._settings
         scores = self.together(batch.queries, batch.passages) / settings.temperature
+        scores = _without_answers(scores, batch, settings)
         own = batch.own(scores, settings.teacher_scale)
         if settings.has_scaled_scores:
             own = _scaled(own)
@@ -258,6 +274,15 @@ class ColbertLoss:
 
 
 VectorLoss = EmbedderLoss | ColbertLoss
+
+
+def _without_answers(
+    scores: Tensor, batch: VectorBatch, settings: EmbedderSettings | LateInteractionSettings
+) -> Tensor:
+    """The scores (B, M) with answers of other groups at the lowest finite figure, where they are no negatives."""
+    if settings.has_answers_as_negatives:
+        return scores
+    return scores.masked_fill(batch.is_answer_elsewhere, torch.finfo(scores.dtype).min)
 
 
 def _scaled(scores: Scores) -> Scores:
