@@ -328,6 +328,18 @@ def test_words_are_written_anew_when_their_rules_change(tmp_path: Path, monkeypa
     assert second.search_text(["dog"], 5, ANY) == []
 
 
+def test_words_that_another_process_has_written_anew_are_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(SqliteStore(tmp_path / "notes.sqlite")) as first:
+        first.write([change("/notes/a", chunk("Dogs run"))])
+    meta = SqliteStore.meta
+    monkeypatch.setattr(SqliteStore, "meta", lambda self, name: "old" if name == "words" else meta(self, name))
+    monkeypatch.setattr("secondpass.search.stores.sqlite.terms", None)  # would be called
+    with closing(SqliteStore(tmp_path / "notes.sqlite")) as second:
+        assert second.search_text(["dogs"], 5, ANY)
+
+
 def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
     SqliteStore(tmp_path / "notes.sqlite")
     assert stat.S_IMODE((tmp_path / "notes.sqlite").stat().st_mode) == 0o600
