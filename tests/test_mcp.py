@@ -178,6 +178,8 @@ def test_errors_tell_the_model_what_to_do(tmp_path: Path) -> None:
             ("rerank", {"query": "q", "documents": [" "]}, "every document is empty"),
             ("forget", {"id": 7}, "there is no statement 7 in the memory 'default'; recall gives ids"),
             ("search", {"query": ""}, "at least 1 character"),
+            ("search", {"query": " \n"}, "should match pattern"),
+            ("recall", {"query": "　"}, "should match pattern"),
         ):
             answer = await client.call_tool(name, arguments)
             assert answer.is_error

@@ -39,6 +39,7 @@ _READING = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempote
 _WRITING = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _DELETING = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 Result = TypeVar("Result")
+Asked = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Warned = Annotated[list[str], Field(description="What to know first, as that the model cannot read the question.")]
 
 
@@ -227,7 +228,7 @@ def http_routes(server: MCPServer[Any]) -> list[Route]:
 def _add_search(server: MCPServer[Any], tools: Tools) -> None:
     @server.tool(annotations=_READING)
     async def search(
-        query: Annotated[str, Field(min_length=1, description="A whole question, in the user's language.")],
+        query: Annotated[Asked, Field(description="A whole question, in the user's language.")],
         top_n: Annotated[int, Field(ge=1, le=50)] = 5,
         path: Annotated[str | None, Field(description="Only files with this in their path, or a glob.")] = None,
         since: Annotated[str | None, Field(description="Only what is dated so or later, as 2026-11-28.")] = None,
@@ -262,7 +263,7 @@ def _add_search(server: MCPServer[Any], tools: Tools) -> None:
 def _add_rerank(server: MCPServer[Any], tools: Tools) -> None:
     @server.tool(annotations=_READING)
     async def rerank(
-        query: Annotated[str, Field(min_length=1)],
+        query: Asked,
         documents: Annotated[list[str], Field(min_length=1, max_length=MAX_DOCUMENTS)],
         top_n: Annotated[int, Field(ge=1)] = 5,
     ) -> Reranked:
@@ -294,9 +295,7 @@ def _add_memory(server: MCPServer[Any], tools: Tools) -> None:
         return Remembered(id=await tools.call(told))
 
     @server.tool(annotations=_READING)
-    async def recall(
-        query: Annotated[str, Field(min_length=1)], top_n: Annotated[int, Field(ge=1, le=50)] = 5
-    ) -> Facts:
+    async def recall(query: Asked, top_n: Annotated[int, Field(ge=1, le=50)] = 5) -> Facts:
         """Find remembered facts that bear on a question; best first."""
         return _facts(await tools.call(lambda: tools.memory.recall(query, top_n)))
 

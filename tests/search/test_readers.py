@@ -62,6 +62,21 @@ def test_a_date_in_the_name_is_when_a_note_was_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text", "title"),
+    [
+        ("a.csv", '"Stadt","Einwohner"\nBerlin,3600000\n', 'a.csv > "Stadt","Einwohner"'),
+        ("a.csv", "城市;人口\n柏林;3600000\n", "a.csv > 城市;人口"),
+        ("a.tsv", "city\tpeople\nBerlin\t3600000\n", "a.tsv > city, people"),
+        ("a.csv", "Berlin,3600000\n", ""),
+        ("a.csv", "one column\n", ""),
+    ],
+)
+def test_a_table_is_titled_by_the_names_of_its_columns(tmp_path: Path, name: str, text: str, title: str) -> None:
+    (page,) = read(written(tmp_path, name, text))
+    assert (page.text, page.title) == (text, title)
+
+
+@pytest.mark.parametrize(
     ("said", "day"),
     [
         ("2024-01-15", 19737),

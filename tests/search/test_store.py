@@ -11,11 +11,12 @@ import stat
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -163,6 +164,15 @@ def test_filters(store: Store) -> None:
         assert set(texts(store, "apple", only)) == expected
         near = store.search_vectors(vector("apple"), 9, only)
         assert {each.chunk.text for each in store.fetch([id for id, _ in near])} == expected
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_path_is_found_however_its_letters_are_put_together(store: Store, form: Literal["NFC", "NFD"]) -> None:
+    store.write([change(unicodedata.normalize(form, "/notes/Übung/회의.md"), chunk("apple"))])
+    for path in ("Übung", "회의.md", "*/회*.md", "/notes/Ü*"):
+        for asked in ("NFC", "NFD"):
+            assert texts(store, "apple", Filter(path=unicodedata.normalize(asked, path))) == ["apple"]
+    assert texts(store, "apple", Filter(path="Ubung")) == []
 
 
 def _all_bytes(store: Store) -> bytes:
@@ -316,6 +326,18 @@ def test_words_are_written_anew_when_their_rules_change(tmp_path: Path, monkeypa
     assert [id for id, _ in second.search_text(["dog"], 5, ANY)]
     second.remove(["/notes/a"])
     assert second.search_text(["dog"], 5, ANY) == []
+
+
+def test_words_that_another_process_has_written_anew_are_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(SqliteStore(tmp_path / "notes.sqlite")) as first:
+        first.write([change("/notes/a", chunk("Dogs run"))])
+    meta = SqliteStore.meta
+    monkeypatch.setattr(SqliteStore, "meta", lambda self, name: "old" if name == "words" else meta(self, name))
+    monkeypatch.setattr("secondpass.search.stores.sqlite.terms", None)  # would be called
+    with closing(SqliteStore(tmp_path / "notes.sqlite")) as second:
+        assert second.search_text(["dogs"], 5, ANY)
 
 
 def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:

@@ -212,18 +212,22 @@ def json_values(text: str, name: str) -> Iterator[tuple[Source, Any]]:
         yield from json_lines(rows)
 
 
-def has_names(table: str) -> bool:
-    """Whether the first row of a tab-separated table names its columns: in short, without figures, each once."""
-    names = [cell.strip() for cell in table.partition("\n")[0].split("\t")]
+def has_names(table: str, delimiter: str = "\t") -> bool:
+    """Whether the first row of a table names its columns: in short, without figures, each once."""
+    names = [cell.strip().strip('"') for cell in table.partition("\n")[0].split(delimiter)]
     are_names = all(0 < len(name) <= MAX_NAME and not _NO_NAME.search(name) for name in names)
     return are_names and 1 < len(names) == len(set(names))
 
 
+def delimiter_of(table: str, delimiters: str = ",;\t") -> str:
+    """What parts the columns of a table: that of the delimiters which its first row has most often."""
+    return max(delimiters, key=table.partition("\n")[0].count)
+
+
 def csv_rows(text: str, name: str, delimiters: str = ",;\t") -> Iterator[tuple[Source, Mapping[str, str]]]:
     """The rows of a table under the names of its first row; one of the delimiters parts them."""
-    first = text.partition("\n")[0]
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # of the process; 131,072 characters are no long text
-    rows = csv.reader(io.StringIO(text), delimiter=max(delimiters, key=first.count))
+    rows = csv.reader(io.StringIO(text), delimiter=delimiter_of(text, delimiters))
     names: list[str] = []
     number = 1
     try:

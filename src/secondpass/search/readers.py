@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from secondpass.cognitive import MAX_SECONDS, seconds_of
-from secondpass.data.files import records
+from secondpass.data.files import delimiter_of, has_names, records
 from secondpass.data.files import suffix as suffix_of
 from secondpass.errors import DataError
 from secondpass.search import formats
@@ -35,7 +35,7 @@ CODE = (
     ".py .pyi .js .mjs .cjs .jsx .ts .tsx .java .kt .kts .scala .go .rs .c .h .cc .cpp .cxx .hpp .cs .swift .rb .php "
     ".lua .pl .sh .bash .zsh .fish .ps1 .sql .r .jl .ex .exs .erl .hs .ml .clj .dart .vue .svelte .proto .nix .zig"
 ).split()
-PLAIN = ".txt .text .log .csv .tsv .rst .org .tex .adoc .toml .yaml .yml .ini .cfg .conf .srt .vtt".split()
+PLAIN = ".txt .text .log .rst .org .tex .adoc .toml .yaml .yml .ini .cfg .conf .srt .vtt".split()
 MARKDOWN = (".md", ".markdown", ".mdx", ".qmd")
 
 
@@ -78,6 +78,13 @@ def _unzipped(file: Path) -> bytes:
 
 def _read_plain(file: Path) -> Iterator[Page]:
     yield Page(text=text_of(file), created=_date_in_name(file))
+
+
+def _read_table(file: Path) -> Iterator[Page]:
+    """The names of its columns stand above every part of a table, where it has them."""
+    text = text_of(file)
+    names = text.partition("\n")[0].strip().replace("\t", ", ") if has_names(text, delimiter_of(text)) else ""
+    yield Page(text=text, title=f"{file.name} > {names}" if names else "", created=_date_in_name(file))
 
 
 def _read_code(file: Path) -> Iterator[Page]:
@@ -192,6 +199,7 @@ def _day(year: int, month: int, day: int) -> float | None:
 
 READERS: dict[str, Reader] = {
     **dict.fromkeys(PLAIN, _read_plain),
+    **dict.fromkeys((".csv", ".tsv"), _read_table),
     **dict.fromkeys(MARKDOWN, _read_markdown),
     **dict.fromkeys(CODE, _read_code),
     **dict.fromkeys((".html", ".htm", ".xhtml"), _read_html),

@@ -296,6 +296,8 @@ class SqliteStore:
         if before is None:  # a new file; what lies beside is of one that was moved away, with the same ids
             self._trim()
         with self._database.transaction() as connection:
+            if connection.execute("select value from meta where name = 'words'").fetchone() == (mark,):
+                return  # another process has done it meanwhile
             connection.execute("insert into postings(postings) values('delete-all')")
             for id, heading, text in connection.execute("select id, heading, text from chunks"):
                 words = " ".join(terms(passage_of(heading, text)))

@@ -186,10 +186,11 @@ def condition(only: Filter, id: str) -> Condition:
     """The filter as SQL over a chunk's id, with its values."""
     values: list[object] = []
     tests = [] if only.has_superseded else ["k.superseded_by is not null"]
-    if only.path is not None:
-        is_glob = any(sign in only.path for sign in "*?[")
-        tests.append("not g.path glob ?" if is_glob else "instr(g.path, ?) = 0")
-        values.append(f"*{only.path}" if is_glob and not only.path.startswith(("/", "*")) else only.path)
+    if only.paths:
+        is_glob = any(sign in only.paths[0] for sign in "*?[")
+        test = "not g.path glob ?" if is_glob else "instr(g.path, ?) = 0"
+        tests.append(f"({' and '.join([test] * len(only.paths))})")
+        values += [f"*{path}" if is_glob and not path.startswith(("/", "*")) else path for path in only.paths]
     times = (
         ("coalesce(k.created < ?, 1)", only.since),
         ("coalesce(k.created > ?, 1)", only.until),

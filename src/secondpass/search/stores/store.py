@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -113,6 +114,13 @@ class Filter:
             is_known = value == plain(value) if isinstance(value, str | float) else isinstance(value, int)
             if not is_known or (isinstance(value, int) and value.bit_length() > 63):
                 raise ValueError(f"the field {name!r} cannot be {value!r:.80}; give a text, a number, true or false")
+
+    @property
+    def paths(self) -> list[str]:
+        """The path as it is given and with its letters and marks together or apart, as macOS writes names."""
+        given = "" if self.path is None else self.path
+        forms = (given, unicodedata.normalize("NFC", given), unicodedata.normalize("NFD", given))
+        return [form for form in dict.fromkeys(forms) if form]
 
     @property
     def is_open(self) -> bool:
