@@ -137,7 +137,8 @@ def test_sigterm_finishes_what_was_accepted_and_takes_no_more() -> None:
 @pytest.mark.parametrize(("number", "again", "status"), [(signal.SIGTERM, False, 200), (signal.SIGINT, True, 503)])
 def test_a_signal_to_the_whole_group_is_one_to_its_workers(number: int, again: bool, status: int) -> None:
     """As systemd and a terminal send it; a second one ends at once."""
-    bodies = [{"query": f"q{place}", "documents": LONG["documents"][:25]} for place in range(12)]
+    documents = LONG["documents"] if again else LONG["documents"][:25]  # more than is done before the second signal
+    bodies = [{"query": f"q{place}", "documents": documents} for place in range(12)]
     with served("--workers", "2") as (url, found), ThreadPoolExecutor(12) as pool:
         waiting = [pool.submit(httpx.post, f"{url}/v1/rerank", json=body, timeout=60) for body in bodies]
         until(lambda: _queued(url) >= 8)
