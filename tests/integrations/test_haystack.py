@@ -109,3 +109,5 @@ def test_embedders_find_the_answer_and_leave_documents_as_they_were() -> None:
     assert pipeline.run({"text": {"text": QUERY}})["retriever"]["documents"][0].content == ANSWER
     with pytest.raises(TypeError, match="SecondpassDocumentEmbedder"):
         SecondpassTextEmbedder().run(text=DOCUMENTS)
+    with pytest.raises(TypeError, match="SecondpassTextEmbedder"):
+        SecondpassDocumentEmbedder().run(documents=QUERY)

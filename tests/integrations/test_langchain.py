@@ -16,7 +16,7 @@ from langchain_tests.integration_tests import EmbeddingsIntegrationTests, Retrie
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 from pydantic import ValidationError
 
-from secondpass import Reranker
+from secondpass import RemoteReranker, Reranker
 from secondpass.integrations.langchain import (
     SecondpassCrossEncoder,
     SecondpassEmbeddings,
@@ -51,6 +51,13 @@ def test_what_has_nothing_to_read_comes_last_without_a_score() -> None:
     kept = SecondpassRerank().compress_documents([Document(page_content=" "), *DOCUMENTS[:2]], QUERY)
     assert kept[-1].page_content == " " and kept[-1].metadata["relevance_score"] is None
     assert len(SecondpassRerank(threshold=0.0).compress_documents([Document(page_content="")], QUERY)) == 0
+
+
+def test_a_threshold_does_not_empty_what_a_failed_server_leaves_in_its_order() -> None:
+    away = RemoteReranker("http://127.0.0.1:9", retries=0, fail_open=True)
+    kept = SecondpassRerank(scorer=away, threshold=0.5, top_n=2).compress_documents(DOCUMENTS, QUERY)
+    assert [document.page_content for document in kept] == PASSAGES[:2]
+    assert [document.metadata["relevance_score"] for document in kept] == [None, None]
 
 
 def test_unknown_options_are_refused() -> None:

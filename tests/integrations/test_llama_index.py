@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,19 @@ def test_embedding_finds_the_answer() -> None:
     assert asyncio.run(retriever.aretrieve(QUERY))[0].text == ANSWER
     embedding = SecondpassEmbedding()
     assert embedding.get_text_embedding(ANSWER) == asyncio.run(embedding.aget_text_embedding(ANSWER))
+
+
+def test_a_model_is_opened_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, opened = [], SecondpassEmbedding._embedder
+
+    def watched(self: SecondpassEmbedding) -> Any:
+        threads.append(threading.current_thread())
+        return opened(self)
+
+    monkeypatch.setattr(SecondpassEmbedding, "_embedder", watched)
+    asyncio.run(SecondpassEmbedding().aget_query_embedding(QUERY))
+    asyncio.run(SecondpassEmbedding().aget_text_embedding(ANSWER))
+    assert len(threads) == 2 and threading.main_thread() not in threads
 
 
 def test_an_index_of_files_is_a_retriever(tmp_path: Path) -> None:

@@ -334,6 +334,12 @@ def test_another_folder_is_not_overwritten(tmp_path: Path) -> None:
         Trainer(tiny_bert(tmp_path), DATA, tmp_path, settings=settings()).train()
 
 
+def test_a_result_goes_into_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = Trainer(tiny_bert(tmp_path / "base"), DATA, "~/run", settings=settings(max_steps=1)).train()
+    assert done.folder == tmp_path / "run" and (tmp_path / "run" / "model.safetensors").is_file()
+
+
 def test_a_readme_that_is_there_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "README.md").write_text("of a project")

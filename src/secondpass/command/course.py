@@ -102,7 +102,9 @@ class Course:
     warmup: Annotated[float, option(help="Share of the steps in which the rate rises.")] = 0.1
     weight_decay: Annotated[float, option(help="Of matrices.")] = 0.01
     max_gradient_norm: Annotated[float, option("--clip", help="Highest norm of the gradient.")] = 1.0
-    max_length: Annotated[int | None, option(min=1, help="Most tokens of a pair; else 512.")] = None
+    max_length: Annotated[
+        int | None, option(min=1, help="Most tokens of a pair; else 512, of an embedder and colbert their own.")
+    ] = None
     has_frozen_words: Annotated[bool, option("--freeze-words", help="Leave the word embeddings.")] = False
     has_shards: Annotated[
         bool, option("--shard", help="Of several processes each keeps its share of a decoder's weights (FSDP).")

@@ -72,16 +72,18 @@ def best(
     """Hits with what a framework calls their score: the probability (0 to 1), or the raw logit. Best first.
 
     The score is None, not NaN, which frameworks sort anywhere, where a hit was not scored: what has nothing to read
-    or a failed server left, which comes last. threshold is in the units of that score, leaves out what has none, and
-    is applied before the cut at top_n.
+    or a failed server left, which comes last. threshold is in the units of that score and applied before the cut at
+    top_n; it leaves out what has none, but where the server failed, or failing open would give nothing.
     """
     if top_n is not None and top_n < 1:
         raise ValueError(f"top_n is {top_n}; give 1 or more, or None for all")
     if not texts:
         return []
-    scored = [(hit, _score_of(hit, raw_scores=raw_scores)) for hit in ranker.rank(query, texts)]
+    ranking = ranker.rank(query, texts)
+    scored = [(hit, _score_of(hit, raw_scores=raw_scores)) for hit in ranking]
     if threshold is not None:
-        scored = [(hit, score) for hit, score in scored if score is not None and score >= threshold]
+        has_failed = ranking.failure is not None
+        scored = [(hit, score) for hit, score in scored if (has_failed if score is None else score >= threshold)]
     return scored[:top_n]
 
 

@@ -157,7 +157,7 @@ class SecondpassEmbedding(BaseEmbedding):
         return vectors_of(self._embedder(), [query], "query")[0]
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return (await asyncio.to_thread(vectors_of, self._embedder(), [query], "query"))[0]
+        return await asyncio.to_thread(self._get_query_embedding, query)
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]
@@ -169,7 +169,7 @@ class SecondpassEmbedding(BaseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return await asyncio.to_thread(vectors_of, self._embedder(), texts, "document")
+        return await asyncio.to_thread(self._get_text_embeddings, texts)
 
 
 class SecondpassRetriever(BaseRetriever):

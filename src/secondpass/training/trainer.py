@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from secondpass.atomic import write_text
+from secondpass.atomic import at_home, write_text
 from secondpass.engine.device import pick_device, pick_dtype
 from secondpass.errors import DataError, MissingExtra, TrainingError
 from secondpass.models.decoder import Decoder
@@ -94,7 +94,7 @@ class Trainer:
         dev: DevSet | None = None,
     ) -> None:
         self.settings = settings or TrainingSettings()
-        self.output = Path(output)
+        self.output = at_home(output)
         self._folder = self.output / "training"
         self._data, self._dev = data, dev
         if not (data.texts if isinstance(data, Texts) else data.examples) or (dev is not None and not dev.queries):

@@ -124,6 +124,10 @@ def test_ms_marco(tmp_path: Path) -> None:
     write(tmp_path / "queries.dev.tsv", "q1\twhich river\nq2\t雪\n")
     write(tmp_path / "qrels.dev.tsv", "q1 0 d1 2\nq1 0 d3 1\nq2 0 d2 1\n")
     check(load_dataset(tmp_path))
+    write(tmp_path / "collection.tsv", "docid\ttext\n" + (tmp_path / "collection.tsv").read_text("utf-8"))
+    write(tmp_path / "queries.dev.tsv", "id\tquery\nq1\twhich river\nq2\t雪\n")
+    check(load_dataset(tmp_path))  # a header is no document
+    assert len(load_dataset(tmp_path).documents) == 3 and not load_dataset(tmp_path).notes
 
 
 def test_parquet(tmp_path: Path) -> None:

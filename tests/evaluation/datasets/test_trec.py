@@ -60,6 +60,8 @@ def test_a_run_with_a_header_counts_by_rank(tmp_path: Path) -> None:
     assert ranked(read_run(file_of(tmp_path, text))["q1"]) == ["d1", "d2", "d0"]
     text = "query-id\tcorpus-id\tscore\nq1\td1\t1.5\nq1\td2\t2\n"
     assert read_run(file_of(tmp_path, text)) == {"q1": {"d1": 1.5, "d2": 2.0}}
+    text = "qid,docid,rank\nq1,d1,2\nq1,d2,1\n"
+    assert read_run(file_of(tmp_path, text, "run.csv")) == {"q1": {"d1": -2.0, "d2": -1.0}}
 
 
 def test_runs_in_json_and_lists(tmp_path: Path) -> None:

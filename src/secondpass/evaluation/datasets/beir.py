@@ -6,7 +6,7 @@ import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
-from secondpass.data.files import SUFFIXES, Source, columns, records, suffix, text_in, titled_text
+from secondpass.data.files import SUFFIXES, TEXT_NAMES, Source, columns, records, suffix, text_in, titled_text
 from secondpass.errors import DataError, NoSuchSplit
 from secondpass.evaluation.datasets.dataset import LAYOUTS, SPLITS, Dataset, checked
 from secondpass.evaluation.datasets.trec import read_candidates, read_qrels
@@ -115,7 +115,9 @@ def _entries(file: Path) -> Iterator[tuple[Source, str, str]]:
         for source, record in records(file):
             yield source, text_in(record, _ID_NAMES, source), titled_text(record, source)
         return
-    for source, row in columns(file):
+    for index, (source, row) in enumerate(columns(file)):
         if len(row) not in (2, 3):
             raise DataError(f"{source}: has {len(row)} columns; a name, a tab and a text are needed")
+        if index == 0 and row[0].lower() in _ID_NAMES and row[-1].lower() in TEXT_NAMES:
+            continue  # a header
         yield source, row[0], " ".join(row[1:])  # a third column is a text after its title

@@ -67,14 +67,14 @@ def read_run(file: Path) -> Run:
     """Scores of a ranking per query.
 
     TREC's `query Q0 document rank score tag` counts by score, as trec_eval does; a file with a header, like
-    `query-id corpus-id rank score`, counts by rank where it has one. JSON: {query: {document: score}}, or a
-    `candidates` file, whose lists are best first. Raises DataError.
+    `query-id corpus-id rank score`, counts by rank where it has one, and so does CSV. JSON: {query: {document:
+    score}}, or a `candidates` file, whose lists are best first. Raises DataError.
     """
     if suffix(file) in (".jsonl", ".parquet"):
         return {query: _by_rank(listed) for query, listed in read_candidates(file).items()}
     if suffix(file) == ".json":
         return _json_run(file)
-    rows = columns(file)
+    rows = _csv(file) if suffix(file) == ".csv" else columns(file)
     first = next(rows, None)
     if first is None:
         raise DataError(f"{file}: holds no ranking")
@@ -82,6 +82,14 @@ def read_run(file: Path) -> Run:
     if any(name in QUERY_NAMES for name in names):
         return _collected(_named_rows(rows, names, first[0]), file)
     return _collected(_trec_rows(_chained(first, rows)), file)
+
+
+def _csv(file: Path) -> Iterator[tuple[Source, list[str]]]:
+    """The row of names, and the others, as `columns` gives them."""
+    for index, (source, record) in enumerate(records(file)):
+        if index == 0:
+            yield str(file), list(record)
+        yield source, list(record.values())
 
 
 def _chained(

@@ -75,6 +75,8 @@ class SecondpassDocumentEmbedder:
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:
         """{"documents": copies with `embedding`}, in their order."""
+        if not isinstance(documents, list) or any(not isinstance(document, Document) for document in documents):
+            raise TypeError("documents is no list of Document; for a query there is SecondpassTextEmbedder")
         texts = []
         for document in documents:
             meta = [str(document.meta[n]) for n in self.meta_fields_to_embed if document.meta.get(n) is not None]
