@@ -24,6 +24,9 @@ SHARE = 2 / 3
 CAUTION = 1.2
 # Of what is known of the pace this part remains after another run: a jump of speed counts for half after two runs.
 KEPT = 0.7
+# A portion has at most so many times the work of the largest run that is remembered so: what small runs say of the
+# pace is mostly noise there, and an error is the whole list.
+GROWTH = 8
 # Pairs tokenised at a time; a long text takes milliseconds.
 STEP = 8
 # Seconds of rank() after the last score: a fixed part, and one for each document.
@@ -40,11 +43,12 @@ class Pace:
     """Seconds that work takes here: a fixed part and one for each unit. Safe to use from several threads.
 
     Both are fitted to what ran by least squares of relative errors; older runs count for less and less. waiting is
-    what a run waited for other callers, which no work is to blame for.
+    what a run waited for other callers, which no work is to blame for. largest, the most work of a run, fades too.
     """
 
     sums: tuple[float, ...] = (0.0,) * 5  # of weights, works, seconds, works squared, works times seconds
     waiting: float = 0.0
+    largest: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def learn(self, work: float, seconds: float) -> None:
@@ -52,6 +56,7 @@ class Pace:
         run = (1.0, work, seconds, work * work, work * seconds)
         with self.lock:
             self.sums = tuple(KEPT * old + weight * new for old, new in zip(self.sums, run, strict=True))
+            self.largest = max(KEPT * self.largest, work)
 
     def waited(self, seconds: float) -> None:
         with self.lock:
@@ -82,12 +87,12 @@ class Deadline:
         return cls(at=started + budget_ms / 1000 - CLOSING - CLOSING_EACH * num_documents, pace=pace)
 
     def room(self, share: float) -> float:
-        """The work that is expected to take that share of the time left; 0 while nothing is known."""
+        """The work that is expected to take that share of the time left, as far as is known; 0 while nothing is."""
         fit = self.pace.fit()
         if fit is None:
             return 0.0
         left = self.at - time.perf_counter() - self.pace.waiting
-        return (share * left - fit[0]) / max(fit[1], 1e-12)
+        return min((share * left - fit[0]) / max(fit[1], 1e-12), GROWTH * self.pace.largest)
 
 
 @dataclass(kw_only=True)
