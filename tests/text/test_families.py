@@ -31,6 +31,7 @@ def test_a_classifier_of_one_label_is_a_reranker(model_type: str, labels: dict[s
         ({}, '"num_labels": 1'),
         ({"num_labels": 1, "architectures": ["BertModel"]}, "BertModel, which has no head.*Embedder.*ColBERT"),
         ({"num_labels": 1, "model_type": "mamba"}, "no recipe for model_type 'mamba'; there are bert"),
+        ({"model_type": "nomic_bert"}, "'nomic_bert'.*Open an embedding model with secondpass.Embedder"),
     ],
 )
 def test_what_is_no_reranker_is_refused_with_what_to_do(config: dict[str, Any], said: str) -> None:

@@ -204,7 +204,8 @@ def recipe_for(config: Mapping[str, Any]) -> Recipe:
     if family is None or recipe is None:
         with_layers = " with start_layer" if has_layers else ""
         known = ", ".join(sorted(name for name, row in FAMILIES.items() if _recipe_of(row, has_layers)))
-        raise UnknownModel(f"no recipe for model_type {config.get('model_type')!r}{with_layers}; there are {known}")
+        asked = f"{config.get('model_type')!r}{with_layers}"
+        raise UnknownModel(f"no recipe for model_type {asked}; there are {known}. {_NOT_SCORED}")
     if recipe.head == "classifier":
         _check_classifier(config)
         return recipe
@@ -234,14 +235,16 @@ def is_classifier(config: Mapping[str, Any]) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
 
 
+_NOT_SCORED = "Open an embedding model with secondpass.Embedder, late interaction with secondpass.ColBERT"
+
+
 def _check_classifier(config: Mapping[str, Any]) -> None:
     """Raises UnknownModel, with what to do, where config.json does not describe a classifier of one label."""
     classes = config.get("architectures") or ()
     if classes and not is_classifier(config):
         raise UnknownModel(
             f"config.json: architectures is {', '.join(classes)}, which has no head that scores pairs; a reranker is "
-            "a ...ForSequenceClassification. Open an embedding model with secondpass.Embedder, late interaction with "
-            "secondpass.ColBERT"
+            f"a ...ForSequenceClassification. {_NOT_SCORED}"
         )
     labels = num_labels(config)
     if labels is None:
