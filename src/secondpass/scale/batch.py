@@ -322,8 +322,7 @@ def _column_texts(values: Iterable[Any], name: str) -> list[str]:
     """The values as texts, numbers too. Raises DataError for another, which would be read as the word None or nan."""
     found = [value.as_py() if hasattr(value, "as_py") else value for value in values]  # of Arrow
     for row, value in enumerate(found):
-        if (
-            not isinstance(value, str | int | float | np.number) or value != value
-        ):  # NaN, as pandas has a missing text
+        is_missing = value != value  # NaN, as pandas has it
+        if is_missing or not isinstance(value, str | int | float | np.number):
             raise DataError(f"column {name!r}: row {row} of the batch is {value!r}; a text is needed, leave it out")
     return [str(value) for value in found]
