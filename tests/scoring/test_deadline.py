@@ -319,6 +319,19 @@ def test_a_pace_is_a_fixed_part_and_one_for_the_work() -> None:
     assert pace.fit() == pytest.approx((0.0, 0.00001), rel=0.05)
 
 
+def test_a_run_of_which_most_was_kept_says_only_that_a_pace_is_too_fast() -> None:
+    """What is kept takes some time, which is not to be blamed on the rest."""
+    pace = Pace()
+    pace.learn(1000, 0.1)
+    for share in (0.01, 0.4):
+        pace.learn(1000, 0.05, share)
+    assert pace.fit() == pytest.approx((0.0, 1e-4))
+    pace.learn(1000, 0.05, 0.5)
+    assert pace.fit() == pytest.approx((0.0, 1e-4))
+    pace.learn(1000, 0.2, 0.1)
+    assert sum(pace.fit() or ()) > 2e-4
+
+
 def test_scores_that_were_kept_say_nothing_of_the_pace(folder: Path, tmp_path: Path) -> None:
     reranker: Any = Reranker(folder, dtype="float32", device="cpu", score_cache=tmp_path / "scores")
     reranker.score(QUERY, TEXTS)
@@ -326,5 +339,5 @@ def test_scores_that_were_kept_say_nothing_of_the_pace(folder: Path, tmp_path: P
     assert before[0] > 0
     reranker.score(QUERY, TEXTS)
     assert reranker._scoring.pace.sums == before
-    reranker.score(QUERY, [*TEXTS, "a text that nobody asked for"])
+    reranker.score(QUERY, [*TEXTS, *(f"{text} again" for text in TEXTS)])
     assert reranker._scoring.pace.sums != before

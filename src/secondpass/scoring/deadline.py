@@ -51,7 +51,15 @@ class Pace:
     largest: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def learn(self, work: float, seconds: float) -> None:
+    def learn(self, work: float, seconds: float, share: float = 1.0) -> None:
+        """From a run of so much work; a share was computed, and the rest was known, which takes some time too.
+
+        Where that was most of it, a run says nothing but that the pace was thought to be too fast.
+        """
+        fit = self.fit() or (0.0, 0.0)
+        if share < 1 / 2 and seconds <= fit[0] + fit[1] * work:
+            return
+        work *= share
         weight = 1 / max(work, 1.0) ** 2
         run = (1.0, work, seconds, work * work, work * seconds)
         with self.lock:

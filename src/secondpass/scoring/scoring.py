@@ -260,8 +260,8 @@ class Scoring:
         scores = self.engine.run([reading.row for reading in readings], run, done)
         scored.add(readings, scores.T.tolist())
         scored.compute_seconds += took
-        if run == self.run and num_computed:  # where some were known already, of work like the others'
-            self.pace.learn(work_of(readings) * num_computed / len(readings), took)
+        if run == self.run and num_computed:
+            self.pace.learn(work_of(readings), took, num_computed / len(readings))
         return took
 
     def _score_within(self, pairs: Sequence[Pair], deadline: Deadline, progress: Progress | None) -> Scored:
