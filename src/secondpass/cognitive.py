@@ -362,17 +362,22 @@ def _weighed(settings: Cognitive, logit: float, terms: Mapping[str, float], sign
     )
 
 
+def by_subject(signals: Sequence[Signals]) -> list[list[int]]:
+    """The candidates of each subject that have a date and are not superseded, in their order."""
+    groups: dict[str, list[int]] = {}
+    for index, each in enumerate(signals):
+        if each.subject is not None and each.created is not None and not each.is_superseded:
+            groups.setdefault(each.subject, []).append(index)
+    return list(groups.values())
+
+
 def _newest_first(weighed: list[Weighed], signals: Sequence[Signals]) -> list[Weighed]:
     """Of candidates with one subject the newest has the best logit among them, so that it stands before the others.
 
     The others keep theirs, but where they would tie they are put behind, and are marked as superseded in parts.
     """
-    groups: dict[str, list[int]] = {}
-    for index, each in enumerate(signals):
-        if each.subject is not None and each.created is not None and not each.is_superseded:
-            groups.setdefault(each.subject, []).append(index)
     found = list(weighed)
-    for members in groups.values():
+    for members in by_subject(signals):
         newest = max(members, key=lambda i: (signals[i].created, weighed[i].logit))
         best = max(weighed[i].logit for i in members)
         for i in members:

@@ -17,8 +17,8 @@ import pytest
 from secondpass import Reranker
 from secondpass.calibration import Calibration
 from secondpass.server.metrics import Metrics
-from secondpass.server.settings import Settings
-from secondpass.server.workers import Workers, _Worker, open_socket
+from secondpass.server.settings import Settings, open_socket
+from secondpass.server.workers import Workers, _Worker
 from tests.server.test_workers import BODY, children, served, until
 
 WRITE = """
@@ -91,7 +91,7 @@ def test_what_a_dead_worker_last_said_of_its_queue_holds_no_more(
     assert dead.wait(60) == 0
     metrics = Metrics()
     assert b'secondpass_queue_requests{model="default"} 7.0' in metrics.page()
-    with open_socket(Settings(port=0)) as listening:
+    with open_socket("127.0.0.1", 0) as listening:
         workers = Workers(Settings(workers=2), (), listening)
         workers._forget(_Worker(Ended(dead.pid), None))  # type: ignore[arg-type]
     page = metrics.page().decode()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from contextlib import suppress
 from typing import Annotated
 
@@ -40,12 +39,14 @@ def mcp(
         return
     import uvicorn
 
+    from secondpass.server.settings import open_socket
+
     host, port = _address(http)
     app = http_app(server, host=host)
     try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise SecondpassError(f"cannot listen on {http}: {error.strerror or error}; give another port") from error
+        listening = open_socket(host, port)
+    except SecondpassError as error:
+        raise SecondpassError(f"{error}; give another port") from error
     with suppress(KeyboardInterrupt):
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 

@@ -41,8 +41,8 @@ from secondpass.server.metrics import MULTIPROCESS_DIR
 from secondpass.server.registry import OnBatch, find_name
 from secondpass.server.security import Asgi, read_keys
 from secondpass.server.service import CallContext, Health, Service, card_of, too_late
-from secondpass.server.settings import PREFIX, ModelSource, Settings, SettingsError, load_settings
-from secondpass.server.workers import OK, check_tls, open_socket
+from secondpass.server.settings import PREFIX, ModelSource, Settings, SettingsError, load_settings, open_socket
+from secondpass.server.workers import OK, check_tls
 from secondpass.wire.calls import Answer, Call, EmbedCall, Fault, ModelCard, Refusal, ServerCard
 
 log = logging.getLogger(__name__)
@@ -434,7 +434,7 @@ def run(
     """
     check_tls(settings)
     if address is None:
-        with open_socket(settings) as free:
+        with open_socket(settings.host, settings.port) as free:
             settings = replace(settings, port=free.getsockname()[1])
     ray = start_ray(address)
     _check_resources(ray.cluster_resources(), settings, actors)

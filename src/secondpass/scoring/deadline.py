@@ -56,9 +56,10 @@ class Pace:
 
         Where that was most of it, a run says nothing but that the pace was thought to be too fast.
         """
-        fit = self.fit() or (0.0, 0.0)
-        if share < 1 / 2 and seconds <= fit[0] + fit[1] * work:
-            return
+        if share < 1 / 2:
+            fixed, each = self.fit() or (0.0, 0.0)
+            if seconds <= fixed + each * work:
+                return
         work *= share
         weight = 1 / max(work, 1.0) ** 2
         run = (1.0, work, seconds, work * work, work * seconds)

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from secondpass.calibration import sigmoid
-from secondpass.cognitive import Cognitive, Signals, Weighed, order, seconds_of, signals_of, weigh
+from secondpass.cognitive import Cognitive, Signals, Weighed, by_subject, order, seconds_of, signals_of, weigh
 from secondpass.colbert.maxsim import unit
 from secondpass.retrieval.fusion import FUSIONS, Fused
 from secondpass.retrieval.vectors import ScriptReader, TextEmbedder
@@ -315,11 +315,7 @@ def _weighed(pool: list[PooledChunk], question: Question, store: Store) -> list[
 def _newest_first(unscored: Sequence[PooledChunk]) -> list[PooledChunk]:
     """Of candidates with one subject the newest is put before the first of them; the others keep their order."""
     signals = [signals_in(each.stored) for each in unscored]
-    subjects: dict[str, list[int]] = {}
-    for at, each in enumerate(signals):
-        if each.subject is not None and each.created is not None and not each.is_superseded:
-            subjects.setdefault(each.subject, []).append(at)
-    places = {max(those, key=lambda at: signals[at].created or 0.0): those[0] - 0.5 for those in subjects.values()}
+    places = {max(those, key=lambda at: signals[at].created or 0.0): those[0] - 0.5 for those in by_subject(signals)}
     return [unscored[at] for at in sorted(range(len(unscored)), key=lambda at: places.get(at, at))]
 
 

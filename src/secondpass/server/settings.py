@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -165,6 +166,23 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket to listen on. Raises SecondpassError where the address is taken or not this machine's."""
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only where the protocol is named: else an answer waits 40 ms for an ACK.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        where = f"[{host}]" if family == socket.AF_INET6 else host
+        raise SecondpassError(f"cannot listen on {where}:{port}: {error.strerror or error}") from error
+    found.set_inheritable(True)
+    return found
 
 
 def networks(addresses: Sequence[str]) -> tuple[Network, ...]:

@@ -36,7 +36,7 @@ from secondpass.server.logs import set_up_logs
 from secondpass.server.metrics import MULTIPROCESS_DIR
 from secondpass.server.security import Guard, read_keys
 from secondpass.server.service import Service
-from secondpass.server.settings import PREFIX, Settings, SettingsError
+from secondpass.server.settings import PREFIX, Settings, SettingsError, open_socket
 from secondpass.server.timeouts import TimedProtocol
 
 log = logging.getLogger(__name__)
@@ -94,29 +94,13 @@ class PlainServer(uvicorn.Server):
             log.info("the keys were read anew")
 
 
-def open_socket(settings: Settings) -> socket.socket:
-    """A listening socket. Raises SecondpassError where the address is taken or not this machine's."""
-    host = settings.host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named: else an answer waits 40 ms for an ACK.
-    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        found.bind((host, settings.port))
-    except OSError as error:
-        found.close()
-        raise SecondpassError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
-    found.set_inheritable(True)
-    return found
-
-
 def run(settings: Settings, keys: tuple[str, ...], on_ready: Callable[[int], None]) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. on_ready is called with the port once requests are answered."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # it waits until there is someone to take it
     set_up_logs(log_format=settings.log_format, level=settings.log_level)
     settings = with_room(settings)
     check_tls(settings)
-    listening = open_socket(settings)
+    listening = open_socket(settings.host, settings.port)
     port = int(listening.getsockname()[1])
     if settings.workers == 1:
         return serve(settings, keys, listening, lambda: on_ready(port))

@@ -83,10 +83,9 @@ def condition(only: Filter) -> tuple[str, dict[str, Any]]:
     tests = ["true"] if only.has_superseded else ["c.superseded_by is null"]
     values: dict[str, Any] = {}
     if only.paths:
-        is_glob = any(sign in only.paths[0] for sign in "*?[")
-        test = "f.path ~ %(path{})s" if is_glob else "position(%(path{})s in f.path) > 0"
+        test = "f.path ~ %(path{})s" if only.is_glob else "position(%(path{})s in f.path) > 0"
         tests.append(f"({' or '.join(test.format(number) for number in range(len(only.paths)))})")
-        values |= {f"path{n}": _pattern(path) if is_glob else path for n, path in enumerate(only.paths)}
+        values |= {f"path{n}": _pattern(path) if only.is_glob else path for n, path in enumerate(only.paths)}
     if only.since is not None:
         tests.append("c.created >= %(since)s")
         values["since"] = only.since

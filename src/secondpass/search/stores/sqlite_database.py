@@ -187,10 +187,9 @@ def condition(only: Filter, id: str) -> Condition:
     values: list[object] = []
     tests = [] if only.has_superseded else ["k.superseded_by is not null"]
     if only.paths:
-        is_glob = any(sign in only.paths[0] for sign in "*?[")
-        test = "not g.path glob ?" if is_glob else "instr(g.path, ?) = 0"
+        test = "not g.path glob ?" if only.is_glob else "instr(g.path, ?) = 0"
         tests.append(f"({' and '.join([test] * len(only.paths))})")
-        values += [f"*{path}" if is_glob and not path.startswith(("/", "*")) else path for path in only.paths]
+        values += [f"*{path}" if only.is_glob and not path.startswith(("/", "*")) else path for path in only.paths]
     times = (
         ("coalesce(k.created < ?, 1)", only.since),
         ("coalesce(k.created > ?, 1)", only.until),

@@ -123,6 +123,11 @@ class Filter:
         return [form for form in dict.fromkeys(forms) if form]
 
     @property
+    def is_glob(self) -> bool:
+        """Whether the path is a pattern."""
+        return self.path is not None and any(sign in self.path for sign in "*?[")
+
+    @property
     def is_open(self) -> bool:
         """Whether everything passes that is not superseded."""
         asked = (self.path, self.since, self.until, self.held_at)
