@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from secondpass.engine import openvino as compiled
 from secondpass.engine.compiled import MAX_FILES
 from secondpass.engine.cpu.threads import Processor
 from secondpass.errors import CheckpointError
+from secondpass.types import Row, Run
 from tests.checkpoints import tiny_bert
 from tests.goldens import SHARED
 
@@ -227,6 +229,31 @@ def test_an_error_while_rows_are_on_their_way_leaves_the_engine_usable(folders: 
     with pytest.raises(KeyboardInterrupt):
         ours.rank(QUERY, TEXTS, progress=stop)
     assert ours.score(QUERY, TEXTS) == pytest.approx(expected, abs=1e-6)
+
+
+class Interrupted:
+    """A request beside which Ctrl-C comes just as it has been started, and again while it is waited for."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+
+    def start_async(self, inputs: Any) -> None:
+        self.request.start_async(inputs)
+        raise KeyboardInterrupt
+
+    def wait(self) -> None:
+        self.request.wait()
+        raise KeyboardInterrupt
+
+
+def test_no_request_is_left_running_by_ctrl_c(folders: tuple[Path, Path]) -> None:
+    engine = compiled.OpenVinoEngine(open_checkpoint(folders[1]), dtype="float32")
+    inner = engine._requests._requests[0]
+    inner.set_callback(lambda _: time.sleep(0.2), None)  # it takes a while
+    engine._requests._requests[:] = [Interrupted(inner)]
+    with pytest.raises(KeyboardInterrupt):
+        engine.run([Row(ids=[2, 5, 3], passage=(2, 3))], Run())
+    assert inner.wait_for(0), "taken down while it runs, it takes the process with it"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -314,8 +314,8 @@ class Requests:
                 request = idle.pop()
                 inputs = padded([rows[index] for index in batch], self._inputs, self._pad_id, self._max_length)
                 self._seen |= {values.shape for values in inputs.values()}
+                busy.append((request, batch))  # first: Ctrl-C may come just as it has been started
                 request.start_async(inputs)
-                busy.append((request, batch))
                 room -= sum(len(rows[index]) for index in batch)
             while busy:
                 yield busy[0][1], _finished(busy[0][0])
@@ -323,10 +323,12 @@ class Requests:
         except (MemoryError, RuntimeError) as error:
             self._requests = []  # the next call opens it anew
             raise _failure(error) from error
-        finally:  # also after Ctrl-C or an error: the next call finds every request idle
-            for request, _ in busy:
-                with suppress(RuntimeError):  # that it failed was said already
-                    request.wait()
+        finally:
+            # Also after Ctrl-C, pressed twice too, or an error: the next call finds every request idle, and none is
+            # taken down while it runs, which OpenVINO does not survive.
+            with ExitStack() as waiting:
+                for request, _ in busy:
+                    waiting.callback(_waited, request)
             if len(self._seen) > num_seen:
                 give_back()  # what kernels were made with: 30 MB of 400, as each of 45 shapes leaves some
 
@@ -392,6 +394,11 @@ def _leave_open() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_open)
+
+
+def _waited(request: Any) -> None:
+    with suppress(RuntimeError):  # that it failed was said already
+        request.wait()
 
 
 def _finished(request: Any) -> NDArray[np.float32]:
