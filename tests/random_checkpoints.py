@@ -28,6 +28,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert-larger": ("Bert", LARGER | {"hidden_act": "gelu_new"}),
     "xlm-roberta-small": ("XLMRoberta", SMALL | {"type_vocab_size": 1}),
     "xlm-roberta-larger": ("XLMRoberta", LARGER | {"type_vocab_size": 1}),
+    "camembert-small": ("Camembert", SMALL | {"type_vocab_size": 1}),
+    "camembert-larger": ("Camembert", LARGER | {"type_vocab_size": 1}),
+    "electra-small": ("Electra", SMALL | {"embedding_size": 20}),  # embeddings are projected
+    "electra-larger": ("Electra", LARGER | {"embedding_size": 48}),
+    "distilbert-small": ("DistilBert", {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 56}),
+    "distilbert-larger": ("DistilBert", {"dim": 48, "n_layers": 6, "n_heads": 3, "hidden_dim": 64}),
+    "mpnet-small": ("MPNet", SMALL),
+    "mpnet-larger": ("MPNet", LARGER),
     "modernbert-small": (
         "ModernBert",
         SMALL | MODERN | {"num_hidden_layers": 5, "local_attention": 8, "classifier_pooling": "mean"},
@@ -105,7 +113,7 @@ def random_checkpoint(
     family, settings = CASES[name]
     transformers = _transformers()
     model_class = getattr(transformers, f"{family}ForSequenceClassification")
-    is_roberta = name.startswith("xlm-roberta")
+    is_roberta = family in ("XLMRoberta", "Camembert", "MPNet")
     vocabulary = [*ROBERTA_SPECIAL, *VOCABULARY[len(SPECIAL) :]] if is_roberta else VOCABULARY
     config = getattr(transformers, f"{family}Config")(
         vocab_size=len(vocabulary), max_position_embeddings=160, num_labels=1, **settings
@@ -116,7 +124,7 @@ def random_checkpoint(
     inner = _word_level(vocabulary) if is_roberta else word_piece(vocabulary)
     pad = "<pad>" if is_roberta else "[PAD]"
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=pad, model_max_length=158)
-    if settings.get("type_vocab_size") == 1 or "modernbert" in name:
+    if settings.get("type_vocab_size") == 1 or family in ("ModernBert", "DistilBert", "MPNet"):
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder)
     # Read back: model.to(bfloat16) rounds the rotary frequencies too, and a file does not hold them.

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from secondpass import Reranker
 from secondpass.atomic import whole_file, write_text
+from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.export.export import export
 from secondpass.checkpoint.save import save_model, write_tensors
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.text.families import FAMILIES, saved_head
@@ -44,7 +46,10 @@ def without_head(folder: Path, name: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize(
+    "family",
+    ["bert", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet", "modernbert", "deberta-v2"],
+)
 def test_a_plain_encoder_with_a_new_head_has_the_scores_of_transformers(tmp_path: Path, family: str) -> None:
     transformers = pytest.importorskip("transformers")
     base = without_head(tmp_path / "base", f"{family}-small")
@@ -54,8 +59,10 @@ def test_a_plain_encoder_with_a_new_head_has_the_scores_of_transformers(tmp_path
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     queries, passages = map(list, zip(*PAIRS, strict=True))
+    has_types = family in ("bert", "electra")
+    inputs = tokenizer(queries, passages, padding=True, return_tensors="pt", return_token_type_ids=has_types)
     with torch.inference_mode():
-        expected = model(**tokenizer(queries, passages, padding=True, return_tensors="pt")).logits[:, 0].tolist()
+        expected = model(**inputs).logits[:, 0].tolist()
     found = Reranker(folder, device="cpu", dtype="float32").score_pairs(PAIRS)
     assert max(expected) - min(expected) > 1e-3
     assert found == pytest.approx(expected, abs=1e-4)
@@ -109,6 +116,48 @@ def test_a_bare_backbone_is_saved_under_the_names_of_a_reranker(tmp_path: Path, 
     found = json.loads((folder / "config.json").read_text())
     assert (found["architectures"], found["id2label"]) == (config["architectures"], {"0": "LABEL_0"})
     assert len(Reranker(folder, device="cpu").score_pairs(PAIRS)) == 3
+
+
+JINA = "JinaBertForSequenceClassification"
+
+
+def jina_bert(folder: Path) -> Path:
+    """A tiny JinaBERT by the names of its checkpoints, whose config.json does not say how many labels there are."""
+    tensors = load_file(tiny_bert(folder) / "model.safetensors")
+    del tensors["bert.embeddings.position_embeddings.weight"]
+    for layer in range(2):
+        own = f"bert.encoder.layer.{layer}"
+        up = tensors.pop(f"{own}.intermediate.dense.weight")
+        del tensors[f"{own}.intermediate.dense.bias"]
+        tensors[f"{own}.mlp.gated_layers.weight"] = torch.cat([up, -0.5 * up])
+        for theirs, jinas in (("output.dense", "mlp.wo"), ("output.LayerNorm", "mlp.layernorm")):
+            for kind in ("weight", "bias"):
+                tensors[f"{own}.{jinas}.{kind}"] = tensors.pop(f"{own}.{theirs}.{kind}")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if key not in ("id2label", "label2id")}
+    jina = {"position_embedding_type": "alibi", "feed_forward_type": "geglu", "architectures": [JINA]}
+    (folder / "config.json").write_text(json.dumps({**kept, **jina}))
+    return folder
+
+
+def test_jina_bert_is_read_and_saved_under_its_names(tmp_path: Path) -> None:
+    base = jina_bert(tmp_path / "base")
+    folder = saved(tmp_path / "saved", open_trainable(base, device=CPU))
+    before, after = load_file(base / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert set(before) == set(after)
+    assert json.loads((folder / "config.json").read_text())["architectures"] == [JINA]
+    scores = [Reranker(each, device="cpu", dtype="float32").score_pairs(PAIRS) for each in (base, folder)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    assert max(scores[0]) - min(scores[0]) > 1e-3
+
+
+@pytest.mark.slow
+def test_jina_bert_exported_gives_the_scores_of_torch(tmp_path: Path) -> None:
+    base = jina_bert(tmp_path / "base")
+    graph = export(open_checkpoint(base), tmp_path / "graph")
+    scores = [Reranker(each, device="cpu", dtype="float32").score_pairs(PAIRS) for each in (base, graph)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 def test_two_labels_become_one_with_a_new_last_layer(tmp_path: Path) -> None:

@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from secondpass import Reranker
+from secondpass import Embedder, Reranker
 from secondpass.models.attention.deberta import log_buckets
 from tests.checkpoints import SPECIAL, WORDS
 
 VOCABULARY = list(dict.fromkeys((*SPECIAL, *WORDS.split())))
-FAMILIES = ("bert", "xlm-roberta", "modernbert", "deberta-v2")
+FAMILIES = (
+    *("bert", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"),
+    *("modernbert", "deberta-v2"),
+)
 LONG = "the old city of stone and water has a bridge over the river where the ship is . " * 12
 PAIRS = [
     ("which river is long", "the river is long"),
@@ -60,6 +64,52 @@ def test_scores_of_a_sharded_file_equal_transformers(tmp_path: Path, family: str
 def test_scores_of_a_bfloat16_file_equal_transformers(tmp_path: Path, family: str, reference: ModuleType) -> None:
     checkpoint = reference.random_checkpoint(tmp_path, f"{family}-larger", dtype=torch.bfloat16)
     assert largest_difference(checkpoint) < 1e-4
+
+
+# What the checkpoint of jina-reranker-v2 calls the parts of an XLM-RoBERTa
+JINA_NAMES = {
+    "embeddings.LayerNorm": "emb_ln",
+    "encoder.layer.": "encoder.layers.",
+    "attention.output.dense": "mixer.out_proj",
+    "attention.output.LayerNorm": "norm1",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "output.LayerNorm": "norm2",
+}
+
+
+def test_jina_reranker_v2_is_read_by_its_names(tmp_path: Path, reference: ModuleType) -> None:
+    checkpoint = reference.random_checkpoint(tmp_path, "xlm-roberta-small")
+    tensors = load_file(tmp_path / "model.safetensors")
+    for layer in range(2):
+        for kind in ("weight", "bias"):
+            own = f"roberta.encoder.layer.{layer}"
+            parts = [tensors.pop(f"{own}.attention.self.{part}.{kind}") for part in ("query", "key", "value")]
+            tensors[f"{own}.mixer.Wqkv.{kind}"] = torch.cat(parts)
+    for theirs, jinas in JINA_NAMES.items():
+        tensors = {name.replace(theirs, jinas): tensor for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    del config["model_type"]  # it names its class alone
+    file.write_text(json.dumps(config | {"use_flash_attn": True, "emb_pooler": None}), "utf-8")
+    assert largest_difference(checkpoint) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["bert", "electra", "distilbert", "mpnet"])
+def test_vectors_of_a_plain_encoder_equal_transformers(tmp_path: Path, family: str, reference: ModuleType) -> None:
+    checkpoint = reference.random_checkpoint(tmp_path, f"{family}-larger")
+    (tmp_path / "model.safetensors").unlink()
+    encoder = checkpoint.model.base_model
+    encoder.save_pretrained(tmp_path)
+    texts = ["which river is long", "snow", LONG]
+    inputs = checkpoint.tokenizer(texts, padding=True, truncation=True, max_length=150, return_tensors="pt")
+    with torch.inference_mode():
+        states = encoder(**inputs).last_hidden_state
+    weights = inputs["attention_mask"][..., None]
+    expected = torch.nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=1)
+    embedder = Embedder(tmp_path, pooling="mean", is_normalized=True, dtype="float32", device="cpu", max_length=150)
+    assert embedder.encode(texts) == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 def test_deberta_without_terms_of_distance_equals_transformers(tmp_path: Path, reference: ModuleType) -> None:

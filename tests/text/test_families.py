@@ -39,6 +39,27 @@ def test_what_is_no_reranker_is_refused_with_what_to_do(config: dict[str, Any], 
         recipe_for({"model_type": "bert"} | config)
 
 
+def silent(folder: Path, num_labels: int, *keys: str) -> Path:
+    """A checkpoint whose config.json does not say these."""
+    config = json.loads((tiny_bert(folder, num_labels=num_labels) / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key not in keys}))
+    return folder
+
+
+def test_weights_tell_how_many_labels_there_are_where_the_config_is_silent(tmp_path: Path) -> None:
+    plain = Reranker(tiny_bert(tmp_path / "plain"), dtype="float32", device="cpu").score("river", ["the long river"])
+    told = silent(tmp_path / "one", 1, "id2label", "num_labels")
+    assert Reranker(told, dtype="float32", device="cpu").score("river", ["the long river"]) == plain
+    with pytest.raises(UnknownModel, match="2 labels"):
+        Reranker(silent(tmp_path / "two", 2, "id2label", "num_labels"), device="cpu")
+
+
+def test_a_class_tells_the_family_where_the_config_is_silent(tmp_path: Path) -> None:
+    plain = Reranker(tiny_bert(tmp_path / "plain"), dtype="float32", device="cpu").score("river", ["the long river"])
+    told = silent(tmp_path / "silent", 1, "model_type")
+    assert Reranker(told, dtype="float32", device="cpu").score("river", ["the long river"]) == plain
+
+
 def test_settings_of_sentence_transformers_leave_the_score_a_logit(tmp_path: Path) -> None:
     plain = Reranker(tiny_bert(tmp_path), dtype="float32", device="cpu").score("river", ["the long river"])
     config = json.loads((tmp_path / "config.json").read_text())

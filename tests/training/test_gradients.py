@@ -47,7 +47,9 @@ def gradients(learner: Learner, groups: list[Group]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize(
+    "family", ["bert", "xlm-roberta", "electra", "distilbert", "mpnet", "modernbert", "deberta-v2"]
+)
 def test_gradients_equal_those_of_transformers(tmp_path: Path, family: str) -> None:
     pytest.importorskip("transformers")
     from tests.random_checkpoints import random_checkpoint

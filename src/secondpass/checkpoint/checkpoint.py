@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -13,11 +14,11 @@ from typing import Any
 
 from secondpass.atomic import at_home
 from secondpass.checkpoint.config import read_config
-from secondpass.checkpoint.layout import ADAPTER, GRAPHS, INDEX, WEIGHED, WEIGHTS, shard_names
+from secondpass.checkpoint.layout import ADAPTER, GRAPHS, INDEX, WEIGHED, WEIGHTS, read_header, shard_names
 from secondpass.checkpoint.sentence_transformers import named_length
 from secondpass.errors import CheckpointError
 from secondpass.json_file import read_json
-from secondpass.text.families import recipe_for
+from secondpass.text.families import recipe_for, unlabelled_head
 from secondpass.text.recipe import Recipe
 from secondpass.text.tokenizer import Tokenizer
 
@@ -147,7 +148,20 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _configured(found: Checkpoint) -> Checkpoint:
-    return replace(found, config=read_config(found.folder))
+    configured = replace(found, config=read_config(found.folder))
+    head = unlabelled_head(configured.config)
+    labels = None if head is None else _num_rows(configured, head)
+    return configured if labels is None else replace(configured, config={**configured.config, "num_labels": labels})
+
+
+def _num_rows(checkpoint: Checkpoint, name: str) -> int | None:
+    """Of a tensor, by headers of safetensors; None where it is in none. What is damaged is said when it is read."""
+    with suppress(CheckpointError, OSError):
+        for file in checkpoint.weight_files():
+            shape = read_header(file).get(name, {}).get("shape") if file.suffix == ".safetensors" else None
+            if isinstance(shape, list) and shape and isinstance(shape[0], int):
+                return shape[0]
+    return None
 
 
 def _adapted(found: Checkpoint, *, local_files_only: bool) -> Checkpoint:

@@ -9,6 +9,7 @@ from typing import Any
 
 from secondpass.errors import CheckpointError
 from secondpass.json_file import read_json
+from secondpass.text.families import model_type_by_class
 
 MAX_LAYERS = 1000  # of the deepest models there are some 130
 MAX_WIDTH = 1 << 17
@@ -21,12 +22,16 @@ NEEDED = {
     "n_embd": (1, MAX_WIDTH),
     "num_attention_heads": (1, MAX_WIDTH),
     "n_head": (1, MAX_WIDTH),
+    "n_layers": (1, MAX_LAYERS),
+    "dim": (1, MAX_WIDTH),
+    "n_heads": (1, MAX_WIDTH),
     "vocab_size": (1, MAX_WORDS),
     "max_position_embeddings": (1, MAX_WORDS),
 }
 COUNTS = NEEDED | {
     "intermediate_size": (1, 16 * MAX_WIDTH),
     "n_inner": (1, 16 * MAX_WIDTH),
+    "hidden_dim": (1, 16 * MAX_WIDTH),
     "num_key_value_heads": (1, MAX_WIDTH),
     "head_dim": (1, MAX_WIDTH),
     "embedding_size": (1, MAX_WIDTH),
@@ -62,7 +67,7 @@ NUMBERS = {
     "final_logit_softcapping": True,
 }
 # Where no width of a head is given, heads share the width of the model.
-SHARED = (("hidden_size", "num_attention_heads"), ("n_embd", "n_head"))
+SHARED = (("hidden_size", "num_attention_heads"), ("n_embd", "n_head"), ("dim", "n_heads"))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -78,6 +83,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     own, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if own is not None and shared is not None and own % shared:
         raise CheckpointError(f"{file}: num_attention_heads {own} is no multiple of num_key_value_heads {shared}")
+    if config.get("model_type") is None and (named := model_type_by_class(config.get("architectures") or ())):
+        config["model_type"] = named
     return config
 
 

@@ -13,7 +13,7 @@ from secondpass.atomic import whole_file, write_text
 from secondpass.checkpoint.layout import GRAPHS, REPORT, graph_parts, tokenizer_files
 from secondpass.checkpoint.weights import Renames, rename
 from secondpass.json_file import read_json
-from secondpass.text.families import SavedHead
+from secondpass.text.families import SavedHead, is_classifier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,8 @@ def classifier_config(config: Mapping[str, Any], head: SavedHead) -> dict[str, A
     """config.json of a classifier with one label, of whatever it was before."""
     kept = {key: value for key, value in config.items() if key not in _NOT_KEPT}
     labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    return {**kept, "architectures": [head.architecture], **labels}
+    named = kept["architectures"] if is_classifier(config) else [head.architecture]
+    return {**kept, "architectures": named, **labels}
 
 
 @dataclass(kw_only=True)

@@ -27,6 +27,7 @@ from secondpass.engine.cpu.threads import cpu_quota, give_back, num_cores, proce
 from secondpass.engine.engine import TURN_TOKENS, EngineFacts, Turns
 from secondpass.errors import CheckpointError, EngineError
 from secondpass.packed import rung
+from secondpass.text.families import counts_after_padding
 from secondpass.types import Advance, Row, Run
 
 # What one more call of a graph costs, in tokens: 1 ms, the time of 16 tokens of a MiniLM (2 cores, AVX512-BF16).
@@ -408,7 +409,7 @@ def _finished(request: Any) -> NDArray[np.float32]:
 
 
 def _max_length(config: Mapping[str, Any]) -> int:
-    """Longest row in tokens; RoBERTa's table of positions starts with pad_token_id + 1 that no token uses."""
+    """Longest row in tokens."""
     num_positions = int(config.get("max_position_embeddings", 512))
-    pad_id = config.get("pad_token_id", 1) if config.get("model_type") in ("xlm-roberta", "roberta") else None
+    pad_id = config.get("pad_token_id", 1) if counts_after_padding(config) else None
     return num_positions if pad_id is None else num_positions - int(pad_id) - 1

@@ -5,7 +5,7 @@ Nothing of models/ is imported here: a row names its classes, and models/ finds 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -145,6 +145,30 @@ FAMILIES: dict[str, Family] = {
         recipe=Recipe(family="xlm-roberta", truncation="only_second"),
         saved=SavedHead(architecture="XLMRobertaForSequenceClassification", prefix="roberta.", head=_ROBERTA_HEAD),
     ),
+    "camembert": replace(
+        _BERT,
+        recipe=Recipe(family="camembert"),
+        saved=SavedHead(architecture="CamembertForSequenceClassification", prefix="roberta.", head=_ROBERTA_HEAD),
+    ),
+    "electra": replace(
+        _BERT,
+        recipe=Recipe(family="electra"),
+        saved=SavedHead(architecture="ElectraForSequenceClassification", prefix="electra.", head=_ROBERTA_HEAD),
+    ),
+    "distilbert": replace(
+        _BERT,
+        recipe=Recipe(family="distilbert"),
+        saved=SavedHead(
+            architecture="DistilBertForSequenceClassification",
+            prefix="distilbert.",
+            head={"head.dense": "pre_classifier", "head.out": "classifier"},
+        ),
+    ),
+    "mpnet": replace(
+        _BERT,
+        recipe=Recipe(family="mpnet"),
+        saved=SavedHead(architecture="MPNetForSequenceClassification", prefix="mpnet.", head=_ROBERTA_HEAD),
+    ),
     "modernbert": Family(
         backbone="modernbert.ModernBert",
         settings="modernbert.ModernBertConfig.from_hf",
@@ -230,6 +254,19 @@ def saved_head(config: Mapping[str, Any]) -> SavedHead:
     return family.saved
 
 
+def counts_after_padding(config: Mapping[str, Any]) -> bool:
+    """Whether the table of positions begins with pad_token_id + 1 rows that no token uses, as RoBERTa's does."""
+    return config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet")
+
+
+def model_type_by_class(architectures: Sequence[str]) -> str | None:
+    """The model_type of a config.json that names its class alone, as jina-reranker-v2's does."""
+    for model_type, family in FAMILIES.items():
+        if family.saved is not None and family.saved.architecture in architectures:
+            return model_type
+    return None
+
+
 def is_classifier(config: Mapping[str, Any]) -> bool:
     """Whether transformers saved it as one, as a reranker is."""
     return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
@@ -257,6 +294,14 @@ def _check_classifier(config: Mapping[str, Any]) -> None:
             f"config.json names {labels} labels; a reranker has one, and which of {labels} means 'relevant' "
             "cannot be known from the checkpoint. Use one that was trained as a reranker"
         )
+
+
+def unlabelled_head(config: Mapping[str, Any]) -> str | None:
+    """The name of a classifier's last weights where the config says nothing of its labels, which they then tell."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None or family.saved is None or not is_classifier(config) or num_labels(config) is not None:
+        return None
+    return f"{family.saved.head['head.out']}.weight"
 
 
 def num_labels(config: Mapping[str, Any]) -> int | None:

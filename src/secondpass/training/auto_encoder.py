@@ -175,6 +175,8 @@ class MaskedAutoEncoder(nn.Module):
             return self.backbone.embed(batch, spread) + _waves(batch.positions, spread.shape[1])
         if not is_bare:
             return self.backbone.embed(batch, spread)
+        if self.backbone.position is None:  # distances alone
+            return spread
         bare: Tensor = spread + self.backbone.position(self.backbone.positions(batch))
         return bare
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from secondpass.models.attention import Attention, pick_kernel, use_kernel
 from secondpass.models.attention.cpu_bf16 import attend_cpu_bf16
-from secondpass.models.attention.reference import Kernel, Rule, attend_reference, masked_attention
+from secondpass.models.attention.fused import attend_fused
+from secondpass.models.attention.reference import MAX_LOGITS, Kernel, Rule, attend_reference, masked_attention
+from secondpass.models.attention.relative import RelativeBias, alibi
 from secondpass.models.attention.sdpa import MAX_MATMUL_LENGTH, attend_sdpa
 from secondpass.models.attention.varlen import attend_varlen
 from secondpass.packed import Packed, pack
@@ -196,3 +200,59 @@ def test_a_chosen_kernel_is_that_of_every_layer() -> None:
     model = torch.nn.Sequential(Attention(Rule(scale=1.0)), Attention(Rule(scale=1.0)))
     assert use_kernel(model, attend_varlen) == "varlen attention"
     assert [layer.kernel for layer in model] == [attend_varlen, attend_varlen]
+
+
+def relative() -> RelativeBias:
+    """For rows of up to 9 tokens."""
+    return RelativeBias(torch.randn(4, 18, generator=torch.Generator().manual_seed(1)))
+
+
+def with_distances(q: Tensor, k: Tensor, v: Tensor, batch: Packed, bias: RelativeBias) -> Tensor:
+    """Row by row, with the bias of each distance looked up by itself."""
+    outputs = []
+    for start, length in zip(batch.starts.tolist(), batch.lengths, strict=False):
+        heads = (x[start : start + length].transpose(0, 1)[None] for x in (q, k, v))
+        places = range(length)
+        added = torch.stack([torch.stack([bias.table[:, 8 + j - i] for j in places], dim=-1) for i in places], dim=1)
+        outputs.append(masked_attention(*heads, added[None], scale=SCALE, softcap=None))
+    return torch.cat([out[0].transpose(0, 1) for out in outputs])
+
+
+@pytest.mark.parametrize("kernel", [attend_reference, attend_sdpa, attend_cpu_bf16, attend_fused, attend_varlen])
+@pytest.mark.parametrize("most", [1 << 23, 4 * 7 * 3, 1])
+def test_a_bias_by_distance_is_its_definition(kernel: Kernel, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where rows are so long that a few queries, or one, are attended to at once."""
+    monkeypatch.setattr("secondpass.models.attention.reference.MAX_LOGITS", most)
+    batch, bias = rows_of(LENGTHS), relative()
+    heads = random_heads(sum(LENGTHS), 4)
+    expected = with_distances(*heads, batch, bias)
+    with torch.inference_mode():
+        found = kernel(*heads, batch, rule=Rule(scale=SCALE), bias=bias)
+        keep = batch.starts[:-1] + torch.tensor([3, 0, 0, 2, 3, 1])
+        kept = kernel(*heads, batch, rule=Rule(scale=SCALE), keep=keep, bias=bias)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(kept, expected[keep], atol=1e-6, rtol=0)
+
+
+def test_slopes_of_alibi_are_those_of_the_paper() -> None:
+    assert alibi(8, torch.tensor([-1])).flatten().tolist() == [-(2.0**-n) for n in range(1, 9)]
+    twelve = [-(2.0**-n) for n in range(1, 9)] + [-(2.0 ** -(n / 2)) for n in (1, 3, 5, 7)]
+    assert alibi(12, torch.tensor([1])).flatten().tolist() == pytest.approx(twelve)
+
+
+def test_a_long_row_with_a_bias_holds_no_matrix_of_its_logits() -> None:
+    length = 4096
+    batch, bias = rows_of((length,)), RelativeBias(torch.zeros(4, 2 * length))
+    heads = random_heads(length, 4)
+    largest = 0
+
+    class Watched(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            found = function(*args, **(kwargs or {}))
+            largest = max(largest, found.numel() if isinstance(found, Tensor) else 0)
+            return found
+
+    with torch.inference_mode(), Watched():
+        attend_sdpa(*heads, batch, rule=Rule(scale=SCALE), bias=bias)
+    assert 1 << 20 < largest < 3 * MAX_LOGITS < 4 * length**2

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "int8")
 # What is read beside the weights and the tokenizer.
-SETTINGS = ("config.json", LENGTH, "config_sentence_transformers.json", "calibration.json")
+SETTINGS = (LENGTH, "config_sentence_transformers.json", "calibration.json")
 
 
 def export(
@@ -113,3 +113,5 @@ def _copy_settings(checkpoint: Checkpoint, folder: Path) -> None:
     for file in (*settings, *tokenizer_files(checkpoint.folder)):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
+    # as it was understood, since a graph's weights tell no labels
+    (folder / "config.json").write_text(json.dumps(dict(checkpoint.config), indent=2) + "\n", "utf-8")

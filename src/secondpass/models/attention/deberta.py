@@ -35,13 +35,16 @@ class DistanceBias:
     keys: Tensor | None
     queries: Tensor | None
 
-    def of_rows(self, q: Tensor, k: Tensor) -> Tensor:
-        """What the distances add to the logits (n, H, L, L)."""
+    def of_rows(self, q: Tensor, k: Tensor, first: int = 0) -> Tensor:
+        """What the distances add to the logits (n, H, Q, L)."""
+        num_queries, num_keys = q.shape[2], k.shape[2]
         bias = q.new_zeros(1)
         if self.keys is not None:
-            bias = bias + diagonals(torch.matmul(q, _near(self.keys, q.shape[2])))
+            near = _near(self.keys, 1 - first - num_queries, num_queries + num_keys)
+            bias = bias + diagonals(torch.matmul(q, near))
         if self.queries is not None:
-            bias = bias + diagonals(torch.matmul(k, _near(self.queries, k.shape[2]))).transpose(-1, -2)
+            near = _near(self.queries, 1 + first - num_keys, num_queries + num_keys)
+            bias = bias + diagonals(torch.matmul(k, near)).transpose(-1, -2)
         return bias
 
     def of_kept(self, q: Tensor, k: Tensor, batch: Packed, keep: Tensor) -> Tensor | None:
@@ -57,15 +60,14 @@ class DistanceBias:
         return bias
 
 
-def _near(table: Tensor, length: int) -> Tensor:
-    """The 2L columns (H, D, 2L) of a table that a row of `length` tokens needs."""
-    start = table.shape[1] // 2 - (length - 1)
-    return table[:, start : start + 2 * length].transpose(-1, -2)
+def _near(table: Tensor, first: int, count: int) -> Tensor:
+    """So many columns (H, D, count) of a table, from the place `first` of its middle on."""
+    start = table.shape[1] // 2 + first
+    return table[:, start : start + count].transpose(-1, -2)
 
 
 def diagonals(products: Tensor) -> Tensor:
-    """(..., L, 2L) -> (..., L, L): row i of the result begins at column L - 1 - i; a view."""
-    length = products.shape[-2]
-    start = length - 1
-    flat = products.flatten(-2)[..., start : start + length * (2 * length - 1)]
-    return flat.reshape(*products.shape[:-1], 2 * length - 1)[..., :length]
+    """(..., R, R + M) -> (..., R, M): row r of the result begins at column R - 1 - r."""
+    rows, width = products.shape[-2], products.shape[-1]
+    flat = products.flatten(-2)[..., rows - 1 : rows - 1 + rows * (width - 1)]
+    return flat.reshape(*products.shape[:-1], width - 1)[..., : width - rows]

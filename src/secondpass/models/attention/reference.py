@@ -36,8 +36,8 @@ class Rule:
 class Bias(Protocol):
     """What a model adds to the logits beside content, such as DeBERTa's distances."""
 
-    def of_rows(self, q: Tensor, k: Tensor) -> Tensor:
-        """(n, H, L, L) for all queries of rows of one length, q and k (n, H, L, D)."""
+    def of_rows(self, q: Tensor, k: Tensor, first: int = 0) -> Tensor:
+        """(n, H, Q, L) for rows of one length, keys k (n, H, L, D), and Q queries q (n, H, Q, D) from `first` on."""
         ...
 
     def of_kept(self, q: Tensor, k: Tensor, batch: Packed, keep: Tensor) -> Tensor | None:
@@ -107,9 +107,19 @@ def by_rows(
     for (count, length, stored, seen_keys), *parts in zip(groups, queries, keys, values, strict=True):
         rows = by_head(parts[0], count, length)
         row_keys, row_values = (by_head(x, count, stored)[:, :, :seen_keys] for x in parts[1:])
-        added = None if bias is None else bias.of_rows(rows, row_keys)
-        outs.append(by_token(attend(rows, row_keys, row_values, rule, added)))
+        if bias is None:
+            outs.append(by_token(attend(rows, row_keys, row_values, rule, None)))
+        else:
+            outs.append(by_token(_biased(attend, rows, row_keys, row_values, rule, bias)))
     return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def _biased(attend: RowKernel, q: Tensor, k: Tensor, v: Tensor, rule: Rule, bias: Bias) -> Tensor:
+    """As many queries at once as MAX_LOGITS allows: a bias is as large as the logits, of 8,192 tokens gigabytes."""
+    step = max(MAX_LOGITS // (q.shape[0] * q.shape[1] * k.shape[2]), 1)
+    blocks = [(first, q[:, :, first : first + step]) for first in range(0, q.shape[2], step)]
+    outs = [attend(block, k, v, rule, bias.of_rows(block, k, first)) for first, block in blocks]
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
 
 
 def _groups(batch: Packed, num_heads: int) -> Iterator[tuple[int, int, int, int]]:
