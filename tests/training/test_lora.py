@@ -20,7 +20,10 @@ PAIRS = [("what is the river", "the river is long and cold"), ("where is a king"
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("family", "targets"),
-    [("bert", "all"), ("bert", "attention"), ("xlm-roberta", "all"), ("modernbert", "all"), ("deberta-v2", "all")],
+    [
+        *(("bert", "all"), ("bert", "attention"), ("xlm-roberta", "all"), ("electra", "attention")),
+        *(("distilbert", "all"), ("mpnet", "all"), ("modernbert", "all"), ("deberta-v2", "all")),
+    ],
 )
 @pytest.mark.slow
 def test_merged_and_adapter_score_alike(tmp_path: Path, family: str, targets: str) -> None:

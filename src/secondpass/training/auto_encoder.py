@@ -64,6 +64,7 @@ WORD_HEADS: Mapping[str, WordHead] = {
     ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
     "modernbert": WordHead(dense="head.dense", norm="head.norm", bias="decoder.bias"),
 }
 

@@ -30,7 +30,7 @@ from secondpass.training.settings import LoraSettings
 GROUPS = {"attention": re.compile(r"qkv|out"), "all": re.compile(r".*")}
 _PREFIX = "base_model.model."
 # Parts of names that PEFT replaces as a whole.
-_WHOLE = ("classifier", "pooler", "head", "linear_head", "score")
+_WHOLE = ("pre_classifier", "classifier", "pooler", "head", "linear_head", "score")
 
 
 class LowRank(nn.Module):
