@@ -21,6 +21,7 @@ from secondpass.errors import UnknownModel
 from secondpass.models import settings_of
 from secondpass.models.decoder import compress
 from secondpass.packed import pack
+from secondpass.text.recipe import Limits
 from secondpass.types import Row, Run
 from tests.checkpoints import tiny_bert
 from tests.goldens import Golden
@@ -175,6 +176,60 @@ def test_a_decoder_may_have_a_label_in_the_place_of_a_word(kind: str, tmp_path: 
     with torch.inference_mode():
         expected = [float(model(torch.tensor([row.ids])).logits[0, 0]) for row in rows]
     assert yes_scores(save(model, tmp_path), rows) == pytest.approx(expected, abs=1e-4)
+
+
+def bidirectional(folder: Path, **settings: Any) -> tuple[Any, Path]:
+    """A Llama with a label of the mean of its states, saved as NVIDIA's rerankers are."""
+    import transformers
+
+    torch.manual_seed(5)
+    config = transformers.LlamaConfig(**BASE, head_dim=8, num_labels=1)
+    model = transformers.LlamaForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(0, 0.3)
+    save(model, folder)
+    saved = json.loads((folder / "config.json").read_text("utf-8"))
+    named = {"model_type": "llama_bidirec", "architectures": ["LlamaBidirectionalForSequenceClassification"]}
+    (folder / "config.json").write_text(json.dumps(saved | named | {"pooling": "avg"} | settings), "utf-8")
+    return model, folder
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.2])
+def test_a_bidirectional_llama_equals_transformers_without_its_mask(temperature: float, tmp_path: Path) -> None:
+    model, folder = bidirectional(tmp_path, temperature=temperature)
+    rows, expected = some_rows(), []
+    for row in rows:
+        whole = torch.zeros(1, 1, len(row), len(row))
+        with torch.inference_mode():
+            states = model.model(torch.tensor([row.ids]), attention_mask=whole).last_hidden_state
+            expected.append(float(model.score(states.mean(1)) / temperature))
+    assert yes_scores(folder, rows) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_bidirectional_llama_reads_question_and_passage_as_one_text(tmp_path: Path) -> None:
+    _, folder = bidirectional(tmp_path)
+    words = ["question", "passage", ":", "the", "river", "is", "long", "old"]
+    vocabulary = {word: place for place, word in enumerate(["<|begin_of_text|>", *words, "[UNK]"])}
+    inner = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.add_special_tokens(["<|begin_of_text|>"])
+    inner.save(str(folder / "tokenizer.json"))
+    checkpoint = open_checkpoint(folder)
+    recipe, texts = checkpoint.recipe, ["the river is old", "", "the river is old and long " * 9]
+    rows = recipe.rows(checkpoint.tokenizer, "is the river long", texts, Limits(max_length=20))
+    for row, text in zip(rows, texts, strict=True):
+        whole = inner.encode(f"question:is the river long \n \n passage:{text}").ids
+        assert row.ids == [0, *whole][:20]
+    reranker = Reranker(folder, dtype="float32", device="cpu")
+    alone = [reranker.score("is the river long", [text])[0] for text in texts]
+    assert reranker.score("is the river long", texts) == pytest.approx(alone, abs=1e-5)  # beginnings are not shared
+    assert len(set(alone)) == 3
+
+
+def test_other_poolings_of_a_bidirectional_llama_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match="pooling is 'last'"):
+        Reranker(bidirectional(tmp_path, pooling="last")[1], device="cpu")
 
 
 def test_what_the_config_of_gemma2_leaves_out_is_as_in_transformers(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class TorchEngine:
         precision = pick_precision(dtype, self._device)
         self._dtype, self._precision, reason = precision.dtype, precision.name, precision.reason
         self.model = _load(checkpoint, self._dtype).to(self._device).eval()
-        if precision.is_int8 and self.model.is_causal:
+        if precision.is_int8 and self.model.is_decoder:
             raise ValueError("dtype is 'int8', which runs encoders only; give 'auto' for a decoder")
         config = self.model.backbone.config
         if self._device.type == "cpu":
@@ -60,7 +60,7 @@ class TorchEngine:
         kernel = pick_kernel(self._device, self._dtype, config.head_width, has_amx=this_processor().has_amx)
         self._reason, self._max_length = f"{reason}, {use_kernel(self.model, kernel)}", int(config.max_length)
         self._graphs = open_graphs(self.model, kernel, self._device, self._budget) if cuda_graphs else None
-        self._fills = self._device.type == "cpu" and not (self.model.is_causal or self.model.reads_texts_apart)
+        self._fills = self._device.type == "cpu" and not (self.model.is_decoder or self.model.reads_texts_apart)
         self.shares = True  # compute what the rows of a query have in common once; off for comparison
         self._turns = Turns()  # one caller at a time: each uses all cores already
 

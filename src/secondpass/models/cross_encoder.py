@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.models import Backbone, BackboneConfig, build_backbone
 from secondpass.models.decoder import Decoder
-from secondpass.models.heads import Classifier, ClassifierConfig, LayerHeads, LogitConfig, TokenLogit
+from secondpass.models.heads import Classifier, ClassifierConfig, LayerHeads, LogitConfig, MeanLogit, TokenLogit
 from secondpass.models.late_interaction import LateInteraction, LateInteractionConfig
 from secondpass.models.word_match import WordMatch, WordMatchConfig
 from secondpass.packed import Packed
@@ -34,6 +34,10 @@ def _classifier(config: BackboneConfig, recipe: Recipe) -> Head:
 
 def _label(config: BackboneConfig, recipe: Recipe) -> Head:
     return TokenLogit(config.width, 1)  # one label takes the place of the word
+
+
+def _mean_label(config: BackboneConfig, recipe: Recipe) -> Head:
+    return MeanLogit(config.width, temperature=getattr(config, "temperature", 1.0))
 
 
 def _token(config: BackboneConfig, recipe: Recipe) -> Head:
@@ -60,6 +64,7 @@ HEADS: dict[str, Callable[[BackboneConfig, Recipe], Head]] = {
     "classifier": _classifier,
     "token": _token,
     "label": _label,
+    "mean_label": _mean_label,
     "layers": _layers,
     "layers_in_order": _layers_in_order,
 }
@@ -119,9 +124,14 @@ class CrossEncoderModel(nn.Module):
         return scores[:, 0]
 
     @property
+    def is_decoder(self) -> bool:
+        """Its layers are those of a language model."""
+        return isinstance(self.backbone, Decoder)
+
+    @property
     def is_causal(self) -> bool:
         """No token sees a later one, so that the backbone can keep what rows share."""
-        return isinstance(self.backbone, Decoder)
+        return isinstance(self.backbone, Decoder) and not self.backbone.config.is_bidirectional
 
     @property
     def reads_texts_apart(self) -> bool:
@@ -129,7 +139,7 @@ class CrossEncoderModel(nn.Module):
         return isinstance(self.head, LateInteraction)
 
     def decoder(self) -> Decoder:
-        """The backbone of a model that `is_causal`."""
+        """The backbone of a model that `is_decoder`."""
         assert isinstance(self.backbone, Decoder)
         return self.backbone
 

@@ -1,7 +1,7 @@
 """Decoders: Gemma, Gemma 2, MiniCPM, Qwen 2, Qwen 3, Llama. What differs between them is in families.py.
 
 Rows are causal, so the tokens that rows share at their beginning can be computed once (`kept_states`), and the
-computation can end at a layer that has a head of its own.
+computation can end at a layer that has a head of its own. Those that are bidirectional share nothing.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class DecoderLayer(nn.Module):
         self.attention = Attention(
             Rule(
                 scale=config.attention_scale,
-                is_causal=True,
+                is_causal=not config.is_bidirectional,
                 window=None if window is None else window - 1,  # attention counts the distance, the families the keys
                 softcap=config.attention_softcap,
             )

@@ -118,6 +118,8 @@ class DecoderConfig:
     has_mlp_bias: bool = False
     has_head_norms: bool = False  # a norm over each head of q and k
     has_four_norms: bool = False  # also after attention and after the MLP
+    is_bidirectional: bool = False  # every token sees all of its row
+    temperature: float = 1.0  # that a label's logit is divided by
     weighs_by_attention: bool = False  # passage tokens are merged by how much the last token attends to them
     layers: tuple[int, ...] = ()  # those with a head of their own: the states that enter block 8, 9, ...
 
@@ -136,6 +138,15 @@ class DecoderConfig:
 def llama(config: Mapping[str, Any]) -> DecoderConfig:
     """Llama (Touvron et al. 2023; Grattafiori et al. 2024 for its rotary scaling)."""
     return replace(_biased(config), has_mlp_bias=config.get("mlp_bias", False))
+
+
+def llama_bidirec(config: Mapping[str, Any]) -> DecoderConfig:
+    """Llama whose tokens see all of their row (Babakhin et al. 2025), and a label of the mean of its states."""
+    if config.get("pooling", "avg") != "avg":
+        raise UnknownModel(
+            f"config.json: pooling is {config['pooling']!r}; for llama_bidirec only 'avg' is supported"
+        )
+    return replace(llama(config), is_bidirectional=True, temperature=float(config.get("temperature", 1.0)))
 
 
 def _biased(config: Mapping[str, Any], *, is_tied: bool = False) -> DecoderConfig:

@@ -80,6 +80,20 @@ class TokenLogit(nn.Module):
         return logits[:, :1] - logits[:, 1:].sum(1, keepdim=True)
 
 
+class MeanLogit(TokenLogit):
+    """Scores (N, 1): a linear head on the mean of a row's states, over a temperature: NVIDIA's rerankers."""
+
+    reads: Keep = "all"
+
+    def __init__(self, width: int, *, temperature: float) -> None:
+        super().__init__(width, 1)
+        self.temperature = temperature
+
+    def forward(self, states: Tensor, batch: Packed) -> Tensor:
+        scores: Tensor = self.out(mean_by_row(states.float(), batch)) / self.temperature
+        return scores
+
+
 class LayerHeads(nn.Module):
     """Scores (N, outputs) of the states (N, outputs, C) at some of `layers`, each of which has a head of its own.
 

@@ -174,6 +174,15 @@ KNOWN = (
         use="cutoff_layer and compress_ratio trade time for quality",
     ),
     Known(
+        name="nvidia/llama-nemotron-rerank-1b-v2",
+        family="llama_bidirec",
+        languages="26",
+        parameters="1.2B",
+        max_length=8192,
+        licence="NVIDIA Open Model",
+        use="many languages, long passages; what NIM serves",
+    ),
+    Known(
         name="mixedbread-ai/mxbai-rerank-base-v2",
         family="qwen2",
         languages="over 100",

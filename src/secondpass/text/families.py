@@ -71,6 +71,15 @@ _QWEN3 = Recipe(
 )
 
 
+_NEMOTRON = Recipe(
+    family="llama_bidirec",
+    template="one_text",
+    prompt=Prompt(system="<|begin_of_text|>", query="question:", separator=" \n \n ", passage="passage:"),
+    head="mean_label",
+    default_length=8192,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SavedHead:
     """How transformers names a classifier of one family: its class, the prefix of its backbone's names, its head."""
@@ -207,6 +216,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": _decoder("qwen2", _MXBAI, midpoints={896: 4.5}),  # the width of mxbai-rerank-base-v2
     "qwen3": _decoder("qwen3", _QWEN3),
     "llama": _decoder("llama", replace(_YES, family="llama")),
+    "llama_bidirec": _decoder("llama_bidirec", _NEMOTRON),
     "mistral": _decoder("mistral", replace(_YES, family="mistral")),
 }
 
@@ -237,7 +247,7 @@ def recipe_for(config: Mapping[str, Any]) -> Recipe:
     recipe = replace(recipe, prompt=replace(recipe.prompt, bos_id=bos_id, max_positions=max_positions))
     if is_classifier(config):
         _check_classifier(config)
-        recipe = replace(recipe, head="label", answers=())
+        recipe = replace(recipe, head="label" if recipe.head == "token" else recipe.head, answers=())
     return replace(recipe, midpoint=family.midpoints.get(config.get("hidden_size", 0), recipe.midpoint))
 
 
@@ -299,9 +309,9 @@ def _check_classifier(config: Mapping[str, Any]) -> None:
 def unlabelled_head(config: Mapping[str, Any]) -> str | None:
     """The name of a classifier's last weights where the config says nothing of its labels, which they then tell."""
     family = FAMILIES.get(str(config.get("model_type")))
-    if family is None or family.saved is None or not is_classifier(config) or num_labels(config) is not None:
+    if family is None or not is_classifier(config) or num_labels(config) is not None:
         return None
-    return f"{family.saved.head['head.out']}.weight"
+    return "score.weight" if family.saved is None else f"{family.saved.head['head.out']}.weight"
 
 
 def num_labels(config: Mapping[str, Any]) -> int | None:

@@ -47,7 +47,7 @@ def open_cross_encoding(
         has_gradient_checkpointing=settings.has_gradient_checkpointing,
         is_on_host=settings.has_shards or has_four_bits,
     )
-    if has_four_bits and not trainable.model.is_causal:
+    if has_four_bits and not trainable.model.is_decoder:
         raise ValueError(f"a base in four bits is for decoders; {trainable.checkpoint.name} is an encoder")
     if settings.lora is not None:
         add_lora(trainable, settings.lora, seed=settings.seed)

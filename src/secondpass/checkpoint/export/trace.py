@@ -61,7 +61,7 @@ def traceable(checkpoint: Checkpoint) -> Padded:
     """The model with its weights, an adapter's changes in them. Raises ValueError for a decoder."""
     with torch.device("meta"):
         model = CrossEncoderModel(checkpoint.config)
-    if model.is_causal:
+    if model.is_decoder:
         raise ValueError(
             f"{checkpoint.name} is a decoder ({checkpoint.config['model_type']}); only encoders can be exported, "
             "run it with the torch engine"

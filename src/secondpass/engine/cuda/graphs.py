@@ -268,7 +268,7 @@ def open_graphs(model: CrossEncoderModel, kernel: Kernel, device: torch.device, 
 
 def obstacle_of(model: CrossEncoderModel, kernel: Kernel) -> str | None:
     """Why a forward pass depends on figures of the host, which a graph would repeat; None where it seems not to."""
-    if model.is_causal:
+    if model.is_decoder:
         return "a decoder first computes what rows share"
     if isinstance(model.head, LateInteraction):
         return "where two texts part is known on the host"
