@@ -262,6 +262,49 @@ def test_a_bare_decoder_embeds(kind: str, tmp_path: Path) -> None:
         embedder.encode([""])
 
 
+@pytest.mark.parametrize("is_bidirectional", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}])
+def test_gemma3_embeds_as_in_transformers(is_bidirectional: bool, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Blocks with a window have rotary positions of their own; EmbeddingGemma sees half of it on either side."""
+    import transformers
+
+    torch.manual_seed(4)
+    own = {"head_dim": 8, "query_pre_attn_scalar": 20, "sliding_window_pattern": 2, "attn_implementation": "eager"}
+    config = transformers.Gemma3TextConfig(
+        **(BASE | own | changes), sliding_window=8, use_bidirectional_attention=is_bidirectional
+    )
+    model = transformers.Gemma3TextModel(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(0, 0.3)
+    folder = save(model, tmp_path)
+    saved = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(saved | {"sliding_window": 8}), "utf-8")  # transformers saves half
+    embedder = Embedder(folder, device="cpu", dtype="float32", pooling="mean", is_normalized=False)
+    for text in ("the old river", "the river is long and old " * 8):
+        ids = embedder.rows([text])[0].ids
+        with torch.inference_mode():
+            expected = model(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).last_hidden_state[0].mean(0)
+        np.testing.assert_allclose(embedder.encode([text])[0], expected, atol=5e-5)
+    if "layer_types" in saved:
+        named = settings_of(open_checkpoint(folder).config)
+        del saved["layer_types"]
+        (folder / "config.json").write_text(json.dumps(saved | {"sliding_window": 8}), "utf-8")
+        assert settings_of(open_checkpoint(folder).config) == named
+
+
+def test_gemma3_is_read_as_transformers_5_writes_it(tmp_path: Path) -> None:
+    base = {"hidden_activation": "gelu_pytorch_tanh", "model_type": "gemma3_text", "sliding_window": 8, "head_dim": 8}
+    older = settings_of(BASE | base | {"rope_theta": 5e5, "rope_local_base_freq": 2e4})
+    kinds = {
+        "full_attention": {"rope_type": "default", "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+    }
+    assert settings_of(BASE | base | {"rope_parameters": kinds}) == older
+    plain = settings_of(BASE | base)
+    assert (plain.theta, plain.local_theta) == (1e6, 1e4)  # type: ignore[attr-defined]
+
+
 def test_a_llama_ranks_by_its_yes_logit(tmp_path: Path) -> None:
     """The last family added: a function in models/families.py, a row in two tables, and the rows above."""
     model = random_model("llama")

@@ -1,4 +1,4 @@
-"""Decoders: Gemma, Gemma 2, MiniCPM, Qwen 2, Qwen 3, Llama. What differs between them is in families.py.
+"""Decoders: Gemma, Gemma 2, Gemma 3, MiniCPM, Qwen 2, Qwen 3, Llama. What differs between them is in families.py.
 
 Rows are causal, so the tokens that rows share at their beginning can be computed once (`kept_states`), and the
 computation can end at a layer that has a head of its own. Those that are bidirectional share nothing.
@@ -119,6 +119,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: DecoderConfig, *, window: int | None) -> None:
         super().__init__()
         self.config = config
+        self.is_local = window is not None
         self.attention = Attention(
             Rule(
                 scale=config.attention_scale,
@@ -140,8 +141,9 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = _norm(config, config.width) if config.has_four_norms else None
         self.mlp_out_norm = _norm(config, config.width) if config.has_four_norms else None
 
-    def project(self, x: Tensor, table: Table) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (T, H, D), keys and values (T, K, D), with their positions."""
+    def project(self, x: Tensor, tables: tuple[Table, Table]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (T, H, D), keys and values (T, K, D), with the positions of blocks without or with a window."""
+        table = tables[self.is_local]
         parts = self.qkv(self.attention_norm(x)).split(self.widths, dim=-1)
         q, k, v = (part.unflatten(-1, (-1, self.config.head_width)) for part in parts)
         if self.q_norm is not None and self.k_norm is not None:
@@ -210,12 +212,12 @@ class Decoder(nn.Module):
         (T, C), or (N, C) of each row's last token where keep is "last". Not normed.
         """
         begin, end = blocks
-        table = self._table(batch)
+        tables = self._tables(batch)
         for index, layer in enumerate(self._blocks(end)[begin:], begin):
             if index in (run.compress_layers or ()) and index > 0 and (run.compress_ratio or 1) > 1:
                 x, batch = compress(x, batch, run.compress_ratio or 1)
-                table = self._table(batch)
-            q, k, v = layer.project(x, table)
+                tables = self._tables(batch)
+            q, k, v = layer.project(x, tables)
             if batch.shared is not None:
                 k, v = (torch.cat(pair)[batch.shared.index] for pair in zip(kept[index], (k, v), strict=True))
             is_last = keep == "last" and index + 1 == end
@@ -226,10 +228,10 @@ class Decoder(nn.Module):
 
     def kept_states(self, batch: Packed, num_layers: int | None = None) -> list[KeysValues]:
         """Keys and values of all tokens at the first blocks: what rows that begin with these tokens need of them."""
-        x, table, kept = self.embed(batch), self._table(batch), []
+        x, tables, kept = self.embed(batch), self._tables(batch), []
         layers = self._blocks(num_layers)
         for index, layer in enumerate(layers, start=1):
-            q, k, v = layer.project(x, table)
+            q, k, v = layer.project(x, tables)
             kept.append((k, v))
             x = x if index == len(layers) else layer(x, q, (k, v), batch, None)
         return kept
@@ -243,10 +245,19 @@ class Decoder(nn.Module):
         # rounded to the working precision first, as Gemma was trained; on the device, so the host need not wait
         return x if self.config.embedding_scale == 1.0 else x * x.new_full((), self.config.embedding_scale)
 
-    def _table(self, batch: Packed) -> Table:
-        frequencies = inverse_frequencies(self.config.head_width, self.config.theta, device=batch.ids.device)
-        rotary = self.config.rotary
-        if rotary is None:
-            return rotary_table(batch.positions, frequencies)
-        cos, sin = rotary_table(batch.positions, rotary(frequencies))
-        return cos * rotary.magnitude, sin * rotary.magnitude
+    def _tables(self, batch: Packed) -> tuple[Table, Table]:
+        """Of the blocks without a window, and of those with one."""
+        config = self.config
+        table = _table(batch, config.theta, config)
+        if config.local_theta is None:
+            return table, table
+        return table, _table(batch, config.local_theta, replace(config, rotary=None))
+
+
+def _table(batch: Packed, theta: float, config: DecoderConfig) -> Table:
+    frequencies = inverse_frequencies(config.head_width, theta, device=batch.ids.device)
+    rotary = config.rotary
+    if rotary is None:
+        return rotary_table(batch.positions, frequencies)
+    cos, sin = rotary_table(batch.positions, rotary(frequencies))
+    return cos * rotary.magnitude, sin * rotary.magnitude

@@ -22,7 +22,7 @@ _PLAIN = ("default", "dynamic", None)
 TANH = "gelu_pytorch_tanh"
 SLIDING = "sliding_attention"  # of layer_types in config.json
 # Widths of a head where config.json names none, as transformers has them
-_HEAD_WIDTHS = {"gemma": 256, "gemma2": 256, "qwen3": 128}
+_HEAD_WIDTHS = {"gemma": 256, "gemma2": 256, "gemma3_text": 256, "qwen3": 128}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,7 @@ class DecoderConfig:
     max_length: int  # longest input in tokens
     theta: float
     rotary: RotaryScaling | None
+    local_theta: float | None = None  # of blocks with a window, unscaled, where it is another
     is_tied: bool
     norm_offset: float = 0.0  # norms multiply by offset + weight
     embedding_scale: float = 1.0
@@ -257,6 +258,33 @@ def gemma2(config: Mapping[str, Any]) -> DecoderConfig:
         final_softcap=config.get("final_logit_softcapping", 30.0),
         windows=_windows(config, config.get("sliding_window", 4096), lambda index: index % 2 == 0),
         has_four_norms=True,
+    )
+
+
+def gemma3(config: Mapping[str, Any]) -> DecoderConfig:
+    """Gemma 3 (Gemma Team 2025): most blocks have a window, and rotary positions of their own.
+
+    EmbeddingGemma (Vera et al. 2025) is one whose tokens see all of their row, or half a window on either side.
+    """
+    kinds = config.get("rope_parameters") or {}
+    if "full_attention" in kinds:  # as transformers 5 writes it
+        local = kinds[SLIDING].get("rope_theta")
+        config = {**config, "rope_parameters": kinds["full_attention"], "rope_local_base_freq": local}
+    elif config.get("rope_theta") is None and "rope_theta" not in kinds:
+        config = {**config, "rope_theta": 1e6}
+    is_bidirectional = bool(config.get("use_bidirectional_attention", False))
+    window = config.get("sliding_window", 4096)
+    pattern = config.get("sliding_window_pattern", 6)
+    return replace(
+        gemma2(config),
+        attention_softcap=config.get("attn_logit_softcapping"),
+        final_softcap=config.get("final_logit_softcapping"),
+        windows=_windows(
+            config, window // 2 + 1 if is_bidirectional else window, lambda index: (index + 1) % pattern != 0
+        ),
+        local_theta=config.get("rope_local_base_freq") or 10000.0,
+        has_head_norms=True,
+        is_bidirectional=is_bidirectional,
     )
 
 

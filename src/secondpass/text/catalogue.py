@@ -288,6 +288,16 @@ KNOWN = (
         loads_as="Embedder",
     ),
     Known(
+        name="google/embeddinggemma-300m",
+        family="gemma3",
+        languages="over 100",
+        parameters="308M",
+        max_length=2048,
+        licence="Gemma",
+        use="first stage: many languages, any dimension from 128 on",
+        loads_as="Embedder",
+    ),
+    Known(
         name="nomic-ai/nomic-embed-text-v1.5",
         family="nomic_bert",
         languages="English",

@@ -210,6 +210,7 @@ FAMILIES: dict[str, Family] = {
     "nomic_bert": Family(backbone="nomic.Nomic", settings="nomic.NomicConfig.from_hf"),
     "gemma": _decoder("gemma", _YES),
     "gemma2": _decoder("gemma2", replace(_YES, family="gemma2"), by_layer=_LIGHT),
+    "gemma3_text": _decoder("gemma3"),
     "cost_wise_gemma": _decoder("cost_wise_gemma", by_layer=_LIGHT),
     "cost_wise_mistral": _decoder("cost_wise_mistral", by_layer=replace(_LIGHT, family="mistral-matroyshka")),
     "minicpm": _decoder("minicpm", by_layer=replace(_YES, family="minicpm-layerwise", head="layers", answers=())),
