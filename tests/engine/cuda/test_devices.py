@@ -15,7 +15,7 @@ import torch
 from secondpass import packed
 from secondpass.checkpoint.weights import FULL_PRECISION
 from secondpass.models import deberta, decoder
-from secondpass.models.attention import use_kernel
+from secondpass.models.attention import relative, use_kernel
 from secondpass.models.attention.reference import Kernel
 from secondpass.models.attention.sdpa import attend_sdpa
 from secondpass.models.attention.varlen import attend_varlen
@@ -35,15 +35,25 @@ LENGTHS = (30, 9, 9, 4)
 @pytest.fixture(autouse=True)
 def unpinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pinned memory is META's own."""
-    for module in (packed, deberta, decoder):
+    for module in (packed, deberta, decoder, relative):
         monkeypatch.setattr(module, "sent", lambda x, device: torch.empty(x.shape, dtype=x.dtype, device=device))
 
 
+# Relatives of a family without figures of their own: a folder, and what else its config.json says
+RELATIVES = {
+    "mpnet": ("bert-cross-encoder", {"model_type": "mpnet"}),
+    "jina": ("bert-cross-encoder", {"position_embedding_type": "alibi", "feed_forward_type": "geglu"}),
+    "electra": ("bert-cross-encoder", {"model_type": "electra", "embedding_size": 24}),
+    "llama_bidirec": ("gemma-llm-reranker", {"model_type": "llama_bidirec", "num_labels": 1, "architectures": None}),
+}
+
+
 def model_of(name: str, dtype: torch.dtype, kernel: Kernel) -> CrossEncoderModel:
-    folder = SHARED / "golden" / name
+    golden, changes = RELATIVES.get(name, (name, {}))
+    folder = SHARED / "golden" / golden
     if not folder.is_dir():
         pytest.skip("no reference figures here")
-    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config = json.loads((folder / "config.json").read_text("utf-8")) | changes
     recipe = recipe_for(config)
     with META:
         model = CrossEncoderModel(config, recipe, answer_ids=[5] * len(recipe.answers)).eval()
@@ -55,7 +65,7 @@ def model_of(name: str, dtype: torch.dtype, kernel: Kernel) -> CrossEncoderModel
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RERANKERS)
+@pytest.mark.parametrize("name", [*RERANKERS, *RELATIVES])
 @pytest.mark.parametrize(
     ("dtype", "kernel"),
     [

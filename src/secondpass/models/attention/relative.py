@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secondpass.models.attention.deberta import diagonals
-from secondpass.packed import Packed
+from secondpass.packed import Packed, sent
 
 MAX_DISTANCE = 128  # farther keys share the last bucket
 
@@ -35,7 +35,7 @@ def relative_buckets(distances: Tensor, num_buckets: int) -> Tensor:
 
 def alibi(num_heads: int, distances: Tensor) -> Tensor:
     """What each distance takes off, (H, D): its size times the head's slope. Press et al. 2022, on both sides."""
-    slopes = torch.tensor(_slopes(num_heads), device=distances.device)
+    slopes = sent(torch.tensor(_slopes(num_heads)), distances.device)
     return -slopes[:, None] * distances.abs()
 
 
