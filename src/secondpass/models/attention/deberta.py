@@ -41,10 +41,10 @@ class DistanceBias:
         bias = q.new_zeros(1)
         if self.keys is not None:
             near = _near(self.keys, 1 - first - num_queries, num_queries + num_keys)
-            bias = bias + diagonals(torch.matmul(q, near))
+            bias = bias + diagonals(torch.matmul(q, near), num_queries, num_keys)
         if self.queries is not None:
             near = _near(self.queries, 1 + first - num_keys, num_queries + num_keys)
-            bias = bias + diagonals(torch.matmul(k, near)).transpose(-1, -2)
+            bias = bias + diagonals(torch.matmul(k, near), num_keys, num_queries).transpose(-1, -2)
         return bias
 
     def of_kept(self, q: Tensor, k: Tensor, batch: Packed, keep: Tensor) -> Tensor | None:
@@ -66,8 +66,11 @@ def _near(table: Tensor, first: int, count: int) -> Tensor:
     return table[:, start : start + count].transpose(-1, -2)
 
 
-def diagonals(products: Tensor) -> Tensor:
-    """(..., R, R + M) -> (..., R, M): row r of the result begins at column R - 1 - r."""
-    rows, width = products.shape[-2], products.shape[-1]
-    flat = products.flatten(-2)[..., rows - 1 : rows - 1 + rows * (width - 1)]
-    return flat.reshape(*products.shape[:-1], width - 1)[..., : width - rows]
+def diagonals(products: Tensor, rows: int, columns: int) -> Tensor:
+    """(..., R, R + M) -> (..., R, M): row r of the result begins at column R - 1 - r.
+
+    R and M are given: in an ONNX graph the shape of a product with a slice is not always its own.
+    """
+    width = rows + columns - 1
+    flat = products.flatten(-2)[..., rows - 1 : rows - 1 + rows * width]
+    return flat.reshape(*products.shape[:-1], width)[..., :columns]

@@ -57,7 +57,7 @@ class RelativeBias:
         num_queries, num_keys = q.shape[2], k.shape[2]
         start = self.table.shape[1] // 2 - first - num_queries
         near = self.table[:, start : start + num_queries + num_keys].to(q.dtype)
-        return diagonals(near[None, :, None, :].expand(-1, -1, num_queries, -1))
+        return diagonals(near[None, :, None, :].expand(-1, -1, num_queries, -1), num_queries, num_keys)
 
     def of_kept(self, q: Tensor, k: Tensor, batch: Packed, keep: Tensor) -> Tensor:
         """(T, H), see `Bias`."""
