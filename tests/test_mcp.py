@@ -171,6 +171,16 @@ def test_an_address_that_is_taken_is_said(tmp_path: Path) -> None:
     assert told.stderr.endswith("; give another port\n")
 
 
+def test_a_document_without_text_comes_last_and_has_no_score(tmp_path: Path) -> None:
+    async def conversation(client: Any) -> None:
+        answer = await client.call_tool("rerank", {"query": "dog home", "documents": ["", "a cat", " "]})
+        first, *blank = answer.structured_content["passages"]
+        assert (first["index"], [each["index"] for each in blank]) == (1, [0, 2])
+        assert {(each["probability"], each["score"]) for each in blank} == {(0.0, None)}
+
+    talk(make_server(Tools(folder=str(tmp_path))), conversation)
+
+
 def test_errors_tell_the_model_what_to_do(tmp_path: Path) -> None:
     async def conversation(client: Any) -> None:
         for name, arguments, said in (

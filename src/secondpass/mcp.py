@@ -72,9 +72,11 @@ class Shown(BaseModel):
 
 
 class RankedPassage(BaseModel):
+    """A passage by its place in the list that was given; without a score where it has nothing to read."""
+
     index: int
     probability: float
-    score: float
+    score: float | None
     text: str
 
 
@@ -272,7 +274,12 @@ def _add_rerank(server: MCPServer[Any], tools: Tools) -> None:
             raise ToolError("every document is empty; pass at least one with text")
         ranking = await tools.call(lambda: tools.open_reranker().rank(query, documents, top_n=top_n))
         found = [
-            RankedPassage(index=hit.index, probability=hit.probability, score=hit.score, text=hit.document.text)
+            RankedPassage(
+                index=hit.index,
+                probability=hit.probability if hit.is_scored else 0.0,
+                score=hit.score if hit.is_scored else None,
+                text=hit.document.text,
+            )
             for hit in ranking
         ]
         return Reranked(passages=found, warnings=list(ranking.warnings))
