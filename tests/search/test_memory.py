@@ -55,6 +55,38 @@ def test_the_same_words_again_are_a_confirmation(memory: Memory) -> None:
     assert memory.get(first).chunk.fields["supports"] == 1
 
 
+@pytest.mark.parametrize("subject", ["port", None])
+def test_what_is_said_again_after_another_statement_about_its_subject_holds_again(
+    memory: Memory, subject: str | None
+) -> None:
+    first = memory.remember("The ssh port is 2222", subject="port", importance=0.9, now="2026-01-01")
+    memory.remember("The ssh port is 2244", subject="port", now="2026-02-01")
+    assert memory.remember("The ssh port is 2222", subject="port", valid_from="2026-01-15", now="2026-02-15") == first
+    again = memory.remember("The ssh port is 2222", subject=subject, now="2026-03-01")
+    assert texts(memory, "the ssh port") == ["The ssh port is 2222", "The ssh port is 2244"]
+    assert memory.get(first).superseded_by == again
+    assert memory.get(again).chunk.fields["importance"] == 0.9
+    assert memory.remember("The ssh port is 2222", subject=subject, now="2026-03-02") == again
+    assert "The ssh port is 2222" in texts(memory, "the ssh port", as_of="2026-01-20")
+
+
+def test_the_same_words_about_another_subject_are_another_statement(memory: Memory) -> None:
+    memory.remember("It is 2222", now="2026-01-01")
+    ssh = memory.remember("It is 2222", subject="ssh port", now="2026-01-02")
+    assert memory.get(ssh).chunk.fields["subject"] == "ssh port"
+    web = memory.remember("It is 2222", subject="web port", now="2026-01-03")
+    assert {ssh, web} == {hit.index for hit in memory.recall("it is 2222", now=NOW)}
+
+
+def test_what_was_to_hold_later_holds_when_it_is_said_to_hold_now(memory: Memory) -> None:
+    later = memory.remember("Dana pays 950 euros", valid_from="2027-01-01", now="2026-01-02")
+    assert memory.remember("Dana pays 950 euros", valid_from="2027-01-01", now="2026-01-03") == later
+    assert texts(memory, "what does Dana pay") == []
+    memory.remember("Dana pays 950 euros", now="2026-11-01")
+    assert texts(memory, "what does Dana pay") == ["Dana pays 950 euros"]
+    assert texts(memory, "what does Dana pay", now="2027-02-01") == ["Dana pays 950 euros"]
+
+
 def test_the_same_words_in_other_code_points_are_the_same(memory: Memory) -> None:
     first = memory.remember("Ада любит чай", now=NOW)
     assert memory.remember(unicodedata.normalize("NFD", "Ада любит чай"), now=NOW) == first

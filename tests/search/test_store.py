@@ -90,6 +90,17 @@ def store(folder: str) -> Store:
     return open_store("notes", folder, create=True)
 
 
+def test_the_newest_chunk_of_those_that_pass(store: Store) -> None:
+    dated = [chunk(f"port {at}", created=at, subject="port") for at in (2.0, 3.0, 1.0)]
+    store.write([change("a.md", *dated, chunk("port", subject="port"), chunk("tea", created=9.0, subject="tea"))])
+    ids = store.ids("a.md")
+    assert store.newest(Filter(fields={"subject": "port"})) == ids[1]
+    assert store.newest(Filter(fields={"subject": "port"}, until=2.5)) == ids[0]
+    assert store.newest(Filter(fields={"subject": "rent"})) is None
+    store.supersede(ids[1], ids[4])
+    assert store.newest(Filter(fields={"subject": "port"})) == ids[0]
+
+
 @pytest.mark.parametrize(
     ("query", "text"),
     [

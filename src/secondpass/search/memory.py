@@ -62,22 +62,29 @@ class Memory(Closing):
         """Keep a statement. Returns its id; that of the same statement, confirmed by this source, where it is known.
 
         valid_from is since when it holds, where that is not now. Of statements about one subject the newest comes
-        first. Raises ValueError for a text that is empty or too long.
+        first: one that is said again after another about its subject is put in place of what it was, from now on.
+        Raises ValueError for a text that is empty or too long.
         """
         text, written = _checked(text), _seconds(now)
         signals_of({"importance": importance, "entities": entities})
         self.index.choose_embedder([text])
-        fields: dict[str, Any] = {"namespace": self.namespace, "written": written, "sources": [source or "unknown"]}
-        given = {"subject": subject, "importance": importance}
-        fields |= {name: value for name, value in given.items() if value is not None}
+        about = {"subject": subject, "importance": importance}
+        given: dict[str, Any] = {name: value for name, value in about.items() if value is not None}
+        fields = {"namespace": self.namespace, "written": written, "sources": [source or "unknown"], **given}
         held = written if valid_from is None else seconds_of(valid_from, "valid_from")
         _ = self.index.writing()  # models are opened before anybody waits for the transaction
         with self.index.store.together():  # else two that remember it at once would both find nothing
-            known = self._same(text)
+            known = self._same(text, subject)
             if known is None:
                 return self._add(text, fields, held, entities)
-            self.confirm(known, source=source)
-            return known
+            fields = {**_kept(known), **fields}
+            if self._holds(known, fields.get("subject"), held, written):
+                self.index.store.change_fields(known.id, lambda fields: {**given, **fields})
+                self.confirm(known.id, source=source)
+                return known.id
+            new = self._add(text, fields, held, entities)
+            self._replace(known.id, new, held)
+        return new
 
     def recall(
         self,
@@ -146,12 +153,10 @@ class Memory(Closing):
             if (by := old.superseded_by) is not None:
                 rest = "what replaced it is forgotten" if by == id else f"replace {by}, which took its place"
                 raise StoreError(f"the statement {id} was replaced before; {rest}")
-            kept = {name: old.chunk.fields[name] for name in ("subject", "importance") if name in old.chunk.fields}
-            kept |= {} if subject is None else {"subject": subject}
-            fields = {"namespace": self.namespace, "written": moment, "sources": [source or "unknown"], **kept}
+            fields = {"namespace": self.namespace, "written": moment, "sources": [source or "unknown"], **_kept(old)}
+            fields |= {} if subject is None else {"subject": subject}
             new = self._add(text, fields, moment, ())
-            self.index.store.change_fields(id, lambda fields: {**fields, "superseded_at": moment})
-            self.index.store.supersede(id, new)
+            self._replace(id, new, moment)
         return new
 
     def forget(self, id: int) -> None:
@@ -187,15 +192,30 @@ class Memory(Closing):
         index.writing().add(file, [chunk])
         return self.index.store.ids(path)[0]
 
-    def _same(self, text: str) -> int | None:
-        """The id of a statement in the same words."""
+    def _replace(self, old: int, new: int, moment: float) -> None:
+        self.index.store.change_fields(old, lambda fields: {**fields, "superseded_at": moment})
+        self.index.store.supersede(old, new)
+
+    def _same(self, text: str, subject: str | None) -> Stored | None:
+        """A statement in the same words, about the same subject as far as both have one."""
         wanted = _folded(text)
         only = Filter(fields={"namespace": self.namespace})
         found = self.index.store.search_text(terms(text), 20, only)
         for each in self.index.store.fetch([id for id, _ in found]):
-            if _folded(each.chunk.text) == wanted:
-                return each.id
+            if _folded(each.chunk.text) == wanted and subject in (None, each.chunk.fields.get("subject", subject)):
+                return each
         return None
+
+    def _holds(self, known: Stored, subject: str | None, held: float, written: float) -> bool:
+        """Whether a statement that is said to hold from a moment on does so, and nothing newer about its subject."""
+        since = known.chunk.created or 0.0
+        if since > max(held, written):
+            return False
+        if not subject:
+            return True
+        about = Filter(fields={"namespace": self.namespace, "subject": storable(subject)}, until=held)
+        newest = self.index.store.newest(about)
+        return newest is None or (self.get(newest).chunk.created or 0.0) <= since
 
     def _count(self, id: int, name: str, source: str | None) -> None:
         key = f"{name}_by"
@@ -217,6 +237,11 @@ def _checked(text: str) -> str:
     if not text.strip() or len(text) > MAX_CHARACTERS:
         raise ValueError(f"the statement has {len(text)} characters; give 1 to {MAX_CHARACTERS}")
     return storable(text)
+
+
+def _kept(old: Stored) -> dict[str, Any]:
+    """What a statement passes on to one in its place."""
+    return {name: old.chunk.fields[name] for name in ("subject", "importance") if name in old.chunk.fields}
 
 
 def _folded(text: str) -> str:

@@ -202,6 +202,12 @@ class PostgresStore:
         of_file = "select c.id from {s}.chunks c join {s}.files f on f.id = c.file where f.path = %s order by c.id"
         return [int(row[0]) for row in self._db.all(of_file, (path,))]
 
+    def newest(self, only: Filter) -> int | None:
+        where, values = condition(only)
+        latest = f"select c.id from {{s}}.chunks c join {{s}}.files f on f.id = c.file where {where}"
+        row = self._db.one(f"{latest} order by c.created desc nulls last, c.id desc limit 1", values)
+        return None if row is None else int(row[0])
+
     def fetch(self, ids: Sequence[int]) -> list[Stored]:
         columns = STORED_COLUMNS.replace("c.entities, c.fields", "c.entities::text, c.fields::text")
         uses = "array(select time from {s}.accesses a where a.digest = c.digest and kind <> 'rejected' order by time)"

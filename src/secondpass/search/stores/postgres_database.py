@@ -62,7 +62,7 @@ class PostgresDatabase:
             finally:
                 self._held.connection = before
 
-    def one(self, query: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
+    def one(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> tuple[Any, ...] | None:
         rows = self.all(query, values)
         return rows[0] if rows else None
 

@@ -148,6 +148,13 @@ class SqliteStore:
         with self._database.reading() as connection:
             return [int(row[0]) for row in connection.execute(of_file, (path,))]
 
+    def newest(self, only: Filter) -> int | None:
+        where, values = condition(only, "c.id")
+        latest = f"select c.id from chunks c where {where} order by c.created desc, c.id desc limit 1"
+        with self._database.reading() as connection:
+            row = connection.execute(latest, values).fetchone()
+        return None if row is None else int(row[0])
+
     def fetch(self, ids: Sequence[int]) -> list[Stored]:
         with self._database.reading() as connection:
             found = {each.id: each for each in _stored(connection, "c.id in (select value from json_each(?))", ids)}

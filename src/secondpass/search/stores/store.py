@@ -313,6 +313,10 @@ class Store(Protocol):
         """The ids of a file's chunks, in their order."""
         ...
 
+    def newest(self, only: Filter) -> int | None:
+        """The id of the chunk with the latest `created`; None where there is none."""
+        ...
+
     def fetch(self, ids: Sequence[int]) -> list[Stored]:
         """The chunks in the order of the ids; those that are gone meanwhile are left out."""
         ...
