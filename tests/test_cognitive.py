@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import date, datetime, timezone
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -295,9 +297,35 @@ def test_fields_of_documents_become_signals() -> None:
     assert signals_of({"text": "x"}) == Signals()
 
 
+def test_fields_may_be_numpys_numbers_and_arrays() -> None:
+    moments, names = np.array([5, 10]), np.array(["Ada", "Bob"])
+    found = signals_of(
+        {"created": moments[0], "accessed": moments, "confidence": np.float32(0.5), "entities": names}
+        | {"importance": np.int64(1), "superseded": np.bool_(True)}
+    )
+    plain = Signals(created=5.0, accessed=(5.0, 10.0), confidence=0.5, importance=1.0, is_superseded=True)
+    assert found == replace(plain, entities=frozenset({"Ada", "Bob"}))
+    assert Cognitive(now=moments[1], recency=np.float32(0.5)).recency == 0.5
+
+
+@pytest.mark.parametrize("subject", [None, "", " \t"])
+def test_a_blank_subject_is_none(subject: str | None) -> None:
+    assert signals_of({"subject": subject}).subject is None
+
+
+class NotATime(datetime):
+    """As pandas has for a date that a table lacks."""
+
+    def timestamp(self) -> float:
+        return math.nan
+
+
 @pytest.mark.parametrize(
     ("record", "said"),
     [
+        ({"created": NotATime(2026, 1, 1, tzinfo=timezone.utc)}, r"created is NotATime\(.*; give seconds"),
+        ({"subject": math.nan}, "subject is nan; give a name"),
+        ({"entities": np.array([1])}, r"entities is array\(\[1\]\); give a list"),
         ({"created": "yesterday"}, "created is 'yesterday'"),
         ({"accessed": [True]}, "accessed is True"),
         ({"confidence": "high"}, "confidence is 'high'"),

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime, timezone
-from typing import Any
+from numbers import Real
+from typing import Any, TypeGuard
 
 from secondpass.calibration import sigmoid
 
@@ -306,8 +306,8 @@ def signals_of(record: Mapping[str, Any]) -> Signals:
     and contradictions as counts; entities: names; importance: 0..1; superseded: true or false; subject: a name.
     """
     accessed, created = record.get("accessed"), record.get("created")
-    accesses = accessed if isinstance(accessed, list | tuple) else [] if accessed is None else [accessed]
-    entities, subject = record.get("entities"), record.get("subject")
+    accesses = accessed if _is_listed(accessed) else [] if accessed is None else [accessed]
+    entities = record.get("entities")
     if entities is not None and not _are_names(entities):
         raise ValueError(f"entities is {_shown(entities)}; give a list of names")
     return Signals(
@@ -317,7 +317,7 @@ def signals_of(record: Mapping[str, Any]) -> Signals:
         entities=None if entities is None else frozenset(entities),
         importance=_number_in(record, "importance"),
         is_superseded=_is_true(record, "superseded"),
-        subject=None if subject is None else str(subject),
+        subject=_subject_in(record),
     )
 
 
@@ -336,11 +336,13 @@ def seconds_of(moment: float | date | str, name: str) -> float:
         except ValueError as error:
             message = f"{name} is {_shown(moment)}; give seconds since 1970 or ISO 8601, as 2026-11-28"
             raise ValueError(message) from error
-    if isinstance(moment, datetime):
-        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-    if isinstance(moment, bool) or not isinstance(moment, int | float) or not abs(moment) <= MAX_SECONDS:
-        raise ValueError(f"{name} is {_shown(moment)}; give seconds since 1970 or ISO 8601, as 2026-11-28")
-    return float(moment)
+    given = moment
+    if isinstance(moment, datetime):  # that of a table may be none, and its seconds NaN
+        moment = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    seconds = _real(moment)
+    if not abs(seconds) <= MAX_SECONDS:
+        raise ValueError(f"{name} is {_shown(given)}; give seconds since 1970 or ISO 8601, as 2026-11-28")
+    return seconds
 
 
 def end_of(moment: float | date | str, name: str) -> float:
@@ -409,8 +411,12 @@ def _spaced(text: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
 
 
-def _are_names(value: object) -> bool:
-    return isinstance(value, list | tuple | set | frozenset) and all(isinstance(name, str) for name in value)
+def _is_listed(value: object) -> TypeGuard[Collection[Any]]:
+    return isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+
+
+def _are_names(value: Any) -> bool:
+    return _is_listed(value) and all(isinstance(name, str) for name in value)
 
 
 def _confidence_in(record: Mapping[str, Any]) -> float | None:
@@ -426,6 +432,14 @@ def _number_in(record: Mapping[str, Any], name: str) -> float | None:
     return None if value is None else _number(value, name)
 
 
+def _subject_in(record: Mapping[str, Any]) -> str | None:
+    """None where it is blank: a table has such for what is not known."""
+    value = record.get("subject")
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"subject is {value}; give a name")
+    return None if value is None else str(value).strip() or None
+
+
 def _is_true(record: Mapping[str, Any], name: str) -> bool:
     """Databases have 0 and 1; a text, as "false", is none of both."""
     value = record.get(name)
@@ -435,9 +449,18 @@ def _is_true(record: Mapping[str, Any], name: str) -> bool:
 
 
 def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+    number = _real(value)
+    if not math.isfinite(number):
         raise ValueError(f"{name} is {_shown(value)}; give a number")
-    return float(value)
+    return number
+
+
+def _real(value: object) -> float:
+    """A number, numpy's too; NaN for what is none, or beyond all floats."""
+    try:
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _shown(value: object) -> str:
