@@ -28,6 +28,8 @@ from secondpass.retrieval.words import _marked_words, terms, words
         ("كِتَابٌ أحمد", ["كتاب", "احمد"]),
         ("Ελλάδα Москва", ["ελλάδα", "москва"]),
         ("Kranken\u00adhaus", ["krankenhaus"]),
+        ("get\u200bUser 重\u200b排\ufeff序", ["getuser", "重排", "排序"]),
+        ("葛\U000e0100城市 葛\ufe00城", ["葛城", "城市", "葛城"]),  # forms of one character
         ("... —— 。", []),
         ("", []),
     ],
@@ -81,6 +83,22 @@ def test_terms_are_words_and_the_parts_of_names(text: str, parts: list[str]) -> 
 )
 def test_terms_are_without_what_writers_leave_out(written: str, asked: str) -> None:
     assert terms(written) == terms(asked) == words(asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "across"),
+    [
+        ("什么是重排\n序", ["排序"]),
+        ("什么是重排 \r\n\t序", ["排序"]),
+        ("茶\n酒\n水", ["茶酒", "酒水"]),
+        ("重排。\n序", []),
+        ("重排\n\n序", []),
+        ("重排\n　序", []),  # as a paragraph begins
+        ("학\n교 the\ntap", []),
+    ],
+)
+def test_a_word_of_chinese_or_japanese_may_go_on_in_the_next_line(text: str, across: list[str]) -> None:
+    assert terms(text) == words(text) + across
 
 
 @pytest.mark.parametrize("text", ["ال", "ولا", "سالم", "йод", "がガ", "ไทย", "किताब", "학교"])

@@ -42,11 +42,15 @@ _NO_MARKS = (
     "\u30a0\u30fb\uff00-\uffff\U0001f000-\U0001ffff"
 )
 _ODD = re.compile(f"[^\\w{_NO_MARKS}]")
+_SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # which form of a character is drawn
 _WORD = re.compile("\\w+")
 _SCRIPTS = re.compile(f"([{_UNSPACED}]+)|([^{_UNSPACED}]+)")  # (unspaced, word) of a run without marks
 _ARABIC_RANGE = re.compile("[\u0600-\u06ff]")
 # Where a capital begins another part of a name: getUserName, HTTPServer.
 _PARTS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+|[0-9]+")
+# Where a line ends between two characters of a script without spaces, so that it may end within a word.
+_HAN_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+_LINE_END = re.compile(f"([{_HAN_KANA}])[ \t\r]*\n[ \t]*(?=([{_HAN_KANA}]))")
 _INNER_CAPITAL = re.compile("[a-z0-9][A-Z]|[A-Z]{2}[a-z]")
 _MIXED = re.compile("[A-Za-z0-9]*[a-z0-9][A-Z][A-Za-z0-9]*|[A-Z]{2,}[a-z][A-Za-z0-9]*")
 
@@ -64,9 +68,11 @@ def words(text: str) -> list[str]:
     text = text.casefold()
     if _ARABIC_RANGE.search(text):
         text = text.translate(_ARABIC)
-    text = text.replace("_", " ").replace("\u00ad", "").replace("\u2060", "")  # where a word may part, or may not
+    text = text.replace("_", " ")
+    for unseen in "\u00ad\u200b\u2060\ufeff":  # where a word may part, or may not
+        text = text.replace(unseen, "")
     if _ODD.search(text):
-        return _marked_words(text)
+        return _marked_words(_SELECTORS.sub("", text))
     found: list[str] = []
     for run in _WORD.findall(text):
         if run.isascii():
@@ -81,9 +87,11 @@ def terms(text: str) -> list[str]:
     """The words of a text as a search compares them, and after them the parts of names like getUserName.
 
     Letters are without their marks in Latin, Greek and Hebrew, and Arabic words without their article: not all who
-    write a word, or ask for it, write those.
+    write a word, or ask for it, write those. In Chinese and Japanese a word may go on in the next line.
     """
     found = words(text)
+    if "\n" in text and not text.isascii():
+        found += [first + second for first, second in _LINE_END.findall(text)]
     if not text.isascii() and _VARIED.search(text):
         found = [word if word.isascii() else _bare(word) for word in found]
     if not _INNER_CAPITAL.search(text):
