@@ -259,6 +259,10 @@ def test_the_newest_of_one_subject_stands_for_it() -> None:
 def test_the_query_names_entities_as_whole_words_or_in_scripts_without_blanks() -> None:
     signals = [Signals(entities=frozenset({"Ada", "New York", "東京", "--"}))]
     assert named_entities("does Adam like New-York and 東京都?", signals) == {"New York": 0.5, "東京": 0.5}
+    mixed = [Signals(entities=frozenset({"docker", "dock", "SSH端口", "café"}))]
+    assert named_entities("用Docker部署怎么配置SSH端口", mixed) == {"docker": 0.5, "SSH端口": 0.5}
+    assert named_entities("Docker로 배포", mixed) == {"docker": 1.0}
+    assert named_entities("dockeré, cafétéria", [Signals(entities=frozenset({"docker", "caf"}))]) == {}
 
 
 def test_the_same_clock_gives_the_same_figures() -> None:

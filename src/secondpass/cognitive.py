@@ -25,6 +25,8 @@ from secondpass.calibration import sigmoid
 DAY_S = 86400.0
 _DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _SECONDS = re.compile(r"-?\d{9,12}(\.\d+)?", re.ASCII)  # of a command line; shorter ones are years and days
+_UNSPACED = "[\u0e00-\u1dff\u2e80-\uffff\U00020000-\U0003ffff]"  # scripts without blanks, and Korean, among others
+_SEAM = re.compile(f"(?<=[a-z0-9])(?={_UNSPACED})|(?<={_UNSPACED})(?=[a-z0-9])")
 MIN_AGE_S = 1.0  # what was accessed just now, or by a clock that runs ahead, has this age
 FULL_GAIN = math.log(4)  # the rise of the base level that counts as evidence 1: three uses as old as the text
 SURE = 0.95  # the confidence that counts as evidence 1
@@ -407,8 +409,9 @@ def _is_named(name: str, text: str) -> bool:
 
 
 def _spaced(text: str) -> str:
-    """Its letters and digits in lower case, with one blank between words."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+    """Its letters and digits in lower case, with one blank between words; names in ASCII are words in any script."""
+    bare = "".join(c if c.isalnum() else " " for c in text.casefold())
+    return " ".join(_SEAM.sub(" ", bare).split())
 
 
 def _is_listed(value: object) -> TypeGuard[Collection[Any]]:

@@ -239,6 +239,12 @@ def test_entities_are_names_and_not_the_first_words_of_sentences() -> None:
     )
 
 
+def test_entities_stand_beside_characters_of_scripts_without_blanks() -> None:
+    text = "调用getUserName的max_depth参数，请@alice看版本3.2.1的SSH端口、参见#标签；größe_max ÄRZTE émile@home a#b"
+    found = ("getusername", "max_depth", "alice", "3.2.1", "标签", "grösse_max", "ssh")
+    assert entities_of(text, {}) == found
+
+
 def test_email_with_its_subject_and_date(tmp_path: Path) -> None:
     message = (
         b"From: a@x\r\nTo: b@x\r\nSubject: =?utf-8?q?Caf=C3=A9?=\r\nDate: Fri, 02 Jan 1970 00:00:00 +0000\r\n"

@@ -16,14 +16,19 @@ from secondpass.retrieval.words import words
 MAX_ENTITIES = 32  # of a chunk; a long table of names says little of each
 NEAR_BITS = 3  # SimHashes that differ in so many bits are of near-duplicates; Manku et al. 2007
 _BITS = 64
+# Of words between blanks. Chinese and other scripts without them stand right beside names in Latin letters.
+_LETTER = "[0-9A-Za-z_\u00aa-\u0dff\u1e00-\u1fff]"
 # What is a name whatever stands around it: links, tags, people, titles, quotations, code, versions.
 _MARKED = re.compile(
-    r"\[\[([^\]|#\n]{2,60})|(?<![\w&/])#(\w[\w-]{1,40})|(?<![\w.])@([A-Za-z]\w{1,40})|《([^》\n]{1,40})》|"
-    r"[「『]([^」』\n]{2,30})[」』]|`([^`\n]{2,60})`|\b([A-Za-z]\w*_\w+|[a-z]+[A-Z]\w+|[A-Z][a-z]+[A-Z]\w+)\b|"
-    r"\b(v?\d+\.\d+\.\d+)\b"
+    rf"\[\[([^\]|#\n]{{2,60}})|(?<!{_LETTER})(?<![&/])#(\w[\w-]{{1,40}})|(?<!{_LETTER})(?<!\.)@([A-Za-z]{_LETTER}{{1,40}})|"
+    r"《([^》\n]{1,40})》|[「『]([^」』\n]{2,30})[」』]|`([^`\n]{2,60})`|"
+    rf"(?<!{_LETTER})([A-Za-z]{_LETTER}*_{_LETTER}+|[a-z]+[A-Z]{_LETTER}+|[A-Z][a-z]+[A-Z]{_LETTER}+|"
+    rf"v?\d+\.\d+\.\d+)(?!{_LETTER})"
 )
 # Capitalised words that do not begin a sentence, and words in capitals.
-_NAMES = re.compile(r"(?<=[a-z,;:] )([A-Z][\w'’-]+(?: [A-Z][\w'’-]+){0,3})|\b([A-Z]{2,}[0-9]*)\b")
+_NAMES = re.compile(
+    rf"(?<=[a-z,;:] )([A-Z][\w'’-]+(?: [A-Z][\w'’-]+){{0,3}})|(?<!{_LETTER})([A-Z]{{2,}}[0-9]*)(?!{_LETTER})"
+)
 
 
 def entities_of(text: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
