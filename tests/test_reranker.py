@@ -146,11 +146,14 @@ def test_an_empty_document_may_have_fields(reranker: Reranker) -> None:
 
 
 def test_the_blank_are_last_without_the_model(reranker: Reranker) -> None:
-    for texts in (["", "a"], ["\n", "a", "\u3000"]):
+    for texts in (["", "a"], ["\n", "a", "\u3000"], ["\ufeff", "a", "\u200b \x00"]):
         assert reranker.rank(QUERY, texts)[0].text == "a"
         assert reranker.rank(QUERY, texts, budget_ms=60_000)[0].text == "a"
     assert [hit.is_scored for hit in reranker.rank(QUERY, ["", " "])] == [False, False]
     assert reranker.rank(QUERY, ["", " "]).usage.rows == 0
+    fields = [{"title": "", "text": " "}, {"title": None}, {"title": "a", "text": ""}, {"year": 0}]
+    ranking = reranker.rank(QUERY, fields, rank_fields=["title", "text", "year"])
+    assert {hit.index for hit in ranking if not hit.is_scored} == {0, 1}
 
 
 def test_spans_with_rank_fields_count_in_what_was_read(folder: Path) -> None:

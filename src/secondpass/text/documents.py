@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from unicodedata import category
 
 from secondpass.types import Document, DocumentLike
+
+_UNDRAWN = ("Cc", "Cf")  # Unicode's control and format characters
 
 
 def as_documents(documents: Iterable[DocumentLike], rank_fields: Sequence[str] | None = None) -> list[Document]:
@@ -43,14 +46,19 @@ def as_document(document: DocumentLike, index: int, rank_fields: Sequence[str] |
 
 
 def text_of(document: Document, rank_fields: Sequence[str] | None, index: int) -> str:
-    """What is read of a document: its text, or the named fields as `name: value` lines in that order."""
+    """What is read of a document: its text, or the named fields as `name: value` lines in that order.
+
+    Nothing where all of these are blank or None.
+    """
     if rank_fields is None:
         return clean(document.text)
     values = {"text": document.text, **document.fields}
-    lines = [f"{name}: {_as_line(values[name])}" for name in rank_fields if name in values]
-    if not lines:
+    named = {name: values[name] for name in rank_fields if name in values}
+    if not named:
         raise ValueError(f"documents[{index}] has none of the rank_fields {list(rank_fields)}")
-    return clean("\n".join(lines))
+    if all(value is None or (isinstance(value, str) and is_blank(value)) for value in named.values()):
+        return ""
+    return clean("\n".join(f"{name}: {_as_line(value)}" for name, value in named.items()))
 
 
 def _as_line(value: Any) -> str:
@@ -73,8 +81,11 @@ def clean_query(query: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether there is nothing to read. Models give such a text any score, often a high one."""
-    return not text or text.isspace()
+    """Whether there is nothing to read: blanks, and what is not drawn, as a byte order mark or a zero-width space.
+
+    Models give such a text any score, often a high one.
+    """
+    return all(character.isspace() or category(character) in _UNDRAWN for character in text)
 
 
 def check_pair(pair: tuple[str, DocumentLike], index: int) -> tuple[str, str]:
