@@ -49,7 +49,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def local() -> Reranker:
-    return Reranker(dtype="float32")
+    return Reranker("default", dtype="float32")
 
 
 @pytest.mark.parametrize(("dialect", "size"), [*((name, None) for name in FORMS), ("secondpass", 5), ("nim", 1)])
