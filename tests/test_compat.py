@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +92,10 @@ def test_instructions_are_written_as_flagembedding_writes_them(small: Golden) ->
     )
     query, passage = small.pairs[0]
     assert told.compute_score([query, passage]) == plain.compute_score(["find: " + query, "text: " + passage])
+    lined = compat.FlagReranker(
+        small.folder, devices="cpu", query_instruction_for_rerank="find:", query_instruction_format="{}\\n{}"
+    )
+    assert lined.compute_score([query, passage]) == plain.compute_score([f"find:\n{query}", passage])
 
 
 def test_the_activation_is_the_checkpoints_own() -> None:
@@ -100,6 +107,28 @@ def test_the_activation_is_the_checkpoints_own() -> None:
         assert compat._activation_of(said)(np.array([2.0], np.float32)) == pytest.approx([expected])
     with pytest.raises(ValueError, match=r"ReLU.*give activation_fn"):
         compat._activation_of({"sentence_transformers": {"activation_fn": "torch.nn.ReLU"}})
+
+
+def test_the_activation_that_newer_versions_write_counts_before_the_older_one(small: Golden, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    shutil.copytree(small.folder, folder)
+    identity = compat.CrossEncoder(small.folder).predict(small.pairs, activation_fn=torch.nn.Identity())
+    for name in ("Identity", "Sigmoid"):
+        said = {"model_type": "CrossEncoder", "activation_fn": f"torch.nn.modules.linear.{name}"}
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(said))
+        expected = identity if name == "Identity" else 1 / (1 + np.exp(-identity))
+        assert compat.CrossEncoder(folder).predict(small.pairs) == pytest.approx(expected, abs=1e-5)
+
+
+def test_pairs_go_by_both_names_and_the_first_words_of_rank_by_place(small: Golden) -> None:
+    model = compat.CrossEncoder(small.folder)
+    scores = model.predict(small.pairs)
+    for found in (model.predict(inputs=small.pairs), model.predict(sentences=small.pairs)):
+        assert found.tolist() == scores.tolist()
+    with pytest.raises(TypeError, match="there are no pairs"):
+        model.predict()
+    query, documents = small.pairs[0][0], [passage for _, passage in small.pairs[:3]]
+    assert model.rank(query, documents, 1, True) == model.rank(query, documents, return_documents=True)[:1]
 
 
 def test_unknown_words_are_refused_and_idle_ones_named_once(small: Golden) -> None:

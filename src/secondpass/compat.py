@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from secondpass.calibration import sigmoid
 from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.sentence_transformers import named_activation
 from secondpass.reranker import Reranker
 from secondpass.types import Progress
 
@@ -91,13 +92,14 @@ class CrossEncoder:
             special_tokens="parse",
             local_files_only=local_files_only,
         )
-        config = open_checkpoint(model_name_or_path, revision=revision, local_files_only=local_files_only).config
-        self.activation_fn = activation_fn or _activation_of(config)
+        checkpoint = open_checkpoint(model_name_or_path, revision=revision, local_files_only=local_files_only)
+        self.activation_fn = activation_fn or _activation_of(checkpoint.config, named_activation(checkpoint.folder))
 
     def predict(
         self,
-        sentences: Pair | Iterable[Pair],
+        inputs: Pair | Iterable[Pair] | None = None,
         *,
+        sentences: Pair | Iterable[Pair] | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         activation_fn: Callable[[Any], Any] | None = None,
@@ -107,12 +109,13 @@ class CrossEncoder:
     ) -> Any:
         """Activated scores of (query, passage) pairs in their order: an array (N,), or one number for one pair.
 
-        convert_to_tensor gives a torch tensor, convert_to_numpy=False a list of numbers. Batches are cut by tokens,
-        so batch_size changes nothing; a softmax over one label would be 1 for every pair and is refused.
+        sentences is the older name of inputs. convert_to_tensor gives a torch tensor, convert_to_numpy=False a list
+        of numbers. Batches are cut by tokens, so batch_size changes nothing; a softmax over one label would be 1 for
+        every pair and is refused.
         """
         if apply_softmax:
             raise ValueError("apply_softmax over one label is 1.0 for every pair; leave it out")
-        pairs, is_one = _pairs_of(sentences)
+        pairs, is_one = _pairs_of(sentences if inputs is None else inputs)
         logits = np.array(self.model.score_pairs(pairs, progress=_bar(show_progress_bar)), np.float32)
         scores = _activated(activation_fn or self.activation_fn, logits)
         if convert_to_tensor:
@@ -128,9 +131,9 @@ class CrossEncoder:
         self,
         query: str,
         documents: Sequence[str],
-        *,
         top_k: int | None = None,
         return_documents: bool = False,
+        *,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         activation_fn: Callable[[Any], Any] | None = None,
@@ -267,8 +270,10 @@ class FlagAutoReranker:
         return made(model_name_or_path, use_fp16=use_fp16, **options)
 
 
-def _pairs_of(given: Pair | Iterable[Pair]) -> tuple[list[tuple[str, str]], bool]:
+def _pairs_of(given: Pair | Iterable[Pair] | None) -> tuple[list[tuple[str, str]], bool]:
     """The pairs, and whether it was one alone, as in predict(["query", "passage"])."""
+    if given is None:
+        raise TypeError("there are no pairs; give a list of (query, passage) pairs")
     listed: list[Any] = list(given)
     is_one = len(listed) == 2 and all(isinstance(each, str) for each in listed)
     pairs = [listed] if is_one else listed
@@ -279,14 +284,16 @@ def _pairs_of(given: Pair | Iterable[Pair]) -> tuple[list[tuple[str, str]], bool
 
 
 def _instructed(text: str, form: str, instruction: str | None) -> str:
-    return text if instruction is None else form.format(instruction, text)
+    """A line end may be written as a command line has it, backslash and n."""
+    return text if instruction is None else form.replace("\\n", "\n").format(instruction, text)
 
 
-def _activation_of(config: Any) -> Callable[[Any], Any]:
-    said = (config.get("sentence_transformers") or {}).get(_ACTIVATION) or config.get(_OLD_ACTIVATION) or "Sigmoid"
+def _activation_of(config: Any, named: str | None = None) -> Callable[[Any], Any]:
+    older = (config.get("sentence_transformers") or {}).get(_ACTIVATION) or config.get(_OLD_ACTIVATION)
+    said = named or older or "Sigmoid"
     name = str(said).rsplit(".", 1)[-1]
     if name not in _ACTIVATIONS:
-        raise ValueError(f"config.json asks for the activation {said!r}; give activation_fn")
+        raise ValueError(f"the checkpoint asks for the activation {said!r}; give activation_fn")
     return _ACTIVATIONS[name]
 
 

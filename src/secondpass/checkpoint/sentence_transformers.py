@@ -30,6 +30,7 @@ _POOLING_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_SETTINGS = "config_sentence_transformers.json"
 # What is computed here, in the only order; Dropout does nothing but in training
 _MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
 # Names that checkpoints use for the prompt of a kind, first come, first taken.
@@ -74,7 +75,7 @@ def read_settings(folder: Path) -> SentenceSettings:
         pooling=_pooling(inside(folder, pooling[0]) / "config.json") if pooling else "mean",
         dense=tuple(inside(folder, path) for kind, path in modules if kind == "Dense"),
         is_normalized=any(kind == "Normalize" for kind, _ in modules),
-        prompts=_prompts(folder / "config_sentence_transformers.json"),
+        prompts=_prompts(folder / _SETTINGS),
         max_length=named_length(own),
         has_lowered_case=_read(own / LENGTH).get("do_lower_case") is True,
     )
@@ -108,6 +109,11 @@ def named_length(folder: Path) -> int | None:
     if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
         raise CheckpointError(f"{file}: max_seq_length is {length!r}; a whole number from 1 is needed")
     return length
+
+
+def named_activation(folder: Path) -> str | None:
+    """The activation of a cross-encoder's logits that sentence-transformers wrote, from version 5.4 on only there."""
+    return _read(folder / _SETTINGS).get("activation_fn")
 
 
 def _read(file: Path) -> dict[str, Any]:
