@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from datetime import date, datetime, timezone
 
@@ -356,6 +357,14 @@ def test_moments_have_one_meaning() -> None:
     assert seconds_of(datetime(1970, 1, 1, 1, tzinfo=timezone.utc), "now") == 3600
     assert seconds_of(date(1970, 1, 2), "now") == DAY_S
     assert end_of(date(1970, 1, 1), "until") == end_of("1970-01-01", "until")
+    assert end_of(datetime(1970, 1, 2), "until") == DAY_S
+    assert end_of(19700101, "until") == 19700101
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the standard library reads no such days before")
+@pytest.mark.parametrize("day", ["19700101", "1970-W01-4"])
+def test_a_day_in_any_form_ends_at_its_end(day: str) -> None:
+    assert end_of(day, "until") == end_of("1970-01-01", "until")
 
 
 @pytest.mark.parametrize(
@@ -385,6 +394,8 @@ def test_settings_come_as_true_as_mappings_and_as_themselves() -> None:
     assert Cognitive.of(True) == Cognitive()
     assert Cognitive.of({"recency": 1.0}) == Cognitive(recency=1.0)
     assert Cognitive.of(settings := Cognitive(bound=0.5)) is settings
+    with pytest.raises(TypeError, match="cognitive is a str; give True"):
+        Cognitive.of("yes")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

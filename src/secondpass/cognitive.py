@@ -23,7 +23,6 @@ from typing import Any, TypeGuard
 from secondpass.calibration import sigmoid
 
 DAY_S = 86400.0
-_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _SECONDS = re.compile(r"-?\d{9,12}(\.\d+)?", re.ASCII)  # of a command line; shorter ones are years and days
 _UNSPACED = "[\u0e00-\u1dff\u2e80-\uffff\U00020000-\U0003ffff]"  # scripts without blanks, and Korean, among others
 _SEAM = re.compile(f"(?<=[a-z0-9])(?={_UNSPACED})|(?<={_UNSPACED})(?=[a-z0-9])")
@@ -240,6 +239,8 @@ class Cognitive:
             return options
         if options is True:
             return cls()
+        if not isinstance(options, Mapping):
+            raise TypeError(f"cognitive is a {type(options).__name__}; give True, or settings as a mapping")
         known = [each.name for each in fields(cls)]
         unknown = sorted(set(options) - set(known))
         if unknown:
@@ -349,8 +350,15 @@ def seconds_of(moment: float | date | str, name: str) -> float:
 
 def end_of(moment: float | date | str, name: str) -> float:
     """As `seconds_of`; a day without a time means the end of it."""
-    is_day = _DAY.fullmatch(str(moment).strip())  # a datetime is written with its time
-    return seconds_of(moment, name) + (DAY_S - 0.001 if is_day else 0.0)
+    return seconds_of(moment, name) + (DAY_S - 0.001 if _is_day(moment) else 0.0)
+
+
+def _is_day(moment: float | date | str) -> bool:
+    """Whether it is a day alone: 2026-11-28, 20261128, 2026-W48-6."""
+    try:
+        return isinstance(moment, date | str) and bool(date.fromisoformat(str(moment).strip()))
+    except ValueError:  # a datetime is written with its time
+        return False
 
 
 def _weighed(settings: Cognitive, logit: float, terms: Mapping[str, float], signals: Signals) -> Weighed:
