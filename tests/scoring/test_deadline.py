@@ -116,6 +116,18 @@ def test_first_scores_say_which_come_first(folder: Path, monkeypatch: pytest.Mon
     assert [hit.index for hit in ranking if not hit.is_scored] == list(range(39 - len(scored), -1, -1))
 
 
+class Labelled(list[float]):
+    """A column of a table that was sorted: what is indexed are its labels."""
+
+    def __getitem__(self, label: int) -> float:  # type: ignore[override]
+        return list(self)[::-1][label]
+
+
+def test_first_scores_go_by_their_place_and_not_by_labels() -> None:
+    assert RankOptions(budget_ms=40, first_scores=Labelled([1.0, 3.0, 2.0])).first_order(3) == [1, 2, 0]
+    assert RankOptions(budget_ms=40, first_scores=Labelled([3.0, 2.0, 1.0])).first_order(3) == [0, 1, 2]
+
+
 def test_first_scores_that_are_nan_come_last() -> None:
     scores = [1.0, math.nan, 3.0, 2.0, math.nan, 4.0]
     assert RankOptions(budget_ms=40, first_scores=scores).first_order(6) == [5, 2, 3, 0, 1, 4]

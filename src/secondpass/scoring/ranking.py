@@ -58,9 +58,9 @@ class RankOptions:
 
     def first_order(self, num_documents: int) -> list[int]:
         """Indices of the documents by the first stage's scores, best first, NaN last; in their order without any."""
-        scores = self.first_scores
-        if scores is None:
+        if self.first_scores is None:
             return list(range(num_documents))
+        scores = list(self.first_scores)  # by place: the column of a table that was sorted has other labels
         if len(scores) != num_documents:
             seen = f"{len(scores)} scores for {num_documents} documents"
             raise ValueError(f"first_scores has {seen}; give one for each")
