@@ -128,6 +128,9 @@ def test_pairs_go_by_both_names_and_the_first_words_of_rank_by_place(small: Gold
     with pytest.raises(TypeError, match="there are no pairs"):
         model.predict()
     query, documents = small.pairs[0][0], [passage for _, passage in small.pairs[:3]]
+    assert model.rank(query, iter(documents), return_documents=True) == model.rank(
+        query, documents, return_documents=True
+    )
     assert model.rank(query, documents, 1, True) == model.rank(query, documents, return_documents=True)[:1]
 
 

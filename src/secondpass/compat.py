@@ -142,8 +142,9 @@ class CrossEncoder:
         convert_to_tensor: bool = False,
     ) -> list[dict[str, Any]]:
         """[{"corpus_id", "score", and with return_documents "text"}], best first, at most top_k."""
+        texts = list(documents)  # by place: the column of a table that was sorted has other labels
         scores = self.predict(
-            [(query, document) for document in documents],
+            [(query, text) for text in texts],
             show_progress_bar=show_progress_bar,
             activation_fn=activation_fn,
             apply_softmax=apply_softmax,
@@ -152,7 +153,7 @@ class CrossEncoder:
         found: list[dict[str, Any]] = [{"corpus_id": index, "score": scores[index]} for index in order]
         if return_documents:
             for each in found:
-                each["text"] = documents[each["corpus_id"]]
+                each["text"] = texts[each["corpus_id"]]
         return found
 
 
