@@ -340,7 +340,7 @@ def seconds_of(moment: float | date | str, name: str) -> float:
             message = f"{name} is {_shown(moment)}; give seconds since 1970 or ISO 8601, as 2026-11-28"
             raise ValueError(message) from error
     given = moment
-    if isinstance(moment, datetime):  # that of a table may be none, and its seconds NaN
+    if isinstance(moment, datetime) and moment == moment:  # pandas' NaT is a datetime that equals nothing
         moment = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
     seconds = _real(moment)
     if not abs(seconds) <= MAX_SECONDS:
