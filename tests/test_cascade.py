@@ -61,6 +61,19 @@ def test_a_budget_is_for_both(cascade: Cascade) -> None:
     assert short.usage.unscored == 11  # the first one is scored in any case
 
 
+def test_what_is_superseded_is_last_and_the_newest_of_a_subject_first_in_both(cascade: Cascade) -> None:
+    best = [hit.index for hit in cascade.small.rank(QUERY, TEXTS)]
+    dated = {place: {"created": f"2026-11-{10 + place}", "subject": "river"} for place in (best[0], best[-1])}
+    newest = max(dated)
+    replaced = {place: {"superseded": True} for place in best[1:4]}
+    documents = [Document(text, {**dated, **replaced}.get(place, {})) for place, text in enumerate(TEXTS)]
+    found = [
+        hit.index for hit in cascade.rank(QUERY, documents, cognitive={"now": "2026-11-28", "min_probability": 0})
+    ]
+    assert set(found[-3:]) == set(replaced)
+    assert newest in found[:4]
+
+
 def test_keep_below_one_is_refused(cascade: Cascade) -> None:
     with pytest.raises(ValueError, match="keep is 0"):
         Cascade(small=cascade.small, large=cascade.large, keep=0)

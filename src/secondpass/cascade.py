@@ -56,7 +56,8 @@ class Cascade(Opened):
     ) -> Ranking:
         """The documents, best first, as of `Reranker.rank`; budget_ms is for both models together.
 
-        cognitive orders what the large model has read. early_exit is refused: give the large model alone.
+        cognitive is of both: what is superseded is read by the large model last, the newest of a subject first.
+        early_exit is refused: give the large model alone.
         """
         started = time.perf_counter()
         options = RankOptions(
@@ -75,7 +76,6 @@ class Cascade(Opened):
             options,
             top_n=None,
             budget_ms=None if budget_ms is None else budget_ms * SMALL_SHARE,
-            cognitive=None,
             progress=part_of(progress, 0, min(self.keep, len(candidates))),
         )
         tail = self.small.rank_with(query, candidates, first)
