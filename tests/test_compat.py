@@ -98,6 +98,18 @@ def test_instructions_are_written_as_flagembedding_writes_them(small: Golden) ->
     assert lined.compute_score([query, passage]) == plain.compute_score([f"find:\n{query}", passage])
 
 
+@pytest.mark.parametrize(("golden", "run"), golden_runs("gemma-llm-reranker")[:1])
+def test_the_instructions_of_an_llm_reranker_are_written_once(golden: Golden, run: dict[str, Any]) -> None:
+    plain = compat.FlagLLMReranker(golden.folder, devices="cpu")
+    told = compat.FlagLLMReranker(
+        golden.folder, devices="cpu", query_instruction_for_rerank="A: ", passage_instruction_for_rerank="B: "
+    )
+    assert told.compute_score(golden.pairs[:2]) == plain.compute_score(golden.pairs[:2])
+    for options in ({"query_instruction_for_rerank": "Q: "}, {"passage_instruction_format": "{} {}"}):
+        with pytest.raises(ValueError, match="this family writes"):
+            compat.FlagLLMReranker(golden.folder, devices="cpu", **options)
+
+
 def test_the_activation_is_the_checkpoints_own() -> None:
     for said, expected in (
         ({}, 0.880797),

@@ -165,6 +165,7 @@ class FlagReranker:
     """
 
     _truncation: str | None = "only_second"
+    _instructions: tuple[str | None, str | None] = (None, None)  # before query and passage, of the family's own
 
     def __init__(
         self,
@@ -194,6 +195,9 @@ class FlagReranker:
         _without_meaning(cache_dir=cache_dir, trust_remote_code=trust_remote_code)
         self._query_format = (query_instruction_format, query_instruction_for_rerank)
         self._passage_format = (passage_instruction_format, passage_instruction_for_rerank)
+        if None not in self._instructions:
+            self._query_format = _own("query", self._query_format, self._instructions[0])
+            self._passage_format = _own("passage", self._passage_format, self._instructions[1])
         self.cutoff_layers, self.normalize = cutoff_layers, normalize
         self.model = Reranker(
             model_name_or_path,
@@ -244,9 +248,10 @@ class FlagReranker:
 
 
 class FlagLLMReranker(FlagReranker):
-    """FlagEmbedding's FlagLLMReranker (v2-gemma); its "A: " and "B: " are the family's own."""
+    """FlagEmbedding's FlagLLMReranker (v2-gemma); its "A: " and "B: " are the family's own, others are refused."""
 
     _truncation = None
+    _instructions = ("A: ", "B: ")
 
 
 class LayerWiseFlagLLMReranker(FlagLLMReranker):
@@ -282,6 +287,16 @@ def _pairs_of(given: Pair | Iterable[Pair] | None) -> tuple[list[tuple[str, str]
         if isinstance(pair, str) or len(pair) != 2:
             raise ValueError(f"sentences[{index}] is no (query, passage) pair")
     return [(query, passage) for query, passage in pairs], is_one
+
+
+def _own(name: str, given: tuple[str, str | None], own: str | None) -> tuple[str, None]:
+    """Nothing more, where the family itself writes its instruction. Raises ValueError for another one."""
+    form, instruction = given
+    if form != "{}{}" or instruction not in (None, own):
+        raise ValueError(
+            f"{name}_instruction_for_rerank is {instruction!r}, in the format {form!r}; this family writes {own!r}"
+        )
+    return form, None
 
 
 def _instructed(text: str, form: str, instruction: str | None) -> str:
