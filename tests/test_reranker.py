@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from secondpass import Document, Reranker
 from secondpass.errors import CheckpointError, EngineError, UnknownModel
+from secondpass.text.documents import is_blank
 from tests.checkpoints import tiny_bert
 
 QUERY = "which river is long"
@@ -337,5 +338,5 @@ def test_any_texts_make_a_sound_ranking(reranker: Reranker, texts: list[str], to
     assert len(ranking) == min(top_n, len(texts))
     scores = np.array([hit.score for hit in ranking if hit.is_scored])
     assert (np.diff(scores) <= 0).all()
-    assert [hit.is_scored for hit in ranking] == sorted((bool(hit.text.strip()) for hit in ranking), reverse=True)
+    assert [hit.is_scored for hit in ranking] == sorted((not is_blank(hit.text) for hit in ranking), reverse=True)
     assert len({hit.index for hit in ranking}) == len(ranking)
