@@ -81,6 +81,13 @@ def test_a_long_sentence_is_cut_at_its_commas() -> None:
     assert all(text[piece.stop - 1] == "，" for piece in pieces)
 
 
+def test_a_list_in_chinese_is_cut_at_its_items() -> None:
+    text = "".join(f"{number}、先关上总阀再拆下手柄\n然后换上新的垫圈\n" for number in range(1, 60))
+    pieces = chunks(text)
+    assert len(pieces) > 2
+    assert all(text[piece.start : piece.stop].split("、")[0].isdecimal() for piece in pieces)
+
+
 @pytest.mark.parametrize("character", ["कि", "ที่", "👩\u200d👧"])
 def test_what_is_seen_as_one_character_is_not_cut(character: str) -> None:
     text = character * 900
@@ -100,6 +107,12 @@ def test_what_is_seen_as_one_character_is_not_cut(character: str) -> None:
         ("चाबी दराज में है। सही है? हाँ", ["चाबी दराज में है।", "सही है?", "हाँ"]),
         ('„Ja.“ Er ging. (Gut.) He said "no." So?', ["„Ja.“", "Er ging.", "(Gut.)", 'He said "no."', "So?"]),
         ("Intro:\n- first\n- second", ["Intro:", "- first", "- second"]),
+        (
+            "步骤：\n1、关总阀\n二、拆手柄\n  （3）换垫圈\n⑤装回",
+            ["步骤：", "1、关总阀", "二、拆手柄", "（3）换垫圈", "⑤装回"],
+        ),
+        ("手順\n・元栓を閉める\n・外す", ["手順", "・元栓を閉める", "・外す"]),
+        ("一行が\n続く", ["一行が\n続く"]),
         ("", []),
     ],
 )

@@ -22,7 +22,12 @@ JOINT = " > "  # between the headings of a trail
 _FENCE = re.compile(r"[ \t]*(```+|~~~+)")
 _HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(\S.*?)(?:[ \t]+#+)?[ \t]*$")
 _UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*$")
-_LIST_ITEM = re.compile(r"[ \t]*(?:[-*+]|\d+[.)])[ \t]")
+# 1、 一、 （1） (一) ① ・ and the like: no blank follows them.
+_EAST_ASIAN_ITEM = (
+    r"[\d一二三四五六七八九十]{1,3}[、．]|（\d{1,3}）|[（(][一二三四五六七八九十]{1,3}[）)]|[①-⑳•・●■◆]"
+)
+_LIST_ITEM = re.compile(rf"[ \t\u3000]*(?:(?:[-*+]|\d+[.)])[ \t]|{_EAST_ASIAN_ITEM})")
+_LINE_END = re.compile(rf"\n(?=\s*(?:\n|[-*+#|>]|\d+[.)]|{_EAST_ASIAN_ITEM}))")
 _RULE = re.compile(r" {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$")
 _DEFINITION = re.compile(
     r"([ \t]*)(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|pub(?:\(\w+\))?|"
@@ -71,12 +76,8 @@ def chunks(text: str, kind: str = "plain", *, max_bytes: int = MAX_BYTES) -> lis
 
 def sentences(text: str) -> list[tuple[int, int]]:
     """Ranges of the sentences and lines of a text, without the blanks around them."""
-    ends = {*(found.end() for found in SENTENCE_END.finditer(text)), *_line_ends(text), len(text)}
-    return between(text, [0, *sorted(ends)])
-
-
-def _line_ends(text: str) -> list[int]:
-    return [found.end() for found in re.finditer(r"\n(?=\s*(?:\n|[-*+#|>]|\d+[.)]))", text)]
+    ends = {found.end() for pattern in (SENTENCE_END, _LINE_END) for found in pattern.finditer(text)}
+    return between(text, [0, *sorted({*ends, len(text)})])
 
 
 def lines_of(text: str) -> Callable[[int, int], tuple[int, int]]:
