@@ -46,5 +46,11 @@ def test_readings_over_characters_part_no_word() -> None:
     assert html.text("<ruby>重<rt>じゅう<p>次") == "重\n次"
 
 
+def test_a_line_of_the_source_ends_without_a_blank_between_chinese_or_japanese_characters() -> None:
+    page = "<p>什么是重排\n   序模型，\r\n东京\nタワー <b>English\n中文\nabc</b> 한국\n어 字\n\u3000段</p>"
+    page += "<pre>重\n排</pre>"
+    assert html.text(page) == "什么是重排序模型，东京タワー English 中文 abc 한국 어 字 段\n重\n排"
+
+
 def test_where_a_line_may_end_is_not_seen() -> None:
     assert html.text("<p>Kran&shy;ken<wbr>haus, exam\u200bple, a&NoBreak;b") == "Krankenhaus, example, ab"

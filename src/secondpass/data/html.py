@@ -18,6 +18,9 @@ LISTS = ("ul", "ol")
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _ITEM = "\n- "
 _UNSEEN = re.compile("[\u00ad\u200b\u2060]")  # where a line may end, or may not: soft hyphens and the like
+# Between Chinese or Japanese characters the end of a line of the source is no blank, as in CSS Text 3, 4.1.2.
+_WIDE = "[\u3001-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uff01-\uff60]"
+_LINE_END = re.compile(f"(?<={_WIDE})[ \t\r]*\n[ \t\r\n]*(?={_WIDE})")
 READINGS = ("rt", "rp")  # over characters of Japanese; their ends may be left out
 UNREAD = ("script", "style", "template", "noscript", "title", "svg")
 
@@ -90,7 +93,7 @@ class _Reader(HTMLParser):
         data = _UNSEEN.sub("", data)
         if not self._line and data.strip():
             self._line = self.getpos()[0] + data.count("\n", 0, len(data) - len(data.lstrip()))
-        self._pieces.append(data if self._is_pre else re.sub(r"\s+", " ", data))
+        self._pieces.append(data if self._is_pre else re.sub(r"\s+", " ", _LINE_END.sub("", data)))
 
     def end_section(self) -> None:
         line, is_pre, text = self._line, self._is_pre, self._taken()
