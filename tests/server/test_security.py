@@ -42,7 +42,24 @@ def test_other_names_of_loopback_are_refused(host: str) -> None:
 def test_hosts_may_be_named() -> None:
     guard = Guard(Settings(allowed_hosts=("Rank.Example",)))
     assert place(guard, host="rank.example:443") is None
-    assert place(guard, host="localhost") is Fault.forbidden
+    assert place(guard, host="evil.example") is Fault.forbidden
+
+
+@pytest.mark.parametrize("name", ["rank.example:8443", "[2001:DB8::1]:8443", "2001:db8::1"])
+def test_a_name_may_be_given_as_the_host_header_has_it(name: str) -> None:
+    """As the refusal quotes it: a header's port, and the brackets around an address."""
+    guard = Guard(Settings(host="0.0.0.0", allowed_hosts=(name,)))
+    sent = "rank.example:8443" if name.startswith("rank") else "[2001:db8::1]:8443"
+    assert place(guard, host=sent) is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_where_hosts_are_named_the_machine_itself_still_asks(host: str) -> None:
+    """The container's health check does, and so does the line that the server prints."""
+    guard = Guard(Settings(host=host, allowed_hosts=("rank.example",)))
+    assert place(guard, host="127.0.0.1:8787") is None
+    assert place(guard, host="localhost") is None
+    assert place(guard, host="evil.example") is Fault.forbidden
 
 
 def test_beyond_loopback_any_host_is_served() -> None:

@@ -32,7 +32,6 @@ KEY_HEADERS = ("x-api-key", "api-key")
 # Of these the first would count for one reader and the last for another.
 SINGLE = ("host", "origin", "authorization", *KEY_HEADERS, "transfer-encoding")
 PORTS = {"http": 80, "https": 443}
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 # What answers GET without a key, by the whole path: whether the server is there, and pages that say nothing of it.
 READINESS = ("/health", "/ready", "/tei/health", "/infinity/health", "/.well-known/ready", "/.well-known/live")
 PAGE = ("/", "/docs", "/openapi.json")
@@ -105,8 +104,8 @@ class Guard:
         self.admin_keys = Keys(() if settings.admin_key_file is None else read_key_file(settings.admin_key_file))
         self._proxies = networks(settings.trusted_proxies)
         self._origins = {origin.rstrip("/").lower() for origin in settings.cors_origins}
-        named = {host.lower() for host in settings.allowed_hosts}
-        self._hosts = named or (set(LOOPBACK_NAMES) if settings.is_loopback else {"*"})
+        named = set(map(_host_name, settings.allowed_hosts))
+        self._hosts = named if named or settings.is_loopback else {"*"}
 
     def reload(self, listed: str | None) -> None:
         """Read the key files anew. Raises SettingsError, and keeps the old keys then."""
@@ -122,7 +121,8 @@ class Guard:
         """
         host = headers.get("host", "")
         name = _host_name(host)
-        if "*" not in self._hosts and name not in self._hosts and not self._is_local(name):
+        # Loopback's names are served in any case: a page whose name was pointed at this machine sends that name.
+        if self._hosts.isdisjoint(("*", name)) and not is_loopback(name):
             message = f"Host {host[:100]!r} is not served here; add it with --allowed-host"
             raise Refusal(Fault.forbidden, message, parameter="host")
         origin = headers.get("origin")
@@ -151,10 +151,6 @@ class Guard:
             "access-control-expose-headers": f"x-request-id, retry-after, {WARNINGS}",
             "vary": "Origin",
         }
-
-    def _is_local(self, name: str) -> bool:
-        """Another spelling of loopback, which no name server can point elsewhere."""
-        return self._hosts >= set(LOOPBACK_NAMES) and is_loopback(name)
 
     def _is_own(self, origin: str, headers: Headers, scheme: str, peer: str) -> bool:
         """Whether a page is this server's: scheme, name and port are those by which the browser reached it."""
@@ -280,10 +276,10 @@ def _latin(key: str) -> bytes:
 
 
 def _host_name(host: str) -> str:
-    """The name of `name:port` or `[address]:port`, in lower case."""
+    """The name of `name:port` or `[address]:port`, in lower case; an IPv6 address may stand without its brackets."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()
+    return (host if host.count(":") > 1 else host.partition(":")[0]).lower()
 
 
 def _request_id(headers: Mapping[str, str]) -> str:
