@@ -118,17 +118,18 @@ def test_the_environment_is_read_by_the_type_of_the_setting(name: str, text: str
     assert parse_settings([f"{name.lower()}={text}"]) == {name.lower(): value}
 
 
-def test_links_of_a_kubernetes_service_are_no_settings() -> None:
-    """As its kubelet sets them for a Service named secondpass with two ports, one of them named."""
+@pytest.mark.parametrize("service", ["SECONDPASS", "SECONDPASS_SERVE_SVC"])
+def test_links_of_a_kubernetes_service_are_no_settings(service: str) -> None:
+    """As its kubelet sets them for a Service with two ports, one of them named; KubeRay names one of its own so."""
     links = {
-        "SECONDPASS_SERVICE_HOST": "10.0.0.11",
-        "SECONDPASS_SERVICE_PORT": "8787",
-        "SECONDPASS_SERVICE_PORT_HTTP": "8787",
-        "SECONDPASS_PORT": "tcp://10.0.0.11:8787",
-        "SECONDPASS_PORT_8787_TCP": "tcp://10.0.0.11:8787",
-        "SECONDPASS_PORT_8787_TCP_PROTO": "tcp",
-        "SECONDPASS_PORT_8787_TCP_PORT": "8787",
-        "SECONDPASS_PORT_8787_TCP_ADDR": "10.0.0.11",
+        f"{service}_SERVICE_HOST": "10.0.0.11",
+        f"{service}_SERVICE_PORT": "8787",
+        f"{service}_SERVICE_PORT_HTTP": "8787",
+        f"{service}_PORT": "tcp://10.0.0.11:8787",
+        f"{service}_PORT_8787_TCP": "tcp://10.0.0.11:8787",
+        f"{service}_PORT_8787_TCP_PROTO": "tcp",
+        f"{service}_PORT_8787_TCP_PORT": "8787",
+        f"{service}_PORT_8787_TCP_ADDR": "10.0.0.11",
     }
     assert load_settings({}, links) == load_settings({}, {})
     assert load_settings({"port": 1}, links).port == 1
@@ -139,6 +140,7 @@ def test_links_of_a_kubernetes_service_are_no_settings() -> None:
     [
         ({"SECONDPASS_PROT": "1"}, "SECONDPASS_PROT is not a setting; there are host, port"),
         ({"SECONDPASS_SERVICE": "1"}, "SECONDPASS_SERVICE is not a setting"),
+        ({"SECONDPASS_LARGE_PORT": "8788"}, "SECONDPASS_LARGE_PORT is not a setting"),
         ({"SECONDPASS_PORT": "x"}, "SECONDPASS_PORT is 'x', which is not a whole number"),
         ({"SECONDPASS_INSECURE": "maybe"}, "not true or false"),
         ({"SECONDPASS_PORT": "70000"}, "port is 70000"),

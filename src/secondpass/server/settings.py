@@ -20,8 +20,8 @@ from secondpass.errors import SecondpassError
 PREFIX = "SECONDPASS_"
 # Of the environment, but no settings: where the config file is, keys themselves, and what other parts and tests read.
 NOT_SETTINGS = ("CONFIG", "API_KEYS", "API_KEY", "INDEXES", "SHARED")
-# What Kubernetes sets in each pod beside a Service named "secondpass"; SECONDPASS_PORT is one by its value.
-SERVICE_LINK = re.compile(r"SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
+# Set by Kubernetes in pods beside a Service named "secondpass" or "secondpass-..."; ..._PORT is known by its value.
+SERVICE_LINK = re.compile(r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 
@@ -308,7 +308,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         name = variable.removeprefix(PREFIX)
         if name == variable or name in NOT_SETTINGS or SERVICE_LINK.fullmatch(name):
             continue
-        if name == "PORT" and SERVICE_ADDRESS.match(text):
+        if name.endswith("PORT") and SERVICE_ADDRESS.match(text):
             continue
         if name.lower() not in types:
             raise SettingsError(f"{variable} is not a setting; there are {', '.join(types)}")
