@@ -9,6 +9,7 @@ import random
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -60,6 +61,9 @@ SPELLINGS = (
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 
 
+timed: Any = partial(TimedProtocol, header_timeout_s=10, send_timeout_s=10, max_connections=500)
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["with the page", "without"])
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     path = tiny_bert(tmp_path_factory.mktemp("models") / "bert")
@@ -68,9 +72,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     service = Service(settings)
     config = uvicorn.Config(
         create_app(service, keys=(KEY,)),
-        http=lambda **of_uvicorn: TimedProtocol(  # type: ignore[arg-type]
-            header_timeout_s=10, send_timeout_s=10, max_connections=500, **of_uvicorn
-        ),
+        http=timed,
         host="127.0.0.1",
         port=0,
         log_level="critical",
@@ -182,6 +184,19 @@ def test_a_head_has_a_limit(url: str, fields: tuple[str, ...]) -> None:
     answer = exchange(url, head("GET", "/health", *fields))
     assert status(answer) == 431
     assert b"larger than 65536 bytes" in answer
+
+
+@pytest.mark.promise("docs/security.md", "limits of heads (64 KiB)")
+def test_a_head_behind_a_request_that_is_not_answered_has_a_limit() -> None:
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    config = uvicorn.Config(never, http=timed, host="127.0.0.1", port=0, log_level="critical", lifespan="off")
+    with running(config) as url:
+        first = head("GET", "/").replace(b"Connection: close\r\n", b"")
+        answer = exchange(url, first + head("GET", "/", *(f"X-{i}: {'y' * 1000}" for i in range(4_000)))[:-2])
+    assert answer == b"" or status(answer) == 431
 
 
 @pytest.mark.promise("docs/security.md", "limits of heads (64 KiB)")

@@ -81,8 +81,9 @@ class TimedProtocol(HttpToolsProtocol):
             self.logger.warning(words)
             self.send_400_response(words)
             return
-        # What is left of a body that was answered before it was whole is no head; it has the time of one.
-        if self._head is not None and self._received > MAX_HEAD and not self._is_in_body:
+        # What is left of a body that was answered before it was whole is no head; it has the time of one. A head that
+        # comes while an earlier request is not answered yet has no time of its own, but this limit.
+        if self._received > MAX_HEAD and not self._is_in_body:
             self._refuse_head()
 
     def _feed(self, data: memoryview) -> None:
