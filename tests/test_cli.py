@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from secondpass import __version__, cli
+from secondpass.command.serve import address
+from secondpass.server.settings import Settings
 from tests.checkpoints import tiny_bert
 
 COMMAND = (sys.executable, "-m", "secondpass")
@@ -215,6 +217,11 @@ def test_wrong_use_is_one_sentence(
     code, out, err = called(capsys, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("secondpass: ") and sentence in err
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_serve_says_an_ipv6_address_in_one_pair_of_brackets(host: str) -> None:
+    assert address(Settings(host=host), 8787) == "http://[::1]:8787"
 
 
 @pytest.mark.parametrize(

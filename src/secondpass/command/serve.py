@@ -146,11 +146,8 @@ def serve(
         raise WrongUse(str(error)) from error
 
     def say(port: int) -> None:
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        scheme = "https" if settings.tls_certificate else "http"
         ranks = any(model.kind == "reranker" for model in settings.models)
-        url = f"{scheme}://{host}:{port}{settings.root_path}"
-        sys.stdout.write(greeting(url, has_keys=bool(keys), has_reranker=ranks))
+        sys.stdout.write(greeting(address(settings, port), has_keys=bool(keys), has_reranker=ranks))
         sys.stdout.flush()
 
     raise SystemExit(placement.run(settings, keys, say))
@@ -162,6 +159,14 @@ def _sources(first: Sequence[str], models: Sequence[str], embedders: Sequence[st
 
     found = [model_source(text) for text in (*first, *models)]
     return (*found, *(replace(model_source(text), kind="embedder") for text in embedders))
+
+
+def address(settings: Settings, port: int) -> str:
+    """Where a server of these settings answers, once it listens on this port."""
+    host = settings.host.strip("[]")
+    host = f"[{host}]" if ":" in host else host
+    scheme = "https" if settings.tls_certificate else "http"
+    return f"{scheme}://{host}:{port}{settings.root_path}"
 
 
 def greeting(url: str, *, has_keys: bool, has_reranker: bool = True) -> str:
