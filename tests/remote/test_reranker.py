@@ -227,6 +227,18 @@ def test_the_key_is_sent_and_never_said(caplog: pytest.LogCaptureFixture) -> Non
     assert KEY not in f"{remote!r} {caplog.text}" and "[secret] is no key" in everything
 
 
+@pytest.mark.promise("docs/serving.md", "neither key nor header values are ever in an error or a log")
+def test_a_value_as_a_file_has_it_is_sent_without_its_line_end() -> None:
+    """The client's own error quotes a value that cannot be sent."""
+    with loopback(in_turn(Reply({"message": f"{KEY} is no key"}, 401))) as server:
+        with pytest.raises(RemoteError, match=r"\[secret\] is no key"):
+            client(server, headers={"Authorization": f"Bearer {KEY}\n"}).score("q", TEXTS)
+        assert server.seen[0].headers["authorization"] == f"Bearer {KEY}"
+    with pytest.raises(ValueError, match=r"headers\['X-Gate'\] has characters that a header cannot carry") as caught:
+        RemoteReranker("http://127.0.0.1:1", headers={"X-Gate": f"{KEY}\r\nX: y"})
+    assert KEY not in str(caught.value)
+
+
 def test_the_key_may_come_from_the_environment(lengths: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECONDPASS_API_KEY", KEY)
     client(lengths).score("q", TEXTS)
@@ -251,6 +263,7 @@ def test_headers_replace_the_usual_ones(lengths: Loopback) -> None:
         ({"retries": -1}, "retries is -1"),
         ({"api_key": "two\nlines"}, "api_key has characters"),
         ({"api_key": "ключ"}, "api_key has characters"),
+        ({"headers": {"X-Gate": "schlüssel"}}, r"headers\['X-Gate'\] has characters"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], said: str) -> None:

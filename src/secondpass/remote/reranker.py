@@ -82,13 +82,14 @@ class RemoteReranker(Opened):
         if long_documents is not None:
             self._api = _with_long_documents(self._api, long_documents)
         self._dialect, self._model, self._fails_open = dialect, model, fail_open
-        key = _key(os.environ.get(KEY_VARIABLE) if api_key is None else api_key)
-        sent = _headers(key, {**self._api.headers, **(headers or {})})
+        key = _carried(os.environ.get(KEY_VARIABLE) if api_key is None else api_key, "api_key")
+        more = {name: _carried(value, f"headers[{name!r}]") for name, value in (headers or {}).items()}
+        sent = _headers(key, {**self._api.headers, **more})
         self._transport = Transport(
             endpoint(url, self._api.path),
             patience=Patience(timeout_s=timeout_s, deadline_s=deadline_s, retries=retries, backoff_s=backoff_s),
             headers=sent,
-            secrets=[value for value in (key, *(headers or {}).values()) if value and len(value) >= SHORTEST_SECRET],
+            secrets=_secrets(key, *more.values()),
             ca_file=ca_file,
             says_deadline=self._api.takes_deadline,
         )
@@ -278,17 +279,23 @@ def in_batches(texts: Sequence[str], max_batch: int) -> list[list[str]]:
     return batches
 
 
-def _key(key: str | None) -> str | None:
-    """The key without the line end that a file leaves on it; its text is never in an error."""
-    key = (key or "").strip()
-    if not key.isascii() or not key.isprintable():
-        raise ValueError("api_key has characters that a header cannot carry; is it the right text?")
-    return key or None
+def _carried(text: str | None, name: str) -> str:
+    """A key, or a header's value, without the line end that a file leaves on it; it is never in an error."""
+    text = (text or "").strip()
+    if not text.isascii() or not text.isprintable():
+        raise ValueError(f"{name} has characters that a header cannot carry; is it the right text?")
+    return text
 
 
-def _headers(key: str | None, more: Mapping[str, str]) -> dict[str, str]:
+def _secrets(*values: str) -> list[str]:
+    """What is looked for in errors: each value, and what stands in it behind a scheme, as in "Bearer KEY"."""
+    found = [part for value in values for part in (value, value.rpartition(" ")[2])]
+    return [part for part in found if len(part) >= SHORTEST_SECRET]
+
+
+def _headers(key: str, more: Mapping[str, str]) -> dict[str, str]:
     headers = {"content-type": "application/json", "accept": "application/json", "user-agent": "secondpass"}
-    if key is not None:
+    if key:
         headers["authorization"] = f"Bearer {key}"
     return headers | {name.lower(): value for name, value in more.items()}
 
