@@ -33,6 +33,13 @@ def test_waits_grow_within_bounds() -> None:
     assert patience.wait(1000, math.nan, 1.0) == 8
 
 
+@pytest.mark.parametrize(("name", "value"), [("ALL_PROXY", "ftp://127.0.0.1:9"), ("NO_PROXY", "fe80::/10")])
+def test_a_proxy_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(RemoteError, match="see HTTP_PROXY, ALL_PROXY and NO_PROXY: "):
+        RemoteReranker("http://127.0.0.1:1")
+
+
 @pytest.mark.promise("docs/serving.md", "broken connections are tried again up to `retries`")
 def test_a_cut_body_is_tried_again() -> None:
     cut = Reply(cohere([0.2, 0.9, 0.5]), sent_bytes=20)
@@ -101,6 +108,9 @@ def test_this_projects_server_is_told_the_deadline(lengths: Loopback) -> None:
     with contextlib.suppress(RemoteError):  # the answer is of another dialect
         client(lengths, dialect="secondpass", deadline_s=7).score("q", TEXTS)
     assert 5000 < int(lengths.seen[-1].headers["x-deadline-ms"]) <= 7000
+    with contextlib.suppress(RemoteError):
+        client(lengths, dialect="secondpass", timeout_s=math.inf, deadline_s=math.inf).score("q", TEXTS)
+    assert "x-deadline-ms" not in lengths.seen[-1].headers
     client(lengths).score("q", TEXTS)
     assert "x-deadline-ms" not in lengths.seen[-1].headers
 

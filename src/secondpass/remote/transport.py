@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -188,7 +189,9 @@ class Transport:
 
     def _hint(self, seconds: float) -> dict[str, str]:
         """The header that tells the server when nobody waits any more."""
-        return {DEADLINE_HEADER: str(max(int(seconds * 1000), 1))} if self._says_deadline else {}
+        if not self._says_deadline or seconds == math.inf:
+            return {}
+        return {DEADLINE_HEADER: str(max(int(seconds * 1000), 1))}
 
     async def _exchange(self, content: bytes, headers: Mapping[str, str]) -> Any:
         background = self._background
@@ -270,7 +273,10 @@ def _open_client(headers: Mapping[str, str], ca_file: str | Path | None) -> http
     except ImportError:
         raise MissingExtra("httpx", "remote") from None
     verify: ssl.SSLContext | bool = True if ca_file is None else ssl.create_default_context(cafile=str(ca_file))
-    return httpx.AsyncClient(headers=dict(headers), timeout=None, follow_redirects=False, verify=verify)
+    try:
+        return httpx.AsyncClient(headers=dict(headers), timeout=None, follow_redirects=False, verify=verify)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise RemoteError(f"no HTTP client; see HTTP_PROXY, ALL_PROXY and NO_PROXY: {error}") from error
 
 
 def _retry_after(response: httpx.Response) -> float | None:
