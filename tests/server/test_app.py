@@ -6,9 +6,12 @@ import json
 import logging
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +19,7 @@ import httpx
 import pytest
 
 from secondpass import Reranker
+from secondpass.server import telemetry
 from secondpass.server.logs import JsonLines, PlainLines
 from tests.checkpoints import tiny_bert
 from tests.server.live import serving
@@ -350,3 +354,16 @@ def test_requests_are_spans_of_their_callers_traces(url: str) -> None:
     assert f"{span.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
     assert (span.attributes["dialect"], span.attributes["status"], span.attributes["rows"]) == ("cohere", 200, 3)
     assert not [value for value in span.attributes.values() if "Faust" in str(value)]
+
+
+def test_without_opentelemetrys_api_there_are_answers_and_no_spans(
+    url: str, right: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package's name may be there without it: its protocol has the same."""
+    telemetry._tracer.cache_clear()
+    monkeypatch.setitem(sys.modules, "opentelemetry", ModuleType("opentelemetry"))
+    monkeypatch.setattr(sys.modules["opentelemetry"], "__spec__", ModuleSpec("opentelemetry", None), raising=False)
+    try:
+        assert scores(httpx.post(f"{url}/v1/rerank", json=BODY)) == pytest.approx(right, abs=1e-2)
+    finally:
+        telemetry._tracer.cache_clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 
@@ -33,8 +32,8 @@ def describe(span: Any, attributes: Mapping[str, str | int | float]) -> None:
 
 @cache
 def _tracer() -> Any:
-    if find_spec("opentelemetry") is None:
+    try:
+        from opentelemetry import trace
+    except ImportError:  # the name alone says little: protocol packages and what an uninstall leaves have it too
         return None
-    from opentelemetry import trace
-
     return trace.get_tracer("secondpass")
