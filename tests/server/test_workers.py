@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from secondpass.server.settings import open_socket
 from tests.checkpoints import tiny_bert
 from tests.server.live import until
 
@@ -114,6 +115,43 @@ def test_it_says_where_it_is_and_how_to_try_it_and_stops_with_0(arguments: tuple
     assert code == 0
     assert [json.loads(line)["status"] for line in log.splitlines()] == [200]
     assert urlsplit(url).hostname == "127.0.0.1"
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_it_serves_where_nobody_can_be_told(folder: Path, workers: str) -> None:
+    """Its output is a file on a full disk. With workers the first process ended, and waited for the others."""
+    with open_socket("127.0.0.1", 0) as free:
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "secondpass", "serve", "--port", port, "--workers", workers, f"tiny={folder}"]
+    with open("/dev/full", "w") as full:
+        running = subprocess.Popen(command, stdout=full, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: all(is_ready(f"http://127.0.0.1:{port}") for _ in range(20)))  # whichever process answers
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(timeout=60) == 0
+    finally:
+        running.kill()
+        running.wait()
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_the_first_process_ends_its_workers(folder: Path) -> None:
+    lines = (
+        "from secondpass.server.settings import ModelSource, Settings",
+        "from secondpass.server.workers import run",
+        f"models = (ModelSource(name='tiny', path={str(folder)!r}),)",
+        "run(Settings(models=models, workers=2, port=0), (), lambda port: 1 / 0)",
+    )
+    shown = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 1 and "ZeroDivisionError" in shown.stderr
 
 
 @pytest.mark.promise("docs/serving.md", "`kill -TERM` refuses new requests, finishes those that were accepted")

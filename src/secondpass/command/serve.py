@@ -147,8 +147,11 @@ def serve(
 
     def say(port: int) -> None:
         ranks = any(model.kind == "reranker" for model in settings.models)
-        sys.stdout.write(greeting(address(settings, port), has_keys=bool(keys), has_reranker=ranks))
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(greeting(address(settings, port), has_keys=bool(keys), has_reranker=ranks))
+            sys.stdout.flush()
+        except OSError:  # on a full disk, or read by nobody any more: it serves all the same
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     raise SystemExit(placement.run(settings, keys, say))
 

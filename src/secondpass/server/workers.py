@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from asyncio import constants
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -239,9 +239,18 @@ class Workers:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._reload)
+        try:
+            for _ in range(self.settings.workers):
+                self.running.append(self._start())
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            return self._ended(self._watch(on_ready))
+        except BaseException:  # Python waits for its processes at its end, and SIGTERM does not end that
+            self._ended(FAILED)
+            raise
+
+    def _watch(self, on_ready: Callable[[], None]) -> int:
+        """Start anew what ends, until told to stop; the exit code."""
         workers = self.running
-        workers += [self._start() for _ in range(self.settings.workers)]
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         code = OK
         is_said = False
         while not self.is_stopping:
@@ -259,7 +268,7 @@ class Workers:
                 time.sleep(RESTART_PAUSE_S)
                 self._forget(worker)
                 workers[position] = self._start(is_replacement=is_said)
-        return self._ended(workers, code)
+        return code
 
     def _start(self, *, is_replacement: bool = False) -> _Worker:
         """A new process; a SIGHUP before it can take one waits there, since what is blocked here is blocked in it."""
@@ -294,12 +303,12 @@ class Workers:
             if worker.process.pid is not None and worker.process.is_alive():
                 os.kill(worker.process.pid, number)
 
-    def _ended(self, workers: Sequence[_Worker], code: int) -> int:
+    def _ended(self, code: int) -> int:
         """Stop all; those that are still there after the grace period are killed."""
-        for worker in workers:
+        for worker in self.running:
             worker.process.terminate()
         end = time.monotonic() + self.settings.grace_s + 2 * STOP_MARGIN_S
-        for worker in workers:
+        for worker in self.running:
             worker.process.join(max(end - time.monotonic(), 0))
             if worker.process.is_alive():
                 worker.process.kill()
