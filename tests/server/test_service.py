@@ -328,6 +328,37 @@ def test_a_crash_of_the_engine_is_said_and_mended(serve: Serve, reranker: Rerank
     assert [item.logit for item in ranked.items] == pytest.approx(reranker.score(QUERY, DOCUMENTS), abs=1e-5)
 
 
+class Texts(tuple[str, ...]):
+    """Texts that know how often they were read."""
+
+    num_reads = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.num_reads += 1
+        return super().__iter__()
+
+
+@pytest.mark.promise("docs/serving.md", "requests whose client is gone or whose time is up are dropped")
+def test_the_texts_of_a_call_that_was_given_up_are_not_read(serve: Serve) -> None:
+    service, documents = serve(tokenize_threads=1), Texts(DOCUMENTS)
+    slots = service._slots
+    turn = slots.enter(0, None)
+
+    async def given_up() -> int:
+        working = asyncio.ensure_future(service.rerank(RerankCall(query=QUERY, documents=documents), CONTEXT))
+        while not slots._waiting:
+            await asyncio.sleep(0.001)
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+        return documents.num_reads
+
+    num_reads = asyncio.run(given_up())
+    turn.leave()
+    service._pool.shutdown()
+    assert (documents.num_reads, slots._free) == (num_reads, 1)
+
+
 def test_a_call_for_which_no_thread_can_be_started_is_refused_and_the_next_is_answered(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -360,7 +360,7 @@ class BatchedCall:
         self.queue_s = self.compute_s = 0.0
         self._lock = threading.Lock()
         self._future: Future[Outcome] | None = None
-        self._is_cancelled = False
+        self.is_cancelled = False
 
     @property
     def facts(self) -> EngineFacts:
@@ -372,7 +372,7 @@ class BatchedCall:
     def run(self, rows: Sequence[Row], run: Run, progress: Advance | None = None) -> NDArray[np.float32]:
         """As an engine's. Raises what `submit` and its future do, and CancelledError."""
         with self._lock:
-            if self._is_cancelled:
+            if self.is_cancelled:
                 raise CancelledError
             self._future = self._engine.submit(rows, run, priority=self._priority, deadline=self._deadline)
         outcome = self._future.result()
@@ -385,6 +385,6 @@ class BatchedCall:
     def cancel(self) -> None:
         """Take what waits out of the queue; nothing is computed for this call any more."""
         with self._lock:
-            self._is_cancelled = True
+            self.is_cancelled = True
             if self._future is not None:
                 self._future.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -289,6 +289,8 @@ class Service:
         def in_turn() -> T:
             slot = self._slots.enter(characters, context.deadline)
             try:
+                if view.is_cancelled:  # its client went while it waited: reading its texts takes seconds
+                    raise CancelledError
                 return work(slot)
             finally:
                 slot.leave()
