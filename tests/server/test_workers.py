@@ -523,3 +523,14 @@ def test_a_certificate_that_is_none_is_named(folder: Path, tmp_path: Path) -> No
     bad.write_text("no certificate")
     with pytest.raises(SettingsError, match=r"tls_certificate .*cert\.pem and tls_key .*cert\.pem: no certificate"):
         check_tls(Settings(tls_certificate=str(bad), tls_key=str(bad)))
+
+
+def test_a_key_with_a_pass_phrase_is_refused_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
+    from secondpass.server.settings import Settings, SettingsError
+    from secondpass.server.workers import check_tls
+
+    certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    asked = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -passout pass:phrase -subj /CN=test".split()
+    subprocess.run(["openssl", *asked, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    with pytest.raises(SettingsError, match="the key is encrypted; give one without a pass phrase"):
+        check_tls(Settings(tls_certificate=certificate, tls_key=key))

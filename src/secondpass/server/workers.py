@@ -130,10 +130,16 @@ def check_tls(settings: Settings) -> None:
     if settings.tls_certificate is None or settings.tls_key is None:
         return
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password=_no_phrase)
     except (OSError, ValueError) as error:
         files = f"tls_certificate {settings.tls_certificate} and tls_key {settings.tls_key}"
         raise SettingsError(f"{files}: no certificate with its key in PEM form: {error}") from error
+
+
+def _no_phrase() -> str:
+    """In place of OpenSSL's own question, which waits at the terminal, for each process anew."""
+    raise ValueError("the key is encrypted; give one without a pass phrase")
 
 
 def serve(
