@@ -124,6 +124,16 @@ def is_ready(url: str) -> bool:
         return False
 
 
+def is_refused(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/ready", timeout=1)
+    except httpx.ConnectError:
+        return True
+    except httpx.TransportError:
+        pass
+    return False
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_it_serves_where_nobody_can_be_told(folder: Path, workers: str) -> None:
@@ -168,6 +178,20 @@ def test_sigterm_finishes_what_was_accepted_and_takes_no_more() -> None:
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/health")
     assert code == 0
+
+
+@pytest.mark.promise("docs/serving.md", "`kill -TERM` refuses new requests, finishes those that were accepted")
+@pytest.mark.slow
+def test_workers_that_finish_their_requests_keep_no_other_waiting() -> None:
+    """Who connects meanwhile is refused by the system, and another server may have the port."""
+    with served("--workers", "2") as (url, found), ThreadPoolExecutor(6) as pool:
+        waiting = [pool.submit(httpx.post, f"{url}/v1/rerank", json=LONG, timeout=60) for _ in range(6)]
+        until(lambda: _queued(url) >= 4)
+        found.running.send_signal(signal.SIGTERM)
+        until(lambda: is_refused(url))
+        assert not all(future.done() for future in waiting)
+        assert [future.result().status_code for future in waiting] == [200] * 6
+        assert found.stopped(None)[0] == 0
 
 
 @pytest.mark.promise("docs/serving.md", "`kill -TERM` refuses new requests, finishes those that were accepted")

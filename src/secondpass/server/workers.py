@@ -311,6 +311,7 @@ class Workers:
 
     def _ended(self, code: int) -> int:
         """Stop all; those that are still there after the grace period are killed."""
+        self.listening.close()  # else what connects to it now waits for an answer until all have ended
         for worker in self.running:
             worker.process.terminate()
         end = time.monotonic() + self.settings.grace_s + 2 * STOP_MARGIN_S
