@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +61,16 @@ def test_it_ranks_as_the_library_does(url: str, right: list[float]) -> None:
     assert answer.json()["results"][0]["index"] == 0
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_containers_health_check_asks_the_port_of_the_environment(url: str) -> None:
+    file = Path(__file__).parents[2] / "deploy" / "Dockerfile"
+    if not file.exists():
+        pytest.skip("needs the folder deploy")
+    found = re.search(r"HEALTHCHECK [^\n]*\n +CMD (\[.*\])", file.read_text("utf-8"))
+    assert found is not None
+    environment = {**os.environ, "SECONDPASS_PORT": str(urlsplit(url).port)}
+    subprocess.run([sys.executable, *json.loads(found[1])[1:]], env=environment, check=True)
 
 
 def test_a_slash_at_the_end_of_an_address_is_no_harm(url: str) -> None:
