@@ -27,6 +27,7 @@ SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 EVERYWHERE = ("0.0.0.0/0", "::/0")
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/*]+/?|null", re.IGNORECASE)
 
 
 class SettingsError(SecondpassError):
@@ -130,7 +131,17 @@ class Settings:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise SettingsError("tls_certificate and tls_key are given together or not at all")
         self._check_models()
+        self._check_callers()
+
+    def _check_callers(self) -> None:
+        """What no caller could ever send would refuse them all without a word."""
         networks(self.trusted_proxies)
+        for host in self.allowed_hosts:
+            if "/" in host or ("*" in host and host != "*"):
+                raise SettingsError(f"allowed_hosts is {host!r}; give a name as rerank.example.org, or * for any")
+        for origin in self.cors_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise SettingsError(f"cors_origins is {origin!r}; give what browsers send, as https://x.example")
 
     def _check_models(self) -> None:
         names = [model.name for model in self.models]
