@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,22 @@ def test_what_a_dead_worker_last_said_of_its_queue_holds_no_more(
     page = metrics.page().decode()
     assert "secondpass_queue_requests{" not in page and "secondpass_engine_restarts{" not in page
     assert 'secondpass_requests_total{dialect="cohere",route="/v1/rerank",status="200"} 1.0' in page
+
+
+@pytest.mark.slow
+def test_metrics_whose_folder_was_cleared_away_are_counted_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As what clears temporary files does: no worker could be started any more."""
+    folder = tmp_path / "cleared"
+    folder.mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+    metrics = Metrics()
+    shutil.rmtree(folder)
+    assert metrics.page() == b""
+    shutil.rmtree(folder)
+    assert subprocess.Popen([sys.executable, "-c", COUNT]).wait(60) == 0
+    assert b"secondpass_requests_total{" in metrics.page()
 
 
 JOBS = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -31,7 +32,7 @@ class Metrics:
 
     def __init__(self) -> None:
         if MULTIPROCESS_DIR in os.environ:
-            _reserve(Path(os.environ[MULTIPROCESS_DIR]))
+            _reserve(_folder())
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(
@@ -103,8 +104,17 @@ class Metrics:
         if MULTIPROCESS_DIR not in os.environ:
             return generate_latest(self.registry)
         registry = CollectorRegistry()
+        _folder()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
+
+
+def _folder() -> Path:
+    """The folder of several processes, made anew where someone who clears temporary files took it."""
+    folder = Path(os.environ[MULTIPROCESS_DIR])
+    with suppress(OSError):  # which whoever writes there says
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def _reserve(folder: Path) -> None:
