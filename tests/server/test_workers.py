@@ -153,6 +153,24 @@ def test_it_serves_where_nobody_can_be_told(folder: Path, workers: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_while_it_loads_a_model(folder: Path, tmp_path: Path, number: int) -> None:
+    """As one that comes from its hub for minutes; here a file of it is one that nobody ever writes."""
+    os.mkfifo(tmp_path / "calibration")
+    with open_socket("127.0.0.1", 0) as free:
+        port = str(free.getsockname()[1])
+    arguments = ["serve", "--port", port, "--calibration", str(tmp_path / "calibration"), f"tiny={folder}"]
+    running = subprocess.Popen([sys.executable, "-m", "secondpass", *arguments], stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: not is_refused(f"http://127.0.0.1:{port}"))
+        running.send_signal(number)
+        assert running.wait(timeout=30) == 0
+    finally:
+        running.kill()
+        running.wait()
+
+
+@pytest.mark.slow
 def test_what_goes_wrong_in_the_first_process_ends_its_workers(folder: Path) -> None:
     lines = (
         "from secondpass.server.settings import ModelSource, Settings",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -108,17 +108,17 @@ class Service:
         self._pool = ThreadPoolExecutor(settings.max_queue_requests + 2, thread_name_prefix="call")
         self._is_starting, self._is_started, self._is_stopping = False, False, False
         self._error: str | None = None
-        self.is_idle = True  # False where an engine was still at a batch when the service was closed
+        self._loads: set[Future[Hosted]] = set()
+        self.is_idle = True  # False where a batch, or the loading of a model, goes on after the service was closed
 
     async def start(self) -> None:
         """Load and warm up every model, once; what cannot be loaded is raised."""
         if self._is_starting:
             return
         self._is_starting = True
-        loop = asyncio.get_running_loop()
         try:
             for source in self.settings.models:
-                await loop.run_in_executor(None, self.registry.load, source)
+                await self._load(source)
         except Exception as error:
             self._error = str(error)
             raise
@@ -137,8 +137,8 @@ class Service:
     def close(self) -> None:
         """Let go of the models; whoever was accepted has been answered, or was refused."""
         self.abandon()
-        self.is_idle = self.registry.close(0.0)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self.is_idle = self.registry.close(0.0) and not self._loads
 
     async def answer(self, call: Call, context: CallContext) -> Answer:
         if isinstance(call, RerankCall):
@@ -204,8 +204,14 @@ class Service:
 
     async def load(self, source: ModelSource) -> ModelCard:
         """Load one more model."""
-        loop = asyncio.get_running_loop()
-        return (await loop.run_in_executor(None, self.registry.load, source)).card
+        return (await self._load(source)).card
+
+    async def _load(self, source: ModelSource) -> Hosted:
+        """In a thread that asyncio does not wait for at its end: a model may take minutes to come from its hub."""
+        loading = self._pool.submit(self.registry.load, source)
+        self._loads.add(loading)
+        loading.add_done_callback(self._loads.discard)
+        return await asyncio.wrap_future(loading)
 
     async def unload(self, name: str) -> None:
         loop = asyncio.get_running_loop()
