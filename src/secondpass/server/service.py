@@ -106,6 +106,7 @@ class Service:
         self._slots = Slots(settings.tokenize_threads or 2)
         # A call has a thread for as long as it waits for the engine: the library's own way of scoring, unchanged.
         self._pool = ThreadPoolExecutor(settings.max_queue_requests + 2, thread_name_prefix="call")
+        self._loaders = ThreadPoolExecutor(thread_name_prefix="load")
         self._is_starting, self._is_started, self._is_stopping = False, False, False
         self._error: str | None = None
         self._loads: set[Future[Hosted]] = set()
@@ -137,7 +138,8 @@ class Service:
     def close(self) -> None:
         """Let go of the models; whoever was accepted has been answered, or was refused."""
         self.abandon()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._loaders):
+            pool.shutdown(wait=False, cancel_futures=True)
         self.is_idle = self.registry.close(0.0) and not self._loads
 
     async def answer(self, call: Call, context: CallContext) -> Answer:
@@ -208,7 +210,7 @@ class Service:
 
     async def _load(self, source: ModelSource) -> Hosted:
         """In a thread that asyncio does not wait for at its end: a model may take minutes to come from its hub."""
-        loading = self._pool.submit(self.registry.load, source)
+        loading = self._loaders.submit(self.registry.load, source)
         self._loads.add(loading)
         loading.add_done_callback(self._loads.discard)
         return await asyncio.wrap_future(loading)
