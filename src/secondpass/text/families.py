@@ -111,9 +111,24 @@ class Family:
     saved: SavedHead | None = None
 
 
-_BERT = Family(backbone="bert.Bert", settings="bert.BertConfig.from_hf")
 _GTE = Family(backbone="gte.Gte", settings="gte.GteConfig.from_hf", recipe=Recipe(family="gte"))
-_ROBERTA_HEAD = {"head.dense": "classifier.dense", "head.out": "classifier.out_proj"}
+
+
+def _bert(
+    family: str,
+    architecture: str,
+    prefix: str = "roberta.",
+    *,
+    head: tuple[str, str] = ("classifier.dense", "classifier.out_proj"),
+    truncation: str = "longest_first",
+) -> Family:
+    """BERT or a relative of it; head is what its classifier's two layers are called."""
+    return Family(
+        backbone="bert.Bert",
+        settings="bert.BertConfig.from_hf",
+        recipe=Recipe(family=family, truncation=truncation),
+        saved=SavedHead(architecture=architecture, prefix=prefix, head={"head.dense": head[0], "head.out": head[1]}),
+    )
 
 
 def _decoder(
@@ -134,50 +149,16 @@ def _decoder(
 
 # model_type in config.json -> family
 FAMILIES: dict[str, Family] = {
-    "bert": replace(
-        _BERT,
-        recipe=Recipe(family="bert"),
-        saved=SavedHead(
-            architecture="BertForSequenceClassification",
-            prefix="bert.",
-            head={"head.dense": "bert.pooler.dense", "head.out": "classifier"},
-        ),
+    "bert": _bert("bert", "BertForSequenceClassification", "bert.", head=("bert.pooler.dense", "classifier")),
+    "roberta": _bert("roberta", "RobertaForSequenceClassification"),
+    # FlagEmbedding is the reference of bge-reranker-base, -large and -v2-m3
+    "xlm-roberta": _bert("xlm-roberta", "XLMRobertaForSequenceClassification", truncation="only_second"),
+    "camembert": _bert("camembert", "CamembertForSequenceClassification"),
+    "electra": _bert("electra", "ElectraForSequenceClassification", "electra."),
+    "distilbert": _bert(
+        "distilbert", "DistilBertForSequenceClassification", "distilbert.", head=("pre_classifier", "classifier")
     ),
-    "roberta": replace(
-        _BERT,
-        recipe=Recipe(family="roberta"),
-        saved=SavedHead(architecture="RobertaForSequenceClassification", prefix="roberta.", head=_ROBERTA_HEAD),
-    ),
-    "xlm-roberta": replace(
-        _BERT,
-        # FlagEmbedding is the reference of bge-reranker-base, -large and -v2-m3
-        recipe=Recipe(family="xlm-roberta", truncation="only_second"),
-        saved=SavedHead(architecture="XLMRobertaForSequenceClassification", prefix="roberta.", head=_ROBERTA_HEAD),
-    ),
-    "camembert": replace(
-        _BERT,
-        recipe=Recipe(family="camembert"),
-        saved=SavedHead(architecture="CamembertForSequenceClassification", prefix="roberta.", head=_ROBERTA_HEAD),
-    ),
-    "electra": replace(
-        _BERT,
-        recipe=Recipe(family="electra"),
-        saved=SavedHead(architecture="ElectraForSequenceClassification", prefix="electra.", head=_ROBERTA_HEAD),
-    ),
-    "distilbert": replace(
-        _BERT,
-        recipe=Recipe(family="distilbert"),
-        saved=SavedHead(
-            architecture="DistilBertForSequenceClassification",
-            prefix="distilbert.",
-            head={"head.dense": "pre_classifier", "head.out": "classifier"},
-        ),
-    ),
-    "mpnet": replace(
-        _BERT,
-        recipe=Recipe(family="mpnet"),
-        saved=SavedHead(architecture="MPNetForSequenceClassification", prefix="mpnet.", head=_ROBERTA_HEAD),
-    ),
+    "mpnet": _bert("mpnet", "MPNetForSequenceClassification", "mpnet."),
     "modernbert": Family(
         backbone="modernbert.ModernBert",
         settings="modernbert.ModernBertConfig.from_hf",
