@@ -87,7 +87,7 @@ IGNORED = (
     *(r".*position_ids", r"cls\..*", r"lm_head\..*", r"roberta\.pooler\..*"),
     *(r"vocab_(?:transform|layer_norm|projector)\..*", r"(?:generator|discriminator)_\w+\..*"),
 )
-# Settings that no published reranker uses -> the values that are supported, the usual one first
+# Settings -> the values that are supported, the usual one first
 SUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute", "alibi"),
     "feed_forward_type": ("original", "geglu", "reglu"),
@@ -130,7 +130,7 @@ class BertConfig:
     def from_hf(cls, config: Mapping[str, Any]) -> BertConfig:
         for key, values in SUPPORTED.items():
             if config.get(key, values[0]) not in values:
-                known = " and ".join(map(repr, values))
+                known = " or ".join(map(repr, values))
                 raise UnknownModel(f"config.json: {key} is {config[key]!r}; for BERT only {known} is supported")
         model_type = config["model_type"]
         if model_type == "distilbert":
@@ -238,7 +238,7 @@ class Bert(nn.Module):
             return RelativeBias(alibi(self.config.num_heads, distances_in(batch)))
         if self.relative is None:
             return None
-        return RelativeBias(self.relative(relative_buckets(distances_in(batch), NUM_BUCKETS)).T)
+        return RelativeBias(self.relative(relative_buckets(distances_in(batch), self.config.num_buckets)).T)
 
     def _types(self, batch: Packed, table: EmbeddingTable) -> Tensor:
         # A table of one row is added everywhere, whatever the tokenizer says about types.

@@ -37,7 +37,7 @@ def _label(config: BackboneConfig, recipe: Recipe) -> Head:
 
 
 def _mean_label(config: BackboneConfig, recipe: Recipe) -> Head:
-    return MeanLogit(config.width, temperature=getattr(config, "temperature", 1.0))
+    return MeanLogit(config.width, temperature=_logits(config, recipe).temperature)
 
 
 def _token(config: BackboneConfig, recipe: Recipe) -> Head:

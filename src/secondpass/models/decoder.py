@@ -1,4 +1,4 @@
-"""Decoders: Gemma, Gemma 2, Gemma 3, MiniCPM, Qwen 2, Qwen 3, Llama. What differs between them is in families.py.
+"""Decoders: Gemma, Gemma 2, Gemma 3, MiniCPM, Qwen 2, Qwen 3, Llama. What differs is in decoder_configs.py.
 
 Rows are causal, so the tokens that rows share at their beginning can be computed once (`kept_states`), and the
 computation can end at a layer that has a head of its own. Those that are bidirectional share nothing.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secondpass.models.attention import Attention
 from secondpass.models.attention.reference import Rule
-from secondpass.models.decoder_configs import DecoderConfig
+from secondpass.models.decoder_configs import DecoderConfig, RotaryScaling
 from secondpass.models.layers import (
     ACTIVATIONS,
     EmbeddingTable,
@@ -247,17 +247,13 @@ class Decoder(nn.Module):
 
     def _tables(self, batch: Packed) -> tuple[Table, Table]:
         """Of the blocks without a window, and of those with one."""
-        config = self.config
-        table = _table(batch, config.theta, config)
-        if config.local_theta is None:
-            return table, table
-        return table, _table(batch, config.local_theta, replace(config, rotary=None))
+        table = self._table(batch, self.config.theta, self.config.rotary)
+        local = self.config.local_theta
+        return table, table if local is None else self._table(batch, local, None)
 
-
-def _table(batch: Packed, theta: float, config: DecoderConfig) -> Table:
-    frequencies = inverse_frequencies(config.head_width, theta, device=batch.ids.device)
-    rotary = config.rotary
-    if rotary is None:
-        return rotary_table(batch.positions, frequencies)
-    cos, sin = rotary_table(batch.positions, rotary(frequencies))
-    return cos * rotary.magnitude, sin * rotary.magnitude
+    def _table(self, batch: Packed, theta: float, rotary: RotaryScaling | None) -> Table:
+        frequencies = inverse_frequencies(self.config.head_width, theta, device=batch.ids.device)
+        if rotary is None:
+            return rotary_table(batch.positions, frequencies)
+        cos, sin = rotary_table(batch.positions, rotary(frequencies))
+        return cos * rotary.magnitude, sin * rotary.magnitude

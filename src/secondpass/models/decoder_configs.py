@@ -133,6 +133,7 @@ class DecoderConfig:
             softcap=self.final_softcap,
             matrix="backbone.word.weight" if self.is_tied else "output.weight",
             copies=(r"lm_head\.weight",) if self.is_tied else (),
+            temperature=self.temperature,
         )
 
 

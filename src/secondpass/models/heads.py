@@ -32,7 +32,7 @@ class LogitConfig:
     """States that are read as logits of words, or by a linear head at each of `layers`.
 
     matrix is the tensor whose rows are read as the logits of words; copies match the names of tensors of a checkpoint
-    that hold again what is read elsewhere.
+    that hold again what is read elsewhere. temperature divides the logit of a label.
     """
 
     width: int
@@ -40,6 +40,7 @@ class LogitConfig:
     softcap: float | None
     matrix: str
     copies: tuple[str, ...]
+    temperature: float = 1.0
 
 
 class Classifier(nn.Module):

@@ -108,9 +108,10 @@ def by_rows(
         rows = by_head(parts[0], count, length)
         row_keys, row_values = (by_head(x, count, stored)[:, :, :seen_keys] for x in parts[1:])
         if bias is None:
-            outs.append(by_token(attend(rows, row_keys, row_values, rule, None)))
+            found = attend(rows, row_keys, row_values, rule, None)
         else:
-            outs.append(by_token(_biased(attend, rows, row_keys, row_values, rule, bias)))
+            found = _biased(attend, rows, row_keys, row_values, rule, bias)
+        outs.append(by_token(found))
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
