@@ -29,6 +29,7 @@ CONFIG: dict[str, Any] = {
 
 def test_a_roberta_table_has_two_rows_that_no_token_uses() -> None:
     assert BertConfig.from_hf(CONFIG | {"model_type": "xlm-roberta"}).max_length == 62
+    assert BertConfig.from_hf(CONFIG | {"model_type": "xlm-roberta", "pad_token_id": None}).max_length == 62
     assert BertConfig.from_hf(CONFIG | {"model_type": "bert"}).max_length == 64
 
 

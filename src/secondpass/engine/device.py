@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 INT8 = "int8"
+_DEVICES = "'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ def pick_device(device: str) -> torch.device:
     """ "auto" is CUDA, then Apple's MPS, then the CPU."""
     import torch
 
+    if not isinstance(device, str):
+        raise TypeError(f"device is {device!r}; give {_DEVICES}, as text")
     if "," in device or device.endswith(":all"):
         raise ValueError(
             f"device is {device!r}; an engine runs on one. Several are for `secondpass score --device {device}` and "
@@ -44,7 +47,7 @@ def pick_device(device: str) -> torch.device:
         try:
             picked = torch.device(device)
         except RuntimeError as error:
-            raise ValueError(f"device is {device!r}; give 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
+            raise ValueError(f"device is {device!r}; give {_DEVICES}") from error
         missing = (picked.type == "cuda" and not torch.cuda.is_available()) or (
             picked.type == "mps" and not torch.backends.mps.is_available()
         )
@@ -105,6 +108,8 @@ def cpu_dtype(processor: Processor, *, has_onednn: bool) -> tuple[torch.dtype, s
     """The precision for a processor, and the reason; torch's own kernels, without oneDNN, emulate bfloat16."""
     import torch
 
+    if processor.bf16 is None and processor.hides_amx:
+        return torch.float32, "bfloat16 is slower where a virtual machine hides the processor's AMX"
     if processor.bf16 is None:
         return torch.float32, "bfloat16 would be emulated on this processor"
     if not has_onednn:

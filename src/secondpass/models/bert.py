@@ -23,7 +23,7 @@ from secondpass.models.attention.relative import RelativeBias, alibi, distances_
 from secondpass.models.heads import ClassifierConfig
 from secondpass.models.layers import ACTIVATIONS, EmbeddingTable, LayerNorm, Linear, activation_of
 from secondpass.packed import Keep, Packed
-from secondpass.text.families import counts_after_padding
+from secondpass.text.families import counted_after
 
 _LAYER = r"encoder\.layer\.(\d+)\."
 # What DistilBERT, MPNet, jina-reranker-v2 and JinaBERT call parts of a layer -> BERT's name
@@ -149,7 +149,7 @@ class BertConfig:
             is_gated=gate is not None,
             has_alibi=config.get("position_embedding_type") == "alibi",
             epsilon=config.get("layer_norm_eps", 1e-12),
-            pad_id=config.get("pad_token_id", 1) if counts_after_padding(config) else None,
+            pad_id=counted_after(config),
             embedding_width=config.get("embedding_size", width) if model_type == "electra" else width,
             num_buckets=NUM_BUCKETS if is_mpnet else 0,
             head_activation=_HEAD_ACTIVATIONS.get(model_type, "tanh"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from secondpass.engine import device
+from secondpass.engine import device, openvino
 from secondpass.engine.cpu import threads as processor
 from secondpass.engine.cpu.threads import Processor, from_capabilities, from_cpuinfo, num_physical_cores, num_threads
 from secondpass.engine.device import cpu_dtype, pick_device, pick_dtype, pick_precision
@@ -29,6 +31,14 @@ MACHINES = {
         "bfloat16",
         "AMX",
     ),
+    "sapphire-rapids, AMX hidden": (
+        "x86_64",
+        AVX512 + " avx_vnni avx512_bf16 avx512_vnni avx512_fp16",
+        "float32",
+        "AVX512-VNNI",
+    ),
+    "cooper-lake": ("x86_64", AVX512 + " avx512_bf16 avx512_vnni", "bfloat16", "AVX512-VNNI"),
+    "zen-6": ("x86_64", AVX512 + " avx_vnni avx512_bf16 avx512_vnni avx512_fp16", "bfloat16", "AVX512-VNNI"),
     "windows": ("AMD64", AVX512 + " avx512_bf16 avx512_vnni", "bfloat16", "AVX512-VNNI"),
     "graviton-2": ("aarch64", ARM_V8 + " asimddp", "float32", None),
     "graviton-3": ("aarch64", ARM_V8 + " asimddp sve i8mm bf16", "bfloat16", None),
@@ -40,7 +50,10 @@ machines = pytest.mark.parametrize("name", MACHINES)
 def machine(name: str) -> Processor:
     architecture, features, *_ = MACHINES[name]
     title = "Features" if architecture == "aarch64" else "flags\t"
-    text = f"processor\t: 0\nmodel name\t: bf16 amx_bf16\n{title}\t: {features}\nbogomips\t: 1\n"
+    vendor = "AuthenticAMD" if name.startswith("zen") else "GenuineIntel"
+    text = (
+        f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: bf16 amx_bf16\n{title}\t: {features}\nbogomips\t: 1\n"
+    )
     return from_cpuinfo(text, architecture)
 
 
@@ -49,7 +62,7 @@ def machine(name: str) -> Processor:
 def test_bfloat16_is_chosen_only_where_it_is_not_emulated(name: str) -> None:
     dtype, reason = cpu_dtype(machine(name), has_onednn=True)
     assert str(dtype) == f"torch.{MACHINES[name][2]}"
-    assert ("emulated" in reason) == (dtype == torch.float32)
+    assert ("emulated" in reason or "slower" in reason) == (dtype == torch.float32)
 
 
 @machines
@@ -72,6 +85,16 @@ def test_torch_and_the_kernel_say_the_same() -> None:
     said = {"architecture": "x86_64", "avx512_bf16": True, "avx512_vnni": True, "amx_bf16": False, "cpu_name": "x"}
     found = from_capabilities(said)
     assert (found.bf16, found.int8) == ("AVX512-BF16", "AVX512-VNNI")
+    hidden = from_capabilities(said | {"avx512_fp16": True, "cpu_name": "Intel Xeon"})
+    assert hidden.hides_amx and hidden.bf16 is None
+
+
+def test_openvino_follows_the_processor_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It prefers bfloat16 wherever the processor can, also where float32 is faster."""
+    core = SimpleNamespace(get_property=lambda *_: SimpleNamespace(get_type_name=lambda: "bf16"))
+    for name, expected in (("zen-6", "bf16"), ("cooper-lake", "bf16"), ("sapphire-rapids, AMX hidden", "f32")):
+        monkeypatch.setattr(openvino, "processor_of_kernel", lambda name=name: machine(name))
+        assert openvino._fastest_floats(core) == expected
 
 
 def test_without_torchs_word_the_kernels_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +180,12 @@ def test_a_number_that_torch_would_not_start_with_is_a_choice(monkeypatch: pytes
     processor.usable_threads.cache_clear()
     assert processor.usable_threads(8) == 8
     processor.usable_threads.cache_clear()
+
+
+@pytest.mark.parametrize("device", [0, None, torch.device("cpu")])
+def test_a_device_that_is_no_text_is_refused_in_words(device: Any) -> None:
+    with pytest.raises(TypeError, match=r"device is .*; give 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', as text"):
+        pick_device(device)
 
 
 @pytest.mark.parametrize("device", ["cuda:0,cuda:1", "cpu,cpu", "cuda:all"])
