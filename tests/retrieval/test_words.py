@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secondpass.retrieval import words as module
 from secondpass.retrieval.words import _marked_words, terms, words
 
 
@@ -79,10 +81,20 @@ def test_terms_are_words_and_the_parts_of_names(text: str, parts: list[str]) -> 
         ("الكتاب والكتاب بالبيت للبيت", "كتاب كتاب بيت بيت"),
         ("کتاب ۲۲۴۴", "كتاب 2244"),
         ("मंज़िल २०२६ हाँ", "मंजिल 2026 हां"),
+        ("電腦與資料庫裡的檔案，後來乾燥", "电脑与资料库里的档案，后来干燥"),
+        ("國際機\n場", "国际机\n场"),
     ],
 )
 def test_terms_are_without_what_writers_leave_out(written: str, asked: str) -> None:
-    assert terms(written) == terms(asked) == words(asked)
+    assert terms(written) == terms(asked)
+    assert terms(asked)[: len(words(asked))] == words(asked)
+
+
+def test_traditional_characters_have_one_simplified_form_each() -> None:
+    lines = (Path(module.__file__).with_name("han.txt")).read_text("utf-8").splitlines()
+    traditional = [each for line in lines for each in line[1:]]
+    assert len(traditional) == len(set(traditional)) == 2815
+    assert not set(traditional) & {line[0] for line in lines}
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 
 from secondpass.text.languages import (
+    COMMON_WORDS,
+    LANGUAGE_NAMES,
     asked_language,
+    checked_language,
     foreign_script,
     is_elsewhere,
+    language_code,
     language_of,
     unread,
     warning_of,
@@ -82,6 +86,37 @@ def test_languages(text: str, language: str) -> None:
 )
 def test_the_language_of_a_question(query: str, language: str) -> None:
     assert asked_language(query) == language
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("zh", "zh"),
+        ("zh_Hant", "zh"),
+        ("Chinese", "zh"),
+        ("中文", "zh"),
+        ("zho-CN", "zh"),
+        ("GERMAN", "de"),
+        ("deutsch", "de"),
+        ("deu", "de"),
+        ("Franc\u0327ais", "fr"),
+        ("tiếng việt", "vi"),
+        ("la", "la"),
+    ],
+)
+def test_a_language_by_its_names(name: str, code: str) -> None:
+    assert language_code(name) == checked_language(name) == code
+
+
+def test_every_language_that_is_told_has_a_name() -> None:
+    assert set(LANGUAGE_NAMES) == {*COMMON_WORDS, *"zh ja ko ru ar hi th el he bn ta te ka hy".split()}
+
+
+@pytest.mark.parametrize("name", ["Klingon", "", "  ", "in English"])
+def test_what_names_no_language_is_refused_with_those_that_do(name: str) -> None:
+    assert language_code(name) == name
+    with pytest.raises(ValueError, match=f"language is '{name}'; give its code of ISO 639-1.*Arabic, .*Vietnamese"):
+        checked_language(name)
 
 
 def test_a_list_is_elsewhere_by_its_question_or_by_most_passages() -> None:

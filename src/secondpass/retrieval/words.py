@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 # Scripts written without spaces, and Hangul, whose words carry their particles: Thai, Lao, Tibetan, Myanmar, Hangul,
 # Khmer, ideographic iteration marks, Hiragana and Katakana, Bopomofo, Han with its extensions.
@@ -42,6 +43,7 @@ _NO_MARKS = (
     "\u30a0\u30fb\uff00-\uffff\U0001f000-\U0001ffff"
 )
 _ODD = re.compile(f"[^\\w{_NO_MARKS}]")
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # which form of a character is drawn
 _WORD = re.compile("\\w+")
 _SCRIPTS = re.compile(f"([{_UNSPACED}]+)|([^{_UNSPACED}]+)")  # (unspaced, word) of a run without marks
@@ -87,8 +89,11 @@ def terms(text: str) -> list[str]:
     """The words of a text as a search compares them, and after them the parts of names like getUserName.
 
     Letters are without their marks in Latin, Greek and Hebrew, and Arabic words without their article: not all who
-    write a word, or ask for it, write those. In Chinese and Japanese a word may go on in the next line.
+    write a word, or ask for it, write those. In Chinese and Japanese a word may go on in the next line. Traditional
+    Chinese characters are simplified ones.
     """
+    if not text.isascii() and _HAN.search(text):
+        text = text.translate(_simplified())
     found = words(text)
     if "\n" in text and not text.isascii():
         found += [first + second for first, second in _LINE_END.findall(text)]
@@ -99,6 +104,13 @@ def terms(text: str) -> list[str]:
     for name in _MIXED.findall(text):
         found += [part.lower() for part in _PARTS.findall(name)]
     return found
+
+
+@lru_cache(maxsize=1)
+def _simplified() -> dict[int, str]:
+    """Of han.txt: a line is one form and what it stands for, by Unicode's Unihan database (recipes/words/han.py)."""
+    lines = Path(__file__).with_name("han.txt").read_text("utf-8").splitlines()
+    return {ord(each): line[0] for line in lines for each in line[1:]}
 
 
 @lru_cache(maxsize=1 << 16)

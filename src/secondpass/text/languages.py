@@ -7,7 +7,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, islice
+
+from secondpass.text.documents import folded
 
 MAX_LETTERS = 100  # of a text: enough to know, and the names of characters take a microsecond each
 LAST_LATIN = "\u024f"  # most letters need no name to be known
@@ -91,6 +94,35 @@ QUESTION_WORDS = {
     }.items()
     for word in words.split()
 }
+# What people call a language instead of its code of ISO 639-1: its names, the one in English first, and other codes.
+LANGUAGE_NAMES = {
+    "ar": "Arabic العربية عربي ara arb",
+    "bn": "Bengali Bangla বাংলা ben",
+    "zh": "Chinese Mandarin 中文 汉语 漢語 华语 華語 国语 國語 普通话 简体中文 繁體中文 chi zho cmn cn",
+    "nl": "Dutch Nederlands dut nld",
+    "en": "English eng",
+    "fr": "French Français fre fra",
+    "ka": "Georgian ქართული geo kat",
+    "de": "German Deutsch ger deu",
+    "el": "Greek Ελληνικά gre ell",
+    "he": "Hebrew עברית heb",
+    "hi": "Hindi हिन्दी हिंदी hin",
+    "hy": "Armenian Հայերեն arm hye",
+    "id": "Indonesian Indonesia ind",
+    "it": "Italian Italiano ita",
+    "ja": "Japanese 日本語 日语 日文 jpn jp",
+    "ko": "Korean 한국어 韩语 kor",
+    "pl": "Polish Polski pol",
+    "pt": "Portuguese Português por",
+    "ru": "Russian Русский rus",
+    "es": "Spanish Español Castellano spa",
+    "sv": "Swedish Svenska swe",
+    "ta": "Tamil தமிழ் tam",
+    "te": "Telugu తెలుగు tel",
+    "th": "Thai ไทย ภาษาไทย tha",
+    "tr": "Turkish Türkçe tur",
+    "vi": "Vietnamese Tiếng_Việt vie",
+}
 MAX_TOLD = 16  # passages whose language is asked for, spread over a list
 
 
@@ -158,8 +190,25 @@ def language_of(text: str) -> str:
 
 
 def language_code(name: str) -> str:
-    """The language of a tag such as en-US or zh_Hant, in small letters; what is no tag stays as it is."""
-    return re.split("[-_]", name)[0].lower() if re.fullmatch(_TAG, name) else name
+    """The code of a language by a tag such as en-US or zh_Hant, or by a name; others stay as they are."""
+    told = re.split("[-_]", name)[0].lower() if re.fullmatch(_TAG, name) else name
+    return _codes().get(folded(told.replace("_", " ")), told)
+
+
+def checked_language(name: str) -> str:
+    """As `language_code`. Raises ValueError for what names no language."""
+    code = language_code(name)
+    if not re.fullmatch(_TAG, code):
+        names = ", ".join(sorted(names.split()[0] for names in LANGUAGE_NAMES.values()))
+        raise ValueError(
+            f"language is {name!r}; give its code of ISO 639-1, as en or zh, or one of the names {names}"
+        )
+    return code
+
+
+@cache
+def _codes() -> dict[str, str]:
+    return {folded(name.replace("_", " ")): code for code, names in LANGUAGE_NAMES.items() for name in names.split()}
 
 
 def asked_language(query: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -111,6 +112,8 @@ class LanceVectors:
                         table.drop_index(index.name)
                     for row in table.search().select(["key"]).limit(1).to_list():
                         table.update(where=_named([row["key"]]), values_sql={"key": "key"})
+                    table.optimize(cleanup_older_than=KEPT_FOR)
+                    time.sleep(10 * AT_ONCE.total_seconds())  # else the version before may be too young to go
                     table.optimize(cleanup_older_than=AT_ONCE)
                 _index(table)
 

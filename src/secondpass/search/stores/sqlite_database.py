@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from secondpass.errors import StoreError
+from secondpass.errors import IndexGone, StoreError
 from secondpass.search.stores.store import Filter
 
 Condition = tuple[str, Sequence[object]]  # SQL over a chunk's id, and its values
@@ -80,11 +80,13 @@ class SqliteDatabase:
             self._beside = self._open()
             # a writer would go through all of the file, and have as much of it in its memory
             self._beside.execute("pragma mmap_size = 268435456")
+            self._opened = os.stat(file)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection, for statements that only read."""
         with self._lock, self._explained():
+            self._check_there()
             yield self._connection
 
     @contextmanager
@@ -97,6 +99,7 @@ class SqliteDatabase:
             yield self._connection
             return
         with self._searching, self._explained():
+            self._check_there()
             yield self._beside
 
     @contextmanager
@@ -109,6 +112,7 @@ class SqliteDatabase:
         with self._lock, self._explained():
             is_part = self._connection.in_transaction
             if not is_part:
+                self._check_there()
                 self._connection.execute("begin immediate")
                 self._writer = threading.get_ident()
             try:
@@ -124,6 +128,15 @@ class SqliteDatabase:
             finally:
                 if not is_part:
                     self._writer = None
+
+    def _check_there(self) -> None:
+        """Raises IndexGone where another file has the name, or none: a file that was deleted can still be read."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.file), self._opened):
+                return
+        raise IndexGone(
+            f"{self.file}: was removed, or made anew, while it was open; open it, or start its server, again"
+        )
 
     def close(self) -> None:
         with self._lock, self._searching, self._explained():

@@ -108,6 +108,8 @@ class Filter:
     def __post_init__(self) -> None:
         if self.path is not None and storable(self.path) != self.path:
             raise ValueError(f"path is {self.path!r}, which is not in UTF-8")
+        if self.since is not None and self.until is not None and self.since > self.until:
+            raise ValueError("since is later than until, so that nothing can be found; give the earlier one as since")
         for name, value in self.fields.items():
             if '"' in name or "\0" in name or storable(name) != name:
                 raise ValueError(f"no field is called {name!r}")
