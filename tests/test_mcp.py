@@ -27,6 +27,7 @@ from mcp import Client, StdioServerParameters
 from secondpass import Reranker
 from secondpass.mcp import Tools, make_server
 from secondpass.search.index import Index
+from secondpass.search.memory import Memory
 from secondpass.types import Progress, Ranking
 
 NOTES = "# Beans\n\nDry beans cook for ninety minutes.\n\n## Salt\n\nAdd salt late.\n\n## Soak\n\nOver night.\n"
@@ -190,12 +191,81 @@ def test_errors_tell_the_model_what_to_do(tmp_path: Path) -> None:
             ("search", {"query": ""}, "at least 1 character"),
             ("search", {"query": " \n"}, "should match pattern"),
             ("recall", {"query": "　"}, "should match pattern"),
+            (
+                "search",
+                {"query": "q", "lang": "zh"},
+                "search has no argument 'lang'; its arguments: query, top_n, path",
+            ),
+            (
+                "recall",
+                {"query": "q", "when": "2025-01-01", "k": 3},
+                "no argument 'when', 'k'; its arguments: query, top_n, as_of",
+            ),
+            ("status", {"x": None}, "status has no argument 'x'; its arguments: none"),
+            ("find", {"x": 1}, "Unknown tool: find"),
         ):
             answer = await client.call_tool(name, arguments)
             assert answer.is_error
             assert said in answer.content[0].text
 
     talk(make_server(Tools(folder=str(tmp_path))), conversation)
+
+
+def test_fields_that_a_model_leaves_empty_are_as_if_left_out(folder: Path) -> None:
+    async def conversation(client: Any) -> None:
+        asked = {"query": "how long do beans cook"}
+        left = dict.fromkeys(("path", "since", "until", "language"), "")
+        found = [(await client.call_tool("search", each)).structured_content for each in (asked, {**asked, **left})]
+        assert found[0] == found[1] and found[0]["passages"]
+        for text in ("Ada likes tea", "Ada drives a van"):
+            await client.call_tool("remember", {"text": text, "subject": ""})
+        facts = (await client.call_tool("recall", {"query": "Ada", "as_of": ""})).structured_content["facts"]
+        assert {fact["text"] for fact in facts} == {"Ada likes tea", "Ada drives a van"}
+
+    talk(make_server(Tools(folder=str(folder))), conversation)
+
+
+def test_an_agent_may_ask_what_held_before(tmp_path: Path) -> None:
+    with Memory(folder=tmp_path) as memory:
+        id = memory.remember("Ada lives in Paris", now="2026-01-05T00:00:00Z")
+        memory.supersede(id, "Ada lives in Rome", now="2026-03-05T10:00:00+01:00")
+
+    async def conversation(client: Any) -> None:
+        async def recalled(**more: str) -> list[tuple[str, str]]:
+            answer = await client.call_tool("recall", {"query": "where does Ada live", **more})
+            return [(fact["text"], fact["since"]) for fact in answer.structured_content["facts"]]
+
+        assert await recalled(as_of="2026-02-01") == [("Ada lives in Paris", "2026-01-05T00:00:00+00:00")]
+        assert await recalled() == [("Ada lives in Rome", "2026-03-05T09:00:00+00:00")]
+
+    talk(make_server(Tools(folder=str(tmp_path))), conversation)
+
+
+def test_an_index_and_a_memory_that_were_made_anew_are_opened_again(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+
+    def made(text: str) -> Index:
+        (tmp_path / "a.md").write_text(text)
+        index = Index(folder=data, embedder="none", create=True)
+        index.add(tmp_path / "a.md")
+        return index
+
+    async def found(client: Any, name: str, query: str) -> str:
+        return str((await client.call_tool(name, {"query": query})).content[0].text)
+
+    async def conversation(client: Any) -> None:
+        await client.call_tool("remember", {"text": "The old port is 2222"})
+        assert "old beans" in await found(client, "search", "beans")
+        old.store.drop()
+        for name in data.glob("memory.sqlite*"):
+            name.unlink()
+        assert "there is no index 'default'" in await found(client, "search", "beans")
+        made("new beans").close()
+        assert "new beans" in await found(client, "search", "beans")
+        assert "2222" not in await found(client, "recall", "port")
+
+    old = made("old beans")
+    talk(make_server(Tools(folder=str(data))), conversation)
 
 
 def test_what_the_model_cannot_read_is_said_and_is_not_reranked(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 from secondpass.errors import CheckpointError
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_JSON = 64 << 20  # bytes; the largest that are read this way are lists of added tokens, of some megabytes
 
 
 def check_plain(file: Path, max_bytes: int) -> None:
     """Raises CheckpointError for what is no plain file, such as a link to a device, or is larger than `max_bytes`.
 
+    Also for what Git left in the place of a large file.
     FileNotFoundError where it is not there.
     """
     try:
@@ -28,6 +30,20 @@ def check_plain(file: Path, max_bytes: int) -> None:
         raise CheckpointError(f"{file}: a plain file is needed, this is none")
     if facts.st_size > max_bytes:
         raise CheckpointError(f"{file}: has {facts.st_size:,} bytes, at most {max_bytes:,} are read of such a file")
+    check_fetched(file)
+
+
+def check_fetched(file: Path) -> None:
+    """Raises CheckpointError for what Git leaves in the place of a large file where git-lfs is not installed."""
+    try:
+        with file.open("rb") as stream:
+            is_pointer = stream.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return  # which is said by who reads it
+    if is_pointer:
+        raise CheckpointError(
+            f"{file}: is only a pointer of Git LFS, not the file; install git-lfs, run `git lfs pull` in its folder"
+        )
 
 
 def read_text(file: Path, max_bytes: int = MAX_JSON) -> str:

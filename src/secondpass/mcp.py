@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Annotated, Any, TypeVar
 
 import anyio
@@ -16,11 +17,11 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import ToolAnnotations
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from secondpass.errors import SecondpassError
+from secondpass.errors import IndexGone, SecondpassError
 from secondpass.public import opened_once
 from secondpass.reranker import Reranker
 from secondpass.search.index import Index
@@ -40,6 +41,8 @@ _WRITING = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempot
 _DELETING = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 Result = TypeVar("Result")
 Asked = Annotated[str, Field(min_length=1, pattern=r"\S")]
+# Many language models write "" into each field that they leave open.
+Open = Annotated[str | None, BeforeValidator(lambda value: None if value == "" else value)]
 Warned = Annotated[list[str], Field(description="What to know first, as that the model cannot read the question.")]
 
 
@@ -89,7 +92,7 @@ class Fact(BaseModel):
     id: int
     probability: float
     text: str
-    since: float | None
+    since: Annotated[str | None, Field(description="When it began to hold, in UTC.")]
 
 
 class Facts(BaseModel):
@@ -175,6 +178,12 @@ class Tools:
     def memory(self) -> Memory:
         return Memory(namespace=self.namespace, folder=self.folder, reranker=self.open_reranker())
 
+    def forget_opened(self) -> None:
+        """Open index and memory anew when they are next needed."""
+        for name in ("index", "memory"):
+            if name in vars(self):
+                vars(self).pop(name).close()
+
     def open_reranker(self) -> StoppableReranker:
         if self.reranker is None:
             self.reranker = Reranker(self.reranker_name)
@@ -187,16 +196,34 @@ class Tools:
         """
         async with self.lock:
             try:
-                return await anyio.to_thread.run_sync(work)
+                try:
+                    return await anyio.to_thread.run_sync(work)
+                except IndexGone:  # and may be there again
+                    self.forget_opened()
+                    return await anyio.to_thread.run_sync(work)
             except (SecondpassError, ValueError) as error:
                 raise ToolError(str(error)) from error
+
+
+class _ToolServer(MCPServer[Any]):
+    """Refuses arguments that a tool does not have: without them it would do something else than was asked."""
+
+    async def call_tool(self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None) -> Any:
+        known = next(
+            (list(each.input_schema["properties"]) for each in await self.list_tools() if each.name == name), None
+        )
+        unknown = [] if known is None else [each for each in arguments if each not in known]
+        if unknown:
+            there = ", ".join(known or ()) or "none"
+            raise ToolError(f"{name} has no argument {', '.join(map(repr, unknown))}; its arguments: {there}")
+        return await super().call_tool(name, arguments, context)
 
 
 def make_server(tools: Tools) -> MCPServer[Any]:
     """The server with its tools; it speaks every revision of the protocol that the SDK knows."""
     from secondpass import __version__
 
-    server: MCPServer[Any] = MCPServer(
+    server = _ToolServer(
         "secondpass", title="secondpass", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING"
     )
     _add_search(server, tools)
@@ -232,10 +259,10 @@ def _add_search(server: MCPServer[Any], tools: Tools) -> None:
     async def search(
         query: Annotated[Asked, Field(description="A whole question, in the user's language.")],
         top_n: Annotated[int, Field(ge=1, le=50)] = 5,
-        path: Annotated[str | None, Field(description="Only files with this in their path, or a glob.")] = None,
-        since: Annotated[str | None, Field(description="Only what is dated so or later, as 2026-11-28.")] = None,
-        until: Annotated[str | None, Field(description="Only what is dated so or earlier.")] = None,
-        language: Annotated[str | None, Field(description="Only what is written in it, as en or zh.")] = None,
+        path: Annotated[Open, Field(description="Only files with this in their path, or a glob.")] = None,
+        since: Annotated[Open, Field(description="Only what is dated so or later, as 2026-11-28.")] = None,
+        until: Annotated[Open, Field(description="Only what is dated so or earlier.")] = None,
+        language: Annotated[Open, Field(description="Only what is written in it, as zh or Chinese.")] = None,
         ctx: Context[Any, Any] | None = None,
     ) -> Found:
         """Find passages in the user's indexed files that answer a question; best first."""
@@ -289,7 +316,7 @@ def _add_memory(server: MCPServer[Any], tools: Tools) -> None:
     @server.tool(annotations=_WRITING)
     async def remember(
         text: Annotated[str, Field(min_length=1, description="One fact, in a sentence that stands alone.")],
-        subject: Annotated[str | None, Field(description="What it is about; the newest of a subject counts.")] = None,
+        subject: Annotated[Open, Field(description="What it is about; the newest of a subject counts.")] = None,
         replaces: Annotated[int | None, Field(description="The id of a fact that is no longer true.")] = None,
     ) -> Remembered:
         """Keep a fact for later conversations."""
@@ -302,9 +329,13 @@ def _add_memory(server: MCPServer[Any], tools: Tools) -> None:
         return Remembered(id=await tools.call(told))
 
     @server.tool(annotations=_READING)
-    async def recall(query: Asked, top_n: Annotated[int, Field(ge=1, le=50)] = 5) -> Facts:
+    async def recall(
+        query: Asked,
+        top_n: Annotated[int, Field(ge=1, le=50)] = 5,
+        as_of: Annotated[Open, Field(description="What held then, as 2026-11-28; else now.")] = None,
+    ) -> Facts:
         """Find remembered facts that bear on a question; best first."""
-        return _facts(await tools.call(lambda: tools.memory.recall(query, top_n)))
+        return _facts(await tools.call(lambda: tools.memory.recall(query, top_n, as_of=as_of)))
 
     @server.tool(annotations=_DELETING)
     async def forget(id: Annotated[int, Field(description="Of a fact that recall found.")]) -> Forgotten:
@@ -348,12 +379,18 @@ def _facts(ranking: Ranking) -> Facts:
                 id=hit.index,
                 probability=hit.probability if hit.is_scored else 0.0,
                 text=hit.document.text,
-                since=hit.document["created"],
+                since=_moment(hit.document["created"]),
             )
             for hit in ranking
         ],
         warnings=list(ranking.warnings),
     )
+
+
+def _moment(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
 
 
 def _state(tools: Tools) -> IndexState:

@@ -44,6 +44,16 @@ def called(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
     return code, shown.out, shown.err
 
 
+def test_a_file_that_was_named_and_is_left_out_is_told_to_scripts(
+    notes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (notes / "damaged.ipynb").write_text("{")
+    code, _, err = called(capsys, "add", ".", "--embedder", "none")
+    assert code == 0 and "left out: " in err
+    code, _, err = called(capsys, "add", "cars.txt", "damaged.ipynb", "--embedder", "none")
+    assert code == 1 and "is no notebook" in err and "1 unchanged" in err
+
+
 def test_a_folder_is_added_searched_listed_and_removed(notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = called(capsys, "add", ".", "--embedder", "none", "--name", "food")
     assert (code, out) == (0, "")
@@ -87,6 +97,41 @@ def test_json_has_everything(notes: Path, capsys: pytest.CaptureFixture[str]) ->
     assert hit["parts"]["fused"] > 0
     assert hit["parts"]["final"] == pytest.approx(hit["parts"]["relevance"])
     assert hit["fields"]["characters"][1] > hit["fields"]["characters"][0]
+
+
+def test_a_path_is_asked_for_as_a_shell_writes_it(
+    notes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (notes / "food").mkdir()
+    (notes / "food" / "more.md").write_text("Beans again.")
+    (tmp_path / "link").symlink_to(notes)
+    monkeypatch.setenv("HOME", str(notes))
+    called(capsys, "add", ".", "--embedder", "none")
+    for path in (
+        "./food",
+        "./food/*.md",
+        "~/food",
+        str(tmp_path / "link" / "food"),
+        "food",
+        "../notes/food",
+        "*more*",
+    ):
+        _, out, _ = called(capsys, "search", "beans", "--no-rerank", "--path", path)
+        assert [line.split("\t")[3] for line in out.splitlines()] == ["food/more.md:1"], path
+    for path, count in ((".", 3), (".md", 3), ("~", 0), ("/food/", 1), ("/none/", 0)):
+        _, out, _ = called(capsys, "search", "beans", "--no-rerank", "--path", path)
+        assert len(out.splitlines()) == count, path
+
+
+def test_a_folder_that_is_gone_is_a_place_to_search_from(
+    notes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called(capsys, "add", ".", "--embedder", "none")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, out, _ = called(capsys, "search", "tyres", "--no-rerank")
+    assert (code, out.split("\t")[3]) == (0, f"{notes}/cars.txt:1")
 
 
 def test_fields_are_asked_for_as_a_file_has_them(notes: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,13 +133,18 @@ def test_a_wrong_name_suggests_near_ones(tmp_path: Path) -> None:
         read(tmp_path / "note.txt")
     with pytest.raises(WrongUse, match="nor a folder"):
         read(tmp_path / "none" / "notes.txt")
+    (tmp_path / "link.txt").symlink_to("gone.txt")
+    with pytest.raises(
+        WrongUse, match=r"link\.txt: there is no such file, but a link to gone\.txt, which is not there$"
+    ):
+        read(tmp_path / "link.txt")
 
 
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl:2: is not JSON: .* at column"),
-        ("a.jsonl", b'{"body": "x"}', r'a\.jsonl:1: has no "text" \(it has body\)'),
+        ("a.jsonl", b'{"words": "x"}', r'a\.jsonl:1: has no "text" \(it has words\)'),
         ("a.jsonl", b"7", r"a\.jsonl:1: holds a number"),
         ("a.jsonl", b'{"text": null}', r'a\.jsonl:1: "text" is null; a string is needed'),
         ("a.csv", b"a,b\n1,2,3\n", r"a\.csv:2: has 3 columns; the first row names 2"),

@@ -171,6 +171,11 @@ def test_an_index_of_files_is_a_retriever(tmp_path: Path) -> None:
     found = retriever.retrieve(QUERY)
     assert ANSWER in found[0].text and len(found) == 2
     assert 0 <= (found[1].score or 0) <= (found[0].score or 0) <= 1
+    assert {"line", "characters", "created"} <= set(found[0].metadata)
+    for mode in (MetadataMode.EMBED, MetadataMode.LLM):
+        head, _, text = found[0].node.get_content(mode).partition("\n\n")
+        assert text == found[0].text
+        assert [line.split(": ")[0] for line in head.splitlines()] == ["path", "heading"]
     assert str(tmp_path / "house.md") in map(str, found[0].metadata.values())
     assert [node.text for node in asyncio.run(retriever.aretrieve(QUERY))] == [node.text for node in found]
     with pytest.raises(ValueError, match="top_n is 0"):

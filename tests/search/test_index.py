@@ -276,6 +276,66 @@ def test_filters_and_diversity(index: Index, notes: Path) -> None:
     assert len(index.search("ssh port", 2, diversity="mmr")) == 2
 
 
+def test_a_document_without_text_is_reported_once(index: Index, notes: Path) -> None:
+    (notes / "empty.eml").write_text("From: a@x\n\n")
+    (notes / "empty.md").write_text("\n")
+    report = index.update()
+    assert report.added == 2
+    why = "has no text, as a scan has none; nothing in it will be found"
+    assert report.failed == [(str(notes / "empty.eml"), why)]
+    assert not index.update().failed
+
+
+def test_a_chunk_of_a_page_stands_at_its_line_of_the_file(index: Index, notes: Path) -> None:
+    page = "<html>\n<head>\n<title>T</title>\n</head>\n<body>\n<h1>Yaks</h1>\n<p>Yaks graze.</p>\n<h1>Emus</h1>\n<p>"
+    (notes / "page.html").write_text(f"{page}Emus run\nfast.</p>\n\n\n<p>Emus rest.</p></body></html>")
+    (notes / "line.html").write_text("<ul><li>an ibex<li>a lynx<li>an orca</ul><h1>Newts</h1><p>Newts swim.</p>")
+    index.update()
+    for query, path, lines in (
+        ("emus run fast", "page", (9, 13)),
+        ("newts swim", "line", (1, 1)),
+        ("yaks", "page", (7, 7)),
+    ):
+        (hit,) = index.search(query, 1, path=f"{path}.html")
+        assert (hit.document["line"], hit.document["last_line"]) == lines
+
+
+@pytest.mark.promise("docs/search.md", "is not shown any more by who has that open either")
+def test_what_was_removed_with_its_index_is_not_found_by_who_has_it_open(index: Index, notes: Path) -> None:
+    folder = Path(index.store.location).parent
+    other = Index(index.name, folder=folder, embedder=WordEncoder(), reranker=WordReranker())
+    assert other.search("ssh port")
+    index.store.drop()
+    gone = "was removed, or made anew, while it was open; open it, or start its server, again"
+    with pytest.raises(StoreError, match=gone):
+        other.search("ssh port")
+    Index(index.name, folder=folder, embedder=WordEncoder(), create=True).add(notes)
+    for use in (other.update, other.status, lambda: other.search("ssh port")):
+        with pytest.raises(StoreError, match=gone):
+            use()
+
+
+def test_a_path_may_be_one_of_pathlib(index: Index, notes: Path) -> None:
+    wanted = index.search("ssh port", path=str(notes))
+    assert wanted and index.search("ssh port", path=notes).texts == wanted.texts
+    assert not index.search("ssh port", path=notes / "none")
+
+
+def test_what_can_find_nothing_is_refused(index: Index) -> None:
+    assert index.search("ssh port", since="2001-02-03", until="2001-02-03") is not None
+    with pytest.raises(ValueError, match="since is later than until"):
+        index.search("ssh port", since="2001-02-04", until="2001-02-03")
+    with pytest.raises(TypeError, match="cognitive is a str; give True, or settings"):
+        index.search("ssh port", cognitive="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("top_n", [None, 0, "3", 2.5])
+def test_what_is_no_number_of_results_is_refused(index: Index, top_n: Any) -> None:
+    with pytest.raises(ValueError, match=f"top_n is {top_n!r}; give a whole number, 1 or more"):
+        index.search("ssh port", top_n)
+    assert len(index.search("ssh port", np.int64(1))) == 1  # type: ignore[arg-type]
+
+
 def test_a_language_is_told_by_script_and_words_or_by_the_file_itself(index: Index, notes: Path) -> None:
     (notes / "zh.md").write_text("花园里的玫瑰要在三月修剪 roses。")
     (notes / "de.md").write_text("Die Rosen werden im März geschnitten, roses und der Garten ist schön.")
@@ -283,6 +343,10 @@ def test_a_language_is_told_by_script_and_words_or_by_the_file_itself(index: Ind
     index.update()
     for language, name in (("zh", "zh.md"), ("DE", "de.md"), ("la", "said.md"), ("la_VA", "said.md")):
         assert [Path(hit.document["path"]).name for hit in index.search("roses", language=language)] == [name]
+    for name in ("Chinese", "中文"):
+        assert len(index.search("roses", language=name)) == 1
+    with pytest.raises(ValueError, match="language is 'Romulan'; give its code"):
+        index.search("roses", language="Romulan")
     assert "language" not in index.search("getUserName", 1)[0].document.fields
 
 

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ def memory(tmp_path: Path) -> Iterator[Memory]:
     memory.close()
 
 
-def texts(memory: Memory, query: str, **options: object) -> list[str]:
-    return memory.recall(query, **{"now": NOW, **options}).texts  # type: ignore[arg-type]
+def texts(memory: Memory, query: str, top_n: int = 5, **options: object) -> list[str]:
+    return memory.recall(query, top_n, **{"now": NOW, **options}).texts  # type: ignore[arg-type]
 
 
 def test_what_is_remembered_is_recalled_in_its_namespace_alone(memory: Memory, tmp_path: Path) -> None:
@@ -162,6 +163,28 @@ def test_a_superseded_statement_is_no_longer_recalled_but_was_true_then(memory: 
     assert memory.get(new).chunk.fields["subject"] == "ssh"
 
 
+@pytest.mark.parametrize("reranker", [None, WordReranker()])
+def test_of_one_subject_the_newest_at_a_moment_comes_first(reranker: WordReranker | None, tmp_path: Path) -> None:
+    with Memory(folder=tmp_path, embedder=WordEncoder(), reranker=reranker) as memory:
+        memory.remember("The ssh port is the port 2222", subject="ssh", now="2025-01-01")
+        second = memory.remember("The ssh port is 2244", subject="ssh", importance=1.0, now="2025-06-01")
+        memory.supersede(second, "It is 3333", now="2026-01-01")
+        assert texts(memory, "the ssh port is the port", 1, as_of="2025-03-01") == ["The ssh port is the port 2222"]
+        assert texts(memory, "the ssh port is the port", 1, as_of="2025-07-01") == ["The ssh port is 2244"]
+        relevant = texts(memory, "the ssh port is the port", as_of="2025-07-01", cognitive=False)
+        assert relevant == ["The ssh port is the port 2222", "The ssh port is 2244"]
+
+
+@pytest.mark.parametrize("day", ["2026-11-28", date(2026, 11, 28)])
+def test_what_held_on_a_day_is_what_was_said_by_its_end(memory: Memory, day: str | date) -> None:
+    old = memory.remember("The ssh port is 2222", now="2026-11-28T09:00")
+    assert texts(memory, "the ssh port", as_of="2026-11-28T08:00") == []
+    assert texts(memory, "the ssh port", as_of=day) == ["The ssh port is 2222"]
+    memory.supersede(old, "The ssh port is 2244", now="2026-11-28T17:00")
+    assert texts(memory, "the ssh port", as_of="2026-11-28T12:00") == ["The ssh port is 2222"]
+    assert texts(memory, "the ssh port", as_of=day) == ["The ssh port is 2244"]
+
+
 def test_what_was_replaced_is_not_replaced_again(memory: Memory) -> None:
     old = memory.remember("The ssh port is 2222", now="2025-01-01")
     new = memory.supersede(old, "The ssh port is 2244", subject="ssh", now="2026-01-01")
@@ -201,6 +224,11 @@ def test_what_held_is_found_among_very_many_that_no_longer_did(memory: Memory) -
         assert texts(memory, "the ssh port", as_of=day * 86400.0 + 1.7e9)[0].endswith(str(1000 + day))
 
 
+def test_what_is_no_number_of_statements_is_refused(memory: Memory) -> None:
+    with pytest.raises(ValueError, match="top_n is None; give a whole number, 1 or more"):
+        memory.recall("the ssh port", None)  # type: ignore[arg-type]
+
+
 def test_long_statements_that_differ_in_a_number_are_not_copies(memory: Memory) -> None:
     rest = " ".join(f"and {word} {number}" for number, word in enumerate(("north", "south", "east", "west") * 60))
     for port in range(20):
@@ -224,8 +252,8 @@ def test_what_is_told_of_a_statement_is_checked_and_any_text_is_kept(memory: Mem
 
 
 def test_of_one_subject_the_newest_stands_first(memory: Memory) -> None:
-    memory.remember("Tea preference of the house is black", subject="tea", now="2026-01-01")
-    memory.remember("Tea now green", subject="tea", now="2026-05-01")
+    memory.remember("Tea preference of the house is black", subject="Favourite tea", now="2026-01-01")
+    memory.remember("Tea now green", subject=" favourite  Tea", now="2026-05-01")
     memory.remember("The house has a tea room of preference", now="2026-05-01")
     ranking = memory.recall("tea preference of the house is black", now=NOW)
     assert ranking[0].document.text == "Tea now green"

@@ -15,6 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secondpass.data import markdown
+from secondpass.data.files import PASSAGE_NAMES
+from secondpass.data.passages import ReadOptions, read_passages
 from secondpass.errors import DataError
 from secondpass.search import formats, readers
 from secondpass.search.features import entities_of
@@ -111,6 +114,47 @@ def test_records_are_pages_with_their_lines(tmp_path: Path) -> None:
         assert (second.text, second.first_line, second.fields["k"]) == ("two", 2, 1)
 
 
+@pytest.mark.parametrize("name", PASSAGE_NAMES)
+def test_the_text_of_a_record_goes_by_many_names_for_add_and_rank(tmp_path: Path, name: str) -> None:
+    file = written(tmp_path, "a.jsonl", json.dumps({"id": 1, name: "emus run"}))
+    assert [page.text for page in read(file)] == ["emus run"]
+    (ranked,) = read_passages([str(file)], (), ReadOptions()).passages
+    assert ranked.document.text == "emus run"
+
+
+def test_a_record_whose_text_is_none_is_named_with_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'c\.jsonl:2: "text" is null; a string is needed'):
+        list(read(written(tmp_path, "c.jsonl", b'{"text": "one"}\n{"text": null}\n')))
+    with pytest.raises(DataError, match=r'c\.jsonl:1: has no "text" \(it has title\)'):
+        list(read(written(tmp_path, "c.jsonl", b'{"title": "one"}\n')))
+
+
+def test_a_notebook_is_its_cells_under_its_headings(tmp_path: Path) -> None:
+    cells = [
+        {"cell_type": "markdown", "metadata": {}, "source": ['# Beans "dry"\n', "Cook them for 豆 hours."]},
+        {"cell_type": "raw", "source": []},
+        {"cell_type": "code", "outputs": [{"text": ["42\n"]}], "source": "\nhours = 1.5\nprint(hours)\n"},
+    ]
+    notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    text = json.dumps(notebook, indent=1, ensure_ascii=False)
+    (page,) = read(written(tmp_path, "2026-01-02 a.ipynb", text))
+    assert (page.title, page.kind) == ('Beans "dry"', "markdown")
+    assert page.text == '# Beans "dry"\nCook them for 豆 hours.\n\n````\nhours = 1.5\nprint(hours)\n````'
+    rows = text.split("\n")
+    assert "Beans" in rows[page.file_lines(1, 2)[0] - 1] and "hours = 1.5" in rows[page.file_lines(5, 6)[0] - 1]
+    (page,) = read(written(tmp_path, "b.ipynb", json.dumps(notebook)))
+    assert page.file_lines(5, 6) == (1, 1)
+
+
+@pytest.mark.parametrize("data", ["{", "[]", '{"worksheets": []}', '{"cells": 3}'])
+def test_what_is_no_notebook_is_named(tmp_path: Path, data: str) -> None:
+    with pytest.raises(
+        DataError, match=r"a\.ipynb: (is no notebook|has no list of \"cells\"; notebooks of nbformat 4)"
+    ):
+        read(written(tmp_path, "a.ipynb", data))
+    assert read(written(tmp_path, "a.ipynb", '{"cells": [3, {"cell_type": "code"}]}')) == []
+
+
 def test_html_is_text_under_headings() -> None:
     page = html_page(
         "<title>T &amp; U</title><script>x</script><h2>Head</h2><p>One <b>two</b></p><ul><li>a<li>b</ul>"
@@ -195,6 +239,27 @@ def test_front_matter_that_never_ends_is_text() -> None:
     assert front_matter("---\na: 'b'\n---\nx") == ({"a": "b"}, len("---\na: 'b'\n---\n"))
 
 
+@pytest.mark.parametrize(
+    "between", ["Text about puffins.", "# Puffins", "- a\n- b", "At 10:30 we met", "https://a.b"]
+)
+def test_what_stands_between_rules_is_text(tmp_path: Path, between: str) -> None:
+    (page,) = read(written(tmp_path, "n.md", f"---\n\n{between}\n\n---\n\nMore\n"))
+    assert between in page.text
+    assert page.fields == {}
+    assert between.lstrip("# ") in " ".join(
+        f"{each.heading} {each.text}" for each in markdown.sections(f"---\n\n{between}\n\n---\n\nMore\n")
+    )
+
+
+@pytest.mark.parametrize(
+    "said", ["a: b\n# c", "a: b\nand more of it\nc: d", "a:\n- b\n- c", "a: |\n  b\n  c", "a:b", ""]
+)
+def test_what_has_keys_is_front_matter(tmp_path: Path, said: str) -> None:
+    (page,) = read(written(tmp_path, "n.md", f"---\n{said}\n---\n\nMore\n"))
+    assert page.text.strip() == "More"
+    assert [each.text for each in markdown.sections(f"---\n{said}\n---\n\nMore\n")] == ["More"]
+
+
 def test_a_folder_without_what_is_ignored_hidden_or_foreign(tmp_path: Path) -> None:
     outside = written(tmp_path, "outside.md", "secret")
     place = tmp_path / "notes"
@@ -256,6 +321,17 @@ def test_email_with_its_subject_and_date(tmp_path: Path) -> None:
     assert [page.title for page in pages] == ["Café", "two"]
 
 
+def test_what_has_a_title_alone_is_found_by_it(tmp_path: Path) -> None:
+    for name, data in (
+        ("m.eml", "Subject: Dinner at eight\nFrom: a@x\n\n"),
+        ("r.jsonl", '{"title": "Dinner at eight", "text": ""}\n'),
+        ("n.md", "---\ntitle: Dinner at eight\n---\n"),
+        ("p.html", "<title>Dinner at eight</title>"),
+    ):
+        assert [page.text for page in read(written(tmp_path, name, data))] == ["Dinner at eight"]
+    assert list(read(written(tmp_path, "m.eml", "From: a@x\n\n"))) == []
+
+
 def test_a_mail_whose_sender_hides_the_zone_is_dated_in_utc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Asia/Shanghai")
     (page,) = read(written(tmp_path, "m.eml", b"Date: Fri, 02 Jan 1970 00:00:00 -0000\r\n\r\nmilk"))
@@ -315,6 +391,7 @@ def test_a_word_that_a_page_divides_is_whole(tmp_path: Path) -> None:
         written(tmp_path, "a.pdf", pdf("Das ist das Kranken-", "haus am Fluss und", "ein well-known Haus."))
     )
     assert page.text == "Das ist das Krankenhaus am Fluss und\nein well-known Haus."
+    assert list(read(written(tmp_path, "scan.pdf", pdf()))) == []
 
 
 def test_a_document_that_takes_too_long_is_left_out(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from secondpass.checkpoint.checkpoint import has_multilingual
 from secondpass.search.index import Index
 from secondpass.server.index import ServedIndex
 from secondpass.server.settings import Settings
@@ -117,9 +118,31 @@ def test_half_a_character_in_the_question_stops_nothing(url: str) -> None:
     assert answer.json()["results"]
 
 
+@pytest.mark.skipif(has_multilingual(), reason="the multilingual model reads it")
 def test_what_the_model_cannot_read_is_said(url: str) -> None:
     (warning,) = post(url, "search", {"query": "beans 豆子要煮多久才能吃"}).json()["warnings"]
     assert "cannot read Chinese" in warning
+
+
+def test_an_index_that_is_made_anew_is_opened_anew(tmp_path: Path) -> None:
+    def made(text: str) -> None:
+        (tmp_path / "notes" / "beans.md").write_text(text)
+        with Index("notes", folder=tmp_path / "data", embedder="none", create=True) as index:
+            index.add(tmp_path / "notes")
+
+    def dropped() -> None:
+        with Index("notes", folder=tmp_path / "data") as index:
+            index.store.drop()
+
+    (tmp_path / "notes").mkdir()
+    made("Dry beans cook for ninety minutes.\n")
+    with serving(index="notes", index_folder=str(tmp_path / "data")) as url:
+        assert "ninety" in post(url, "search", {"query": "beans"}).text
+        dropped()
+        assert "there is no index" in post(url, "search", {"query": "beans"}).json()["error"]
+        made("Dry beans cook for an hour.\n")
+        answers = [post(url, "search", {"query": "beans"}).json()["results"] for _ in range(2)]
+        assert [[hit["text"] for hit in results] for results in answers] == [["Dry beans cook for an hour."]] * 2
 
 
 def requests(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:

@@ -145,6 +145,13 @@ def test_origins_may_be_allowed() -> None:
         guard.cors_headers({"origin": "https://app.example"})["access-control-allow-origin"] == "https://app.example"
     )
     assert guard.cors_headers({"origin": "https://evil.example"}) == {}
+    spelled = Guard(
+        Settings(cors_origins=("HTTPS://app.example:443/", "chrome-extension://abc", "http://dev.example:81"))
+    )
+    for origin in ("https://app.example", "chrome-extension://abc", "http://dev.example:81"):
+        assert spelled.allows_origin(origin)
+    for origin in ("http://app.example", "https://app.example:444", "http://dev.example", "null"):
+        assert not spelled.allows_origin(origin)
     assert Guard(Settings()).cors_headers({"origin": "http://localhost:8787"}) == {}
 
 

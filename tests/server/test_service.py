@@ -187,6 +187,12 @@ def test_limits_are_said(serve: Serve, settings: dict[str, Any], words: str) -> 
     assert words in refusal.message
 
 
+def test_limits_of_embeddings_name_their_texts(serve: Serve) -> None:
+    refusal = refused(serve(max_documents=2).embed(EmbedCall(texts=("a", "b", "c")), CONTEXT))
+    assert (refusal.fault, refusal.parameter) == (Fault.too_large, "input")
+    assert refusal.message == "3 texts; this server takes 2 in one request"
+
+
 def test_an_instruction_needs_a_model_that_reads_it(serve: Serve) -> None:
     call = RerankCall(query=QUERY, documents=DOCUMENTS, instruction="be kind")
     assert refused(serve().rerank(call, CONTEXT)).fault is Fault.unsupported

@@ -110,10 +110,14 @@ def add(
 ) -> None:
     """Index files and folders, so that `secondpass search` finds what is in them.
 
-    Reads text, Markdown, code, HTML, JSON Lines and BEIR corpora; with the extra `search` also PDF, docx and e-mail.
-    What .gitignore and .secondpassignore name, and what is hidden, is left out. Running it again reads only what
-    changed; ending it at any moment keeps what was done.
+    Reads text, Markdown, code, HTML, notebooks, JSON Lines and BEIR corpora; with the extra `search` also PDF, docx
+    and e-mail. What .gitignore and .secondpassignore name, and what is hidden, is left out. Running it again reads
+    only what changed; ending it at any moment keeps what was done. The exit code is 1 where something that was named
+    itself, and not with its folder, is left out.
     """
+    from secondpass.search.folder import placed
+    from secondpass.search.stores.store import storable
+
     for path in paths:
         if not at_home(path).exists():
             raise WrongUse(f"{path}: there is no such file or folder")
@@ -123,6 +127,9 @@ def add(
     _show(index, report, is_json=json)
     if watch:
         _watch(index)
+    named = {storable(str(placed(path))) for path in paths}
+    if any(path in named for path, _ in report.failed):
+        raise SystemExit(1)
 
 
 def update(

@@ -38,7 +38,7 @@ class Asking:
     path: Annotated[str | None, option(help="Only files with this in their path, or that match this glob.")] = None
     since: Annotated[str | None, option(metavar="DATE", help="Only what is dated so or later.")] = None
     until: Annotated[str | None, option(metavar="DATE", help="Only what is dated so or earlier.")] = None
-    language: Annotated[str | None, option(help="Only what is written in it, as in en or zh.")] = None
+    language: Annotated[str | None, option(help="Only what is written in it, as zh or Chinese.")] = None
     field: Annotated[
         list[str] | None,
         option(metavar="NAME=VALUE", help="Only with this field, or this in its list; repeat it."),
@@ -57,7 +57,7 @@ class Asking:
             return index.search(
                 query,
                 self.top,
-                path=self.path,
+                path=None if self.path is None else _as_kept(self.path),
                 since=self.since,
                 until=self.until,
                 language=self.language,
@@ -131,8 +131,21 @@ def _row(hit: Hit, *, is_explained: bool) -> list[object]:
 def source_of(hit: Hit) -> str:
     """file:line, relative to where we are when it is below."""
     path = str(hit.document["path"])
-    here = os.getcwd() + os.sep
+    try:
+        here = os.getcwd() + os.sep
+    except FileNotFoundError:  # the folder where we are is gone
+        here = ""
     return f"{path.removeprefix(here)}:{hit.document['line']}"
+
+
+def _as_kept(path: str) -> str:
+    """A path from here, from home or through links as an index keeps it; a part of one, or a glob, as it is."""
+    is_relative = path in (".", "..") or path.startswith(("./", "../", "~/"))
+    if not is_relative and not (path.startswith("/") and os.path.exists(path)):
+        return path
+    from secondpass.search.folder import placed
+
+    return str(placed(path))
 
 
 def explained(parts: Mapping[str, float | int | str]) -> str:
@@ -213,6 +226,8 @@ def _remark(index: Index, ranking: Ranking) -> None:
     for warning in ranking.warnings:
         sys.stderr.write(f"{warning}\n")
     if not len(ranking):
-        sys.stderr.write(f"nothing is found in {index.name}, which has {index.status().chunks} chunks\n")
+        sys.stderr.write(
+            f"nothing is found in {index.name}, which has {output.counted(index.status().chunks, 'chunk')}\n"
+        )
     elif not all(hit.is_scored for hit in ranking) and ranking.usage.unscored:
         sys.stderr.write(f"{ranking.usage.unscored} candidates were left unscored when the time was over\n")

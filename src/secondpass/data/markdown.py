@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 PIECE_ROWS, MAX_ROWS = 1024, 8192  # parsed at once
 LISTS = ("bullet_list_open", "ordered_list_open")
-_FRONT_MATTER = re.compile(r"---[ \t]*\n(?:.*\n)*?---[ \t]*(?:\n|$)")
+_FRONT_MATTER = re.compile(r"---[ \t]*\n((?:.*\n)*?)---[ \t]*(?:\n|$)")
+_MARGIN = re.compile(r"^[^\s#\-\]})].*", re.MULTILINE)  # what is no item, no comment and no more of the line before
+_KEY = re.compile(r"[^:]*:(?:\s|$)|[\w-]+:(?!//)")
 
 
 def sections(page: str) -> list[Section]:
@@ -24,10 +26,19 @@ def sections(page: str) -> list[Section]:
     return under_headings(_parts(page.replace("\r\n", "\n").replace("\r", "\n")))  # as the parser counts rows
 
 
+def front_matter(page: str) -> str:
+    """The YAML that a page begins with, with the lines of dashes around it; "" where text stands between rules."""
+    found = _FRONT_MATTER.match(page)
+    if found is None:
+        return ""
+    lines = _MARGIN.findall(found[1])
+    keys = sum(_KEY.match(line) is not None for line in lines)
+    return found[0] if 2 * keys > len(lines) or not found[1].strip() else ""
+
+
 def _parts(page: str) -> list[tuple[int, str, str]]:
     """(line, trail of headings, text) of each block; blocks without a blank line between them are one."""
-    front = _FRONT_MATTER.match(page)
-    num_skipped = front[0].count("\n") if front else 0
+    num_skipped = front_matter(page).count("\n")
     rows = page.split("\n")[num_skipped:]
     parts: list[tuple[int, str, str]] = []
     end = -1  # of the last part

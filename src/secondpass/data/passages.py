@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from secondpass.atomic import at_home
 from secondpass.data import markdown, sections
 from secondpass.data.files import (
+    PASSAGE_NAMES,
     Piped,
     Source,
     csv_rows,
@@ -146,9 +148,11 @@ def _files_of(path: str, inputs: PassageInputs) -> list[Path | Piped]:
 
 
 def _near(file: Path) -> str:
-    """A suggestion of names in the file's folder that look like it."""
+    """Where a link leads that leads nowhere, else names in the file's folder that look like it."""
     from difflib import get_close_matches
 
+    if file.is_symlink():
+        return f", but a link to {os.readlink(file)}, which is not there"
     if not file.parent.is_dir():
         return f", nor a folder {file.parent}"
     names = get_close_matches(file.name, [other.name for other in file.parent.iterdir()], n=2)
@@ -231,8 +235,8 @@ def _text_reader(file: Path | Piped, kind: str) -> TextReader:
 
 
 def _text_of(record: Mapping[str, Any], source: Source) -> str:
-    if "text" in record:
-        return text_in(record, ("text",), source)
+    if any(name in record for name in PASSAGE_NAMES):
+        return text_in(record, PASSAGE_NAMES, source)
     there = ", ".join(map(str, record)) or "nothing"
     raise DataError(
         f'{source}: has no "text" (it has {there}); rename what is to be read, or for rank name it, '

@@ -25,6 +25,8 @@ from secondpass.integrations import Ranker, best, open_embedder, open_reranker, 
 from secondpass.search.index import Index
 
 dispatcher = get_dispatcher(__name__)
+# Fields of a chunk that tell a program where it stands, and a language model nothing.
+BOOKKEEPING = ("id", "line", "last_line", "characters", "created", "superseded_by", "copies", "language")
 
 
 class SecondpassRerank(BaseNodePostprocessor):
@@ -175,7 +177,8 @@ class SecondpassEmbedding(BaseEmbedding):
 class SecondpassRetriever(BaseRetriever):
     """The best top_n chunks of an index that `secondpass add` made: retrieved by words and vectors, and reranked.
 
-    A node's metadata are the chunk's fields (path, lines, headings); its score is a probability (0 to 1).
+    A node's metadata are the chunk's fields (path, lines, headings); its score is a probability (0 to 1). Models read
+    of them the path, the heading and what the file says of itself, as its tags.
     """
 
     def __init__(self, index: Index | str = "default", top_n: int = 5) -> None:
@@ -189,7 +192,13 @@ class SecondpassRetriever(BaseRetriever):
         ranking = self._index.search(query_bundle.query_str, self._top_n)
         return [
             NodeWithScore(
-                node=TextNode(id_=str(hit.index), text=hit.document.text, metadata=dict(hit.document.fields)),
+                node=TextNode(
+                    id_=str(hit.index),
+                    text=hit.document.text,
+                    metadata=dict(hit.document.fields),
+                    excluded_embed_metadata_keys=list(BOOKKEEPING),
+                    excluded_llm_metadata_keys=list(BOOKKEEPING),
+                ),
                 score=hit.probability if hit.is_scored else None,
             )
             for hit in ranking

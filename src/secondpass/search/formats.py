@@ -79,7 +79,8 @@ def _pdf(file: Path) -> Iterator[Page]:
         for number in range(min(len(document), MAX_PAGES)):
             text = document[number].get_textpage().get_text_bounded()
             text = _DIVIDED.sub("", text.replace("\r\n", "\n"))
-            yield Page(text=text, title=title or file.stem, fields={"page": number + 1})
+            if text.strip():  # else it may be a scan
+                yield Page(text=text, title=title or file.stem, fields={"page": number + 1})
 
 
 def _docx(file: Path) -> Iterator[Page]:
@@ -91,7 +92,8 @@ def _docx(file: Path) -> Iterator[Page]:
         raise DataError(f"has {size / 1e6:.0f} MB when unpacked; {MAX_UNZIPPED / 1e6:.0f} are read at most")
     with file.open("rb") as stream:
         page = html_page(mammoth.convert_to_html(stream, convert_image=lambda image: []).value)
-    yield Page(text=page.text, kind=page.kind, title=page.title or file.stem)
+    if page.text.strip():
+        yield Page(text=page.text, kind=page.kind, title=page.title or file.stem)
 
 
 def _eml(file: Path) -> Iterator[Page]:

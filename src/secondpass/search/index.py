@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -22,7 +23,7 @@ from secondpass.retrieval.vectors import ScriptReader, TextEmbedder
 from secondpass.search.pipeline import PairReader, Pipeline, Question, StateReader, figures_of, winning_sentences
 from secondpass.search.stores.open import open_store
 from secondpass.search.stores.store import KINDS, STAGES, Event, Filter, Stored
-from secondpass.text.languages import language_code, suits
+from secondpass.text.languages import checked_language, suits
 from secondpass.types import Hit, Progress, Ranking, Scorer, Usage
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Index(Closing):
         query: str,
         top_n: int = 5,
         *,
-        path: str | None = None,
+        path: str | Path | None = None,
         since: float | date | str | None = None,
         until: float | date | str | None = None,
         language: str | None = None,
@@ -165,15 +166,15 @@ class Index(Closing):
     ) -> Ranking:
         """The best chunks for a question; of a hit, `document` has the text, and where it stands as fields.
 
-        path (a glob, or a part of the path), since, until, language (as languages.language_of names it) and fields
+        path (a glob, or a part of the path), since, until, language (zh, zh-TW, Chinese or 中文) and fields
         filter, an `until` without a time with all of its day; cognitive weighs what is known of the chunks; see
         Question for the others. `Hit.index` is the chunk's id, for `get` and `feedback`.
         """
         only = Filter(
-            path=path,
+            path=None if path is None else os.fspath(path),
             since=None if since is None else seconds_of(since, "since"),
             until=None if until is None else end_of(until, "until"),
-            fields={**(fields or {}), **({} if language is None else {"language": language_code(language)})},
+            fields={**(fields or {}), **({} if language is None else {"language": checked_language(language)})},
         )
         started = time.perf_counter()
         is_reranked = rerank and self.is_reranked
@@ -268,7 +269,7 @@ class Index(Closing):
 
     def _settings(self, cognitive: Cognitive | Mapping[str, Any] | bool | None) -> Cognitive | None:
         """What is asked for, over the weights that were learnt for this index."""
-        if cognitive is None or cognitive is False or isinstance(cognitive, Cognitive):
+        if cognitive is not True and not isinstance(cognitive, Mapping):
             return Cognitive.of(cognitive)
         learnt = json.loads(self.store.meta("weights") or "{}")
         return Cognitive.of({**learnt, **({} if cognitive is True else cognitive)})

@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 
 from secondpass.colbert.maxsim import unit
+from secondpass.data.files import suffix
 from secondpass.embedder import Embedder
 from secondpass.errors import DataError, MissingExtra
 from secondpass.retrieval.vectors import TextEmbedder
 from secondpass.search.chunking import chunks, lines_of
 from secondpass.search.features import digest_of, entities_of, near_duplicates, similarity_of
 from secondpass.search.folder import files_in, is_below
+from secondpass.search.formats import FORMATS
 from secondpass.search.pages import Page
 from secondpass.search.pipeline import StateReader
 from secondpass.search.readers import read
@@ -182,7 +184,7 @@ class Indexing:
                 if before and before.digest == file.digest:
                     report.unchanged += 1
                     continue
-                yield Change(file=file, chunks=_chunks(str(path), read(path)))
+                yield _change(file, path, report)
             except (DataError, MissingExtra) as error:
                 report.failed.append((storable(str(path)), str(error)))
                 continue
@@ -314,6 +316,14 @@ def _file(path: Path, root: Path) -> File:
     )
 
 
+def _change(file: File, path: Path, report: IndexReport) -> Change:
+    """The file with its chunks; a document in which nothing can be found is reported, and not read again."""
+    made = _chunks(str(path), read(path))
+    if not made and suffix(path) in FORMATS:
+        report.failed.append((str(path), "has no text, as a scan has none; nothing in it will be found"))
+    return Change(file=file, chunks=made)
+
+
 def _chunks(path: str, pages: Iterable[Page]) -> list[Chunk]:
     found: list[Chunk] = []
     for page in pages:
@@ -323,13 +333,12 @@ def _chunks(path: str, pages: Iterable[Page]) -> list[Chunk]:
         for piece in chunks(whole, page.kind):
             heading = storable(piece.heading(page.title or Path(path).name))
             text = whole[piece.start : piece.stop]
-            first, last = line_numbers(piece.start, piece.stop)
             language = "" if page.kind == "code" else language_of(text)
             found.append(
                 Chunk(
                     text=text,
                     heading=heading,
-                    lines=(first + page.first_line - 1, last + page.first_line - 1),
+                    lines=page.file_lines(*line_numbers(piece.start, piece.stop)),
                     span=(piece.start, piece.stop),
                     digest=digest_of(heading, text),
                     similarity=similarity_of(text),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from secondpass.cognitive import Cognitive, seconds_of, signals_of
+from secondpass.cognitive import Cognitive, end_of, seconds_of, signals_of
 from secondpass.errors import StoreError
 from secondpass.public import Closing
 from secondpass.retrieval.vectors import TextEmbedder
@@ -20,6 +19,7 @@ from secondpass.search.features import digest_of, entities_of
 from secondpass.search.index import Index
 from secondpass.search.pipeline import PairReader, Question
 from secondpass.search.stores.store import Chunk, Event, File, Filter, Stored, storable
+from secondpass.text.documents import folded
 from secondpass.types import Ranking
 
 MAX_CHARACTERS = 8000  # of one statement; longer texts are documents, for an Index
@@ -30,8 +30,9 @@ class Memory(Closing):
     """Statements in a namespace of their own: remember, recall, confirm, contradict, supersede, forget.
 
     name: of the index that keeps them; it is made where there is none. namespace: whose memory it is; others are not
-    found. Every moment can be given; without it is now. Statements are named by the ids that `remember` returns and
-    that hits have as `index`. Safe to use from several threads and processes. See Index for the other options.
+    found. Every moment can be given, a day as its beginning; without it is now. Statements are named by the ids that
+    `remember` returns and that hits have as `index`. Safe to use from several threads and processes. See Index for
+    the other options.
     """
 
     def __init__(
@@ -62,10 +63,10 @@ class Memory(Closing):
         """Keep a statement. Returns its id; that of the same statement, confirmed by this source, where it is known.
 
         valid_from is since when it holds, where that is not now. Of statements about one subject the newest comes
-        first: one that is said again after another about its subject is put in place of what it was, from now on.
-        Raises ValueError for a text that is empty or too long.
+        first: one that is said again after another about its subject is put in place of what it was, from now on. A
+        subject is the same in capitals and with other blanks. Raises ValueError for a text that is empty or too long.
         """
-        text, written = _checked(text), _seconds(now)
+        text, written, subject = _checked(text), _seconds(now), _one_subject(subject)
         signals_of({"importance": importance, "entities": entities})
         self.index.choose_embedder([text])
         about = {"subject": subject, "importance": importance}
@@ -99,27 +100,28 @@ class Memory(Closing):
     ) -> Ranking:
         """The statements that answer and hold now, best first; none that were superseded.
 
-        as_of: what held, or will hold, at a moment, by relevance alone. Reading changes nothing: say with `use` what
-        was of use.
+        as_of: what held, or will hold, at a moment, by relevance alone, of one subject the newest first; of a day
+        without a time, at its end, as with `until` of a search. Reading changes nothing: say with `use` what was of
+        use.
         """
         settings, asked_at = Cognitive.of(cognitive), _seconds(now)
         if settings is not None and settings.now is None:
             settings = replace(settings, now=asked_at)
         only = Filter(fields={"namespace": self.namespace}, until=asked_at)
         if as_of is not None:
-            moment, settings = seconds_of(as_of, "as_of"), None
+            moment = end_of(as_of, "as_of")
+            settings = None if settings is None else replace(settings, now=moment, bound=0.0)
             only = replace(only, until=moment, held_at=moment, has_superseded=True)
         asked = Question(
             text=query,
             top_n=top_n,
-            candidates=max(Question.candidates, top_n),
             only=only,
             cognitive=settings,
             is_reranked=self.index.is_reranked,
             budget_ms=budget_ms,
             explain=explain,
         )
-        return self.index.pipeline.search(asked)
+        return self.index.pipeline.search(replace(asked, candidates=max(asked.candidates, top_n)))
 
     def use(self, id: int, *, now: Moment | None = None) -> None:
         """Record that a statement was of use; uses count as ACT-R's accesses."""
@@ -146,7 +148,7 @@ class Memory(Closing):
 
         subject is that of the old one, unless it is given. Raises StoreError for what was replaced before.
         """
-        text, moment = _checked(text), _seconds(now)
+        text, moment, subject = _checked(text), _seconds(now), _one_subject(subject)
         _ = self.index.writing()  # models are opened before anybody waits for the transaction
         with self.index.store.together():
             old = self.get(id)
@@ -198,11 +200,11 @@ class Memory(Closing):
 
     def _same(self, text: str, subject: str | None) -> Stored | None:
         """A statement in the same words, about the same subject as far as both have one."""
-        wanted = _folded(text)
+        wanted = folded(text)
         only = Filter(fields={"namespace": self.namespace})
         found = self.index.store.search_text(terms(text), 20, only)
         for each in self.index.store.fetch([id for id, _ in found]):
-            if _folded(each.chunk.text) == wanted and subject in (None, each.chunk.fields.get("subject", subject)):
+            if folded(each.chunk.text) == wanted and subject in (None, each.chunk.fields.get("subject", subject)):
                 return each
         return None
 
@@ -239,14 +241,15 @@ def _checked(text: str) -> str:
     return storable(text)
 
 
+def _one_subject(subject: str | None) -> str | None:
+    if subject is not None and not isinstance(subject, str):
+        raise TypeError(f"the subject is a {type(subject).__name__}; a str is needed")
+    return None if subject is None else folded(subject) or None
+
+
 def _kept(old: Stored) -> dict[str, Any]:
     """What a statement passes on to one in its place."""
     return {name: old.chunk.fields[name] for name in ("subject", "importance") if name in old.chunk.fields}
-
-
-def _folded(text: str) -> str:
-    """Without regard to capitals, blanks, and how letters with marks are put together."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def _seconds(now: Moment | None) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import unescape
+from itertools import accumulate
 from typing import Any
 
 from secondpass.data.html import sections
@@ -21,7 +23,8 @@ _HEAD = 50_000  # characters in which a title is looked for
 class Page:
     """A text that is cut into chunks: its kind (see chunking.SECTIONS), its title, and what is known of it.
 
-    first_line is the line of the file where the text begins. created is in seconds since 1970.
+    first_line is the line of the file where the text begins; of a text that was made from what the file has, places
+    tells where its parts come from: (line of the text, line of the file), in order. created is in seconds since 1970.
     """
 
     text: str
@@ -30,6 +33,14 @@ class Page:
     created: float | None = None
     first_line: int = 1
     fields: Mapping[str, Any] = field(default_factory=dict)
+    places: Sequence[tuple[int, int]] = ()
+
+    def file_lines(self, first: int, last: int) -> tuple[int, int]:
+        """First and last lines of the text as lines of the file."""
+        if not self.places:
+            return first + self.first_line - 1, last + self.first_line - 1
+        begins = [max(0, bisect_right(self.places, line, key=lambda place: place[0]) - 1) for line in (first, last)]
+        return self.places[begins[0]][1], self.places[begins[1]][1]
 
 
 def decoded(data: bytes, name: str, declared: str = "") -> str:
@@ -49,11 +60,19 @@ def decoded(data: bytes, name: str, declared: str = "") -> str:
 def html_page(html: str, created: float | None = None) -> Page:
     """HTML as Markdown: what people read, under a heading line for each trail of headings."""
     title = _TITLE.search(html[:_HEAD])
-    parts, above = list[str](), ""
+    parts, above = list[tuple[str, int]](), ""
     for section in sections(html):
+        shown = section.text.removeprefix(f"{section.heading}\n")
         if section.heading != above:
             above = section.heading
-            parts.append(f"# {above}")
-        parts.append(section.text.removeprefix(f"{above}\n"))
-    found = "" if title is None else unescape(title[1]).strip()
-    return Page(text="\n\n".join(parts), kind="markdown", title=found, created=created)
+            shown = f"# {above}\n\n{shown}"
+        parts.append((shown, section.line))
+    return markdown_page(parts, "" if title is None else unescape(title[1]).strip(), created)
+
+
+def markdown_page(parts: Sequence[tuple[str, int]], title: str, created: float | None = None) -> Page:
+    """Markdown of parts (text, line of the file that it is from), with a blank line between two."""
+    lines = accumulate((text.count("\n") + 2 for text, _ in parts), initial=1)
+    places = list(zip(lines, (line for _, line in parts), strict=False))
+    text = "\n\n".join(text for text, _ in parts)
+    return Page(text=text, kind="markdown", title=title, created=created, places=places)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 
@@ -77,8 +77,8 @@ class Question:
     def __post_init__(self) -> None:
         clean_query(self.text)  # raises for what is no text
         for name, value in (("top_n", self.top_n), ("depth", self.depth), ("candidates", self.candidates)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; give 1 or more")
+            if not isinstance(value, SupportsIndex) or int(value) < 1:
+                raise ValueError(f"{name} is {value!r}; give a whole number, 1 or more")
         if self.diversity is not None and self.diversity not in DIVERSITIES:
             raise ValueError(f"diversity is {self.diversity!r}; give {' or '.join(map(repr, DIVERSITIES))}")
         if self.fusion not in FUSIONS:
@@ -296,11 +296,11 @@ def _weighed(pool: list[PooledChunk], question: Question, store: Store) -> list[
         return pool
     scored, others = ([each for each in pool if each.is_scored is is_scored] for is_scored in (True, False))
     if settings.has_subjects:
-        others = _newest_first(others)
+        others = _newest_first(others, _signals(others, question))
     if not scored:
         return others
     now = time.time() if settings.now is None else seconds_of(settings.now, "now")
-    signals = [signals_in(each.stored) for each in scored]
+    signals = _signals(scored, question)
     names = sorted({name for each in signals for name in each.entities or ()})
     if not settings.fans:
         settings = replace(settings, fans=store.fans(names))
@@ -312,9 +312,14 @@ def _weighed(pool: list[PooledChunk], question: Question, store: Store) -> list[
     return ordered + others
 
 
-def _newest_first(unscored: Sequence[PooledChunk]) -> list[PooledChunk]:
+def _signals(pool: Sequence[PooledChunk], question: Question) -> list[Signals]:
+    """What is known of candidates; what held at the moment that is asked about counts, whatever came later."""
+    found = [signals_in(each.stored) for each in pool]
+    return found if question.only.held_at is None else [replace(each, is_superseded=False) for each in found]
+
+
+def _newest_first(unscored: Sequence[PooledChunk], signals: Sequence[Signals]) -> list[PooledChunk]:
     """Of candidates with one subject the newest is put before the first of them; the others keep their order."""
-    signals = [signals_in(each.stored) for each in unscored]
     places = {max(those, key=lambda at: signals[at].created or 0.0): those[0] - 0.5 for those in by_subject(signals)}
     return [unscored[at] for at in sorted(range(len(unscored)), key=lambda at: places.get(at, at))]
 

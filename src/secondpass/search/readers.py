@@ -9,16 +9,18 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from secondpass.cognitive import MAX_SECONDS, seconds_of
-from secondpass.data.files import delimiter_of, has_names, records
+from secondpass.data import markdown
+from secondpass.data.files import PASSAGE_NAMES, delimiter_of, has_names, records, text_in
 from secondpass.data.files import suffix as suffix_of
 from secondpass.errors import DataError
 from secondpass.search import formats
-from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page
+from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page, markdown_page
 
 MAX_BYTES = 50_000_000  # of a file that is read whole
 _DATE_IN_NAME = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_.]?([01]\d)[-_.]?([0-3]\d)(?!\d)")
@@ -30,7 +32,6 @@ _CHARSET = re.compile(
 _DECLARED_IN = 1024  # bytes of a page, as HTML asks
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _TIMES = ("created", "timestamp", "date", "time")  # fields of records and front matter, the first that is there
-_TEXTS = ("text", "contents", "body")
 CODE = (
     ".py .pyi .js .mjs .cjs .jsx .ts .tsx .java .kt .kts .scala .go .rs .c .h .cc .cpp .cxx .hpp .cs .swift .rb .php "
     ".lua .pl .sh .bash .zsh .fish .ps1 .sql .r .jl .ex .exs .erl .hs .ml .clj .dart .vue .svelte .proto .nix .zig"
@@ -43,12 +44,17 @@ Reader = Callable[[Path], Iterable[Page]]
 
 
 def read(file: Path) -> Iterator[Page]:
-    """The pages of a file. Raises DataError that says why it cannot be read, MissingExtra where a package lacks."""
+    """The pages of a file that say something, if by their title alone, as mails do.
+
+    Raises DataError that says why it cannot be read, MissingExtra where a package lacks.
+    """
     reader = READERS.get(suffix_of(file))
     if reader is None:
         raise DataError(f"{file}: files that end in {suffix_of(file) or 'nothing'} are not read")
     try:
-        yield from (page for page in reader(file) if page.text.strip() or page.title)
+        for page in reader(file):
+            if page.text.strip() or page.title.strip():
+                yield page if page.text.strip() else replace(page, text=page.title)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
     except RecursionError as error:
@@ -101,6 +107,30 @@ def _read_markdown(file: Path) -> Iterator[Page]:
     yield Page(text=body, kind="markdown", title=title, created=_created(front) or _date_in_name(file), fields=front)
 
 
+def _read_notebook(file: Path) -> Iterator[Page]:
+    """A Jupyter notebook (nbformat 4) as Markdown, its code between fences; what the code gave out is left out."""
+    text = text_of(file)
+    try:
+        notebook = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{file}: is no notebook: {error}") from None
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list):
+        raise DataError(f'{file}: has no list of "cells"; notebooks of nbformat 4 are read')
+    rows, at = text.split("\n"), 0
+    parts = list[tuple[str, int]]()
+    for cell in cells:
+        source = cell.get("source") if isinstance(cell, dict) else None
+        said = ("".join(map(str, source)) if isinstance(source, list) else str(source or "")).strip("\n")
+        if not said.strip():
+            continue
+        begin = json.dumps(said.split("\n")[0], ensure_ascii=False)[1:-1]
+        at = next((row for row in range(at, len(rows)) if begin in rows[row]), at)
+        parts.append((f"````\n{said}\n````" if cell.get("cell_type") == "code" else said, at + 1))
+    title = next((found[1].strip() for part, _ in parts if (found := re.match(r"# +(.+)", part))), "")
+    yield markdown_page(parts, title, _date_in_name(file))
+
+
 def _read_html(file: Path) -> Iterator[Page]:
     data = _unzipped(file)
     declared = _CHARSET.search(data[:_DECLARED_IN])
@@ -111,9 +141,9 @@ def _read_html(file: Path) -> Iterator[Page]:
 def _read_records(file: Path) -> Iterator[Page]:
     """Each record a page; its text in "text", and "title" as the title, the others as fields."""
     for location, record in records(file):
-        text = next((record[name] for name in _TEXTS if isinstance(record.get(name), str)), None)
+        text = next((record[name] for name in PASSAGE_NAMES if isinstance(record.get(name), str)), None)
         if text is None:
-            raise DataError(f'{location}: has no "text" (it has {", ".join(map(str, record)) or "nothing"})')
+            text = text_in(record, PASSAGE_NAMES, location)
         line = location.rpartition(":")[2]
         metadata = record.get("metadata")
         others = {**(metadata if isinstance(metadata, dict) else {}), **record}
@@ -128,14 +158,10 @@ def _read_records(file: Path) -> Iterator[Page]:
 
 def front_matter(text: str) -> tuple[dict[str, Any], int]:
     """Keys of YAML front matter with their values, as far as they are plain or lists, and where the text begins."""
-    if not text.startswith("---\n"):
-        return {}, 0
-    end = text.find("\n---", 3)
-    if end < 0:
-        return {}, 0
+    front = markdown.front_matter(text)
     found: dict[str, Any] = {}
     key = ""
-    for line in text[4 : end + 1].splitlines():
+    for line in front.splitlines()[1:-1]:
         name, colon, value = line.partition(":")
         if line.startswith((" ", "-", "\t")) and line.strip().startswith("- ") and key:
             earlier = found[key] if isinstance(found[key], list) else []
@@ -143,8 +169,7 @@ def front_matter(text: str) -> tuple[dict[str, Any], int]:
         elif colon and name.strip() and not name.startswith((" ", "#")):
             key = name.strip()
             found[key] = _plain_value(value.strip())
-    stop = text.find("\n", end + 1)
-    return found, len(text) if stop < 0 else stop + 1
+    return found, len(front)
 
 
 def _plain_value(value: str) -> Any:
@@ -203,6 +228,7 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(MARKDOWN, _read_markdown),
     **dict.fromkeys(CODE, _read_code),
     **dict.fromkeys((".html", ".htm", ".xhtml"), _read_html),
+    ".ipynb": _read_notebook,
     **dict.fromkeys((".jsonl", ".ndjson"), _read_records),
     **dict.fromkeys((".pdf", ".docx", ".eml", ".mbox"), formats.read),
 }

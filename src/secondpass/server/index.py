@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from secondpass.errors import SecondpassError
+from secondpass.errors import IndexGone, SecondpassError
 from secondpass.search.index import Index
 from secondpass.search.pipeline import document_of
 from secondpass.server.admin import refusing
@@ -104,6 +105,7 @@ class ServedIndex:
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.index, self.settings = Index(name, folder=settings.index_folder), settings
+        self._reopening = threading.Lock()
         self._threads = ThreadPoolExecutor(THREADS, "index")
         self._updating = ThreadPoolExecutor(1, "index-update")
         self._work: set[Future[Any]] = set()
@@ -147,10 +149,21 @@ class ServedIndex:
         return Route(f"/v1/index/{name}", refusing(answered), methods=["POST"])
 
     def _begin(self, threads: ThreadPoolExecutor, work: Callable[..., Any], *asked: IndexBody) -> Future[Any]:
-        working = threads.submit(work, *asked)
+        working = threads.submit(self._done, work, *asked)
         self._work.add(working)
         working.add_done_callback(self._work.discard)
         return working
+
+    def _done(self, work: Callable[..., Any], *asked: IndexBody) -> Any:
+        """What work returns; once more on an index that was made anew meanwhile."""
+        index = self.index
+        try:
+            return work(*asked)
+        except IndexGone:
+            with self._reopening:
+                if self.index is index:  # the other one goes when the last who asks it is done
+                    self.index = Index(index.name, folder=self.settings.index_folder)
+            return work(*asked)
 
     def _first_search(self) -> None:
         try:

@@ -103,7 +103,7 @@ class Guard:
         self.keys = Keys(keys)
         self.admin_keys = Keys(() if settings.admin_key_file is None else read_key_file(settings.admin_key_file))
         self._proxies = networks(settings.trusted_proxies)
-        self._origins = {origin.rstrip("/").lower() for origin in settings.cors_origins}
+        self._origins = set(map(_origin_of, settings.cors_origins))
         named = set(map(_host_name, settings.allowed_hosts))
         self._hosts = named if named or settings.is_loopback else {"*"}
 
@@ -136,7 +136,7 @@ class Guard:
         (self.admin_keys if is_admin and self.admin_keys else self.keys).check(headers)
 
     def allows_origin(self, origin: str) -> bool:
-        return origin.rstrip("/").lower() in self._origins
+        return _origin_of(origin) in self._origins
 
     def cors_headers(self, headers: Headers) -> dict[str, str]:
         """What lets a page of an allowed origin read the answer."""
@@ -258,6 +258,12 @@ def _origin_parts(origin: str) -> tuple[str, str, int] | None:
     except (ValueError, KeyError):
         return None
     return (parts.scheme, parts.hostname, port) if parts.hostname else None
+
+
+def _origin_of(origin: str) -> tuple[str, str, int] | str:
+    """What two writings of one origin share: browsers leave the scheme's own port out. An extension's has no port."""
+    said = origin.rstrip("/").lower()
+    return _origin_parts(said) or said
 
 
 def _given_key(headers: Headers) -> str | None:

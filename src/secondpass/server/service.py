@@ -179,7 +179,7 @@ class Service:
 
     async def embed(self, call: EmbedCall, context: CallContext) -> Vectors:
         """One vector per text, in order."""
-        self._check_texts(call.texts, len(call.texts))
+        self._check_texts(call.texts, len(call.texts), kind="text", parameter="input")
         hosted = self._hosted(call.model, "embedder")
         embedder = hosted.model
         assert isinstance(embedder, Embedder)
@@ -275,16 +275,18 @@ class Service:
             raise Refusal(Fault.unavailable, "the server is loading its models", retry_after=2.0)
         return self.registry.find(model, kind)
 
-    def _check_texts(self, texts: Sequence[str], num_documents: int) -> None:
+    def _check_texts(
+        self, texts: Sequence[str], count: int, kind: str = "document", parameter: str = "documents"
+    ) -> None:
         settings = self.settings
-        if num_documents > settings.max_documents:
-            message = f"{num_documents} documents; this server takes {settings.max_documents} in one request"
-            raise Refusal(Fault.too_large, message, parameter="documents")
+        if count > settings.max_documents:
+            message = f"{count} {kind}s; this server takes {settings.max_documents} in one request"
+            raise Refusal(Fault.too_large, message, parameter=parameter)
         longest = max(map(len, texts), default=0)
         if longest > settings.max_document_characters:
             most = settings.max_document_characters
-            message = f"a document has {longest} characters; this server takes {most}"
-            raise Refusal(Fault.too_large, message, parameter="documents")
+            message = f"a {kind} has {longest} characters; this server takes {most}"
+            raise Refusal(Fault.too_large, message, parameter=parameter)
 
     async def _in_thread(
         self, work: Callable[[Slot], T], view: BatchedCall, context: CallContext, characters: int

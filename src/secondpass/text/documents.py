@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from unicodedata import category
+from unicodedata import category, normalize
 
 from secondpass.types import Document, DocumentLike
 
@@ -99,3 +99,8 @@ def check_pair(pair: tuple[str, DocumentLike], index: int) -> tuple[str, str]:
 
 def _kind(value: object) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
+
+
+def folded(text: str) -> str:
+    """Without regard to capitals, blanks, and how letters with marks are put together."""
+    return " ".join(normalize("NFC", text).casefold().split())
