@@ -67,6 +67,18 @@ def test_tables_are_printed(capsys: pytest.CaptureFixture[str], place: Place) ->
         assert name in out
 
 
+def test_names_that_a_run_cannot_hold_are_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    texts = {"ship log": "the ship sails", "other": "a tree grows"}
+    write(tmp_path / "set" / "corpus.jsonl", lines({"_id": name, "text": text} for name, text in texts.items()))
+    write(tmp_path / "set" / "queries.jsonl", lines([{"_id": "q", "text": "which ship sails"}]))
+    write(tmp_path / "set" / "qrels" / "test.tsv", "q\tship log\t1")
+    options = ("--model", place.model, "--run", tmp_path / "x.run")
+    code, out, err = called(capsys, "eval", tmp_path / "set", *options)
+    assert (code, out) == (1, "") and "'ship log' of query 'q': TREC's columns hold no names with blanks" in err
+
+
 def test_json_has_what_python_gives(capsys: pytest.CaptureFixture[str], place: Place) -> None:
     arguments = ("--model", place.model, "--depth", "6", "--measures", "MRR@10,MAP", "--json", "--no-latency")
     code, out, _ = called(capsys, "eval", place.data, *arguments)

@@ -88,6 +88,21 @@ def test_padded_rows_have_the_shares_of_a_plain_count() -> None:
     assert found.tolist() == pytest.approx([counted(model, *pair) for pair in pairs], abs=1e-6)
 
 
+@pytest.mark.parametrize(("query", "passage"), [([0, 0], [0, 0]), ([5], [7, 5]), ([5, 6], [5, 6])])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_where_nothing_counts_there_is_no_slope(query: list[int], passage: list[int], is_padded: bool) -> None:
+    """Of unknown words alone, and of one word, whose pairs are with markers; else a step would learn nothing else."""
+    model, row = matching().requires_grad_(True), row_of(query, passage)
+    batch = pack([row])
+    if is_padded:
+        ids = torch.tensor([row.ids])
+        shares = model.of_padded(ids, torch.ones_like(ids), batch.types.reshape(1, -1))
+    else:
+        shares = model.shares(batch)
+    (shares * model.scale).sum().backward()
+    assert model.weights.grad is not None and model.weights.grad.abs().max() < 10
+
+
 @pytest.mark.parametrize("found", [{"k1": 0.9, "b": 0.4}, {**SETTINGS, "b": "much"}, True])
 def test_settings_that_are_not_whole_are_named(found: object) -> None:
     with pytest.raises(CheckpointError, match=r"word_match is .* needs the numbers k1, b and mean_length"):

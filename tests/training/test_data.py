@@ -42,7 +42,9 @@ def test_files_and_folders_plain_and_gzipped(tmp_path: Path) -> None:
     [
         ("{", "is not JSON"),
         ("[1]", "holds a list"),
-        ({"pos": ["a"], "neg": ["b"]}, "has no 'query'"),
+        ({"anchor": "q", "positive": "a"}, r"has no 'query' \(it has anchor, positive\)"),
+        ({}, r"has no 'query' \(it has nothing\)"),
+        ({"query": "q", "pos": ["a"], "negative": ["b"]}, r"has no 'neg' \(it has query, pos, negative\); find"),
         (GOOD | {"query": 3}, "'query' is a int, not a string"),
         (GOOD | {"query": " "}, "'query' is empty"),
         ({"query": "q", "neg": ["b"]}, "has no 'pos'"),
@@ -75,6 +77,22 @@ def test_all_wrong_lines_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no examples"):
         read_data([file], is_skipping=True)
     assert told(["a", "b"]) == "a; b"
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_file_may_be_one_list(tmp_path: Path, indent: int | None) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("\n" + json.dumps([GOOD, GOOD | {"query": "second"}], indent=indent))
+    examples = read_data([file]).examples
+    assert [example.query for example in examples] == ["what is snow", "second"]
+    assert examples[1].source == f"{file}[1]"
+    file.write_text(json.dumps([GOOD, 3, {"query": "q"}], indent=indent))
+    with pytest.raises(DataError, match=r"a\.json\[1\]: holds a int.*a\.json\[2\]: has no 'pos'"):
+        read_data([file])
+    assert len(read_data([file], is_skipping=True).examples) == 1
+    file.write_text("[" + json.dumps(GOOD))
+    with pytest.raises(DataError, match=r"a\.json: is not JSON"):
+        read_data([file], is_skipping=True)
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from secondpass import Reranker
 from secondpass.errors import DataError, TrainingError
 from secondpass.training import Data, DevSet, EmbedderSettings, LoraSettings, Trainer, TrainingSettings, dev_queries
-from secondpass.training.checkpointing import claimed, steps_in
+from secondpass.training.checkpointing import claimed, read_state, steps_in
 from secondpass.training.learner import Learner, Moved
 from secondpass.training.reporting import read_log
 from tests.checkpoints import tiny_bert
@@ -141,6 +141,23 @@ def test_what_is_trained_from_the_embedded_graph_is_an_ordinary_checkpoint(tmp_p
     assert after == pytest.approx(before, abs=0.5)
 
 
+def test_a_run_goes_on_where_the_folder_of_its_model_is_written_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("base", "other"):
+        tiny_bert(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        Trainer("base", DATA, "out", settings=settings()).train()
+    with pytest.raises(TrainingError, match=r"model was 'base', is 'other/'; give what it was told, or another"):
+        Trainer("other/", DATA, "out", settings=settings()).train(resume=True)
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        Trainer("base/", DATA, "out", settings=settings()).train(resume=True)
+    assert Trainer(tmp_path / "base", DATA, "out", settings=settings()).train(resume=True).is_finished
+
+
 @pytest.mark.slow
 def test_the_best_checkpoint_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([0.3, 0.2, 0.9, 0.4])
@@ -245,6 +262,22 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     assert trainer(tmp_path, "out").train(resume=True).is_finished
     trainer(tmp_path, "whole").train()
     assert equal(tmp_path / "whole", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "facts", ["{", "[]", "{}", '{"step": 6}', '{"step": 6, "history": "x"}', '{"step": 7, "history": []}']
+)
+def test_a_checkpoint_that_is_damaged_is_named(tmp_path: Path, facts: str) -> None:
+    """One whose name is another step's would go on past the end."""
+    folder = tmp_path / "step-00000006"
+    folder.mkdir()
+    save_file({"weights.a": torch.ones(2)}, folder / "state.safetensors")
+    (folder / "state.json").write_text('{"step": 6, "history": []}')
+    state = read_state(tmp_path)
+    assert state is not None and state.step == 6
+    (folder / "state.json").write_text(facts)
+    with pytest.raises(TrainingError, match=r"step-00000006 cannot be read .*; remove it to go on"):
+        read_state(tmp_path)
 
 
 @pytest.mark.promise("docs/training.md", "ends in the same weights, bit by bit on a CPU")
@@ -361,6 +394,8 @@ def test_a_readme_that_is_there_is_not_replaced(tmp_path: Path) -> None:
         {"learning_rate": math.inf},
         {"weight_decay": math.nan},
         {"seed": -1},
+        {"seed": 1 << 63},
+        {"max_query_length": 0},
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
@@ -433,6 +468,18 @@ def test_an_output_that_cannot_be_written_is_said_as_one_sentence(tmp_path: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="cannot be written"), claimed(tmp_path / "file"):
         raise AssertionError
+
+
+def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    for name in ("own", "new"):
+        with pytest.raises(KeyError), claimed(tmp_path / name), claimed(tmp_path / name):
+            raise KeyError
+    assert list(tmp_path.iterdir()) == [tmp_path / "own"] and not list((tmp_path / "own").iterdir())
+    with pytest.raises(KeyError), claimed(tmp_path / "new"):
+        (tmp_path / "new" / "training" / "data.json").write_text("{}")
+        raise KeyError
+    assert (tmp_path / "new" / "training" / "data.json").is_file()
 
 
 HOLD = """

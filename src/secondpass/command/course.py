@@ -92,7 +92,7 @@ class VectorFlags:
 class Course:
     """How it is trained; each field is named as the field of TrainingSettings."""
 
-    temperature: Annotated[float, option(help="Of kl.")] = 1.0
+    temperature: Annotated[float, option(help="Of kl and kd.")] = 1.0
     num_negatives: Annotated[int, option("--negatives", min=0, help="Negatives beside each positive.")] = 7
     epochs: Annotated[int, option(min=1, help="Times that every query is seen.")] = 1
     max_steps: Annotated[int | None, option(min=1, help="Stop after so many steps.")] = None
@@ -120,6 +120,11 @@ class Course:
     log_every: Annotated[int, option(min=1, help="Steps between lines.")] = 10
     has_tensorboard: Annotated[bool, option("--tensorboard", help="Write events into OUTPUT/training.")] = False
 
+    @property
+    def names_measuring(self) -> bool:
+        """Whether it is said when to measure, or by what the best is kept."""
+        return (self.eval_every, self.measure) != (Course.eval_every, Course.measure)
+
 
 def settings_of(loss: LossFlags, layers: Layers, vectors: VectorFlags, course: Course) -> TrainingSettings:
     from secondpass.training.settings import LoraSettings, TrainingSettings, parse_losses
@@ -128,6 +133,10 @@ def settings_of(loss: LossFlags, layers: Layers, vectors: VectorFlags, course: C
         if loss.lora_base not in ("whole", "4bit"):
             raise ValueError(f"--lora-base is {loss.lora_base!r}; give whole, or with --lora 4bit")
         _check_meant(loss, layers, vectors)
+        losses = parse_losses(loss.loss)
+        if not losses.keys() & {"kl", "soft_cross_entropy"}:
+            needed = "kl or kd in --loss; what divides similarities is --score-temperature"
+            _refuse(course, Course(), {"temperature"}, needed)
         updates = None
         if loss.lora is not None:
             alpha = _or(loss.lora_alpha, 2.0 * loss.lora)
@@ -140,7 +149,7 @@ def settings_of(loss: LossFlags, layers: Layers, vectors: VectorFlags, course: C
                 has_four_bits=loss.lora_base == "4bit",
             )
         return TrainingSettings(
-            losses=parse_losses(loss.loss),
+            losses=losses,
             lora=updates,
             layers=_layers(layers),
             compression=_compression(layers),

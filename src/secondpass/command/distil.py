@@ -146,11 +146,12 @@ def _check_same(target: Path, learnt: Sequence[Example], student: str) -> None:
     """Raises TrainingError where the finished run learnt from other queries, which may be among the held-out ones."""
     from secondpass.checkpoint.checkpoint import open_checkpoint
     from secondpass.json_file import read_json
-    from secondpass.training.checkpointing import RUN
+    from secondpass.training.checkpointing import RUN, is_same_model
     from secondpass.training.data import Data
 
     run = read_json(target / "training" / RUN)
-    if (run.get("model"), run.get("data")) != (open_checkpoint(student).name, Data(examples=learnt).fingerprint):
+    is_same = is_same_model(str(run.get("model")), open_checkpoint(student).name)
+    if not is_same or run.get("data") != Data(examples=learnt).fingerprint:
         raise TrainingError(
             f"{target} holds the result of a run with another student, texts, queries or draws; for its report give "
             "the command as it was, else another folder"

@@ -138,6 +138,8 @@ def evaluate(
     cuts, named = variants.cuts(), list(dict.fromkeys(models or ["default"]))
     _check_models(named, cuts, opening)
     plan = _planned(Sets(sources=data, flags=flags, opening=opening), depth, measures, is_timed=latency)
+    if written.run is not None:
+        _check_names(plan, at_home(written.run))
     evaluations: list[Evaluation] = []
     infos: dict[str, Mapping[str, Any]] = {}
     for model in named:
@@ -299,6 +301,13 @@ def _check_files(written: Written) -> None:
         from secondpass.evaluation.rendering import require_plots
 
         require_plots()
+
+
+def _check_names(plan: Plan, file: Path) -> None:
+    from secondpass.evaluation.datasets.trec import check_names
+
+    for _, candidates in plan.prepared:
+        check_names(candidates, file, "tag")
 
 
 def _show(text: str) -> None:

@@ -84,8 +84,9 @@ def train(
     from secondpass.training.trainer import Trainer
 
     settings = settings_of(loss, layers, vectors, course)
-    if sources.dev is None and (sources.names_dev_set or settings.eval_every is not None):
-        raise WrongUse("--eval-split, --eval-depth, --eval-queries and --eval-every do nothing without --eval")
+    if sources.dev is None and (sources.names_dev_set or course.names_measuring):
+        flags = "--eval-split, --eval-depth, --eval-queries, --eval-every and --measure"
+        raise WrongUse(f"{flags} do nothing without --eval")
     target = output_folder(folder)
     processes = open_processes(settings.device)
     with claimed(target) if processes.is_first else nullcontext():

@@ -79,7 +79,7 @@ class WordMatch(nn.Module):
         weights = self.weights[asked] * query.float()
         norm = self._norm(passage.float().sum(1, keepdim=True))
         found = ((weights, pieces), (torch.minimum(weights[:, :-1], weights[:, 1:]), pairs))
-        shares = [(w * n / (n + norm)).sum(1) / w.sum(1).clamp(min=TINY) for w, n in found]
+        shares = [_share((w * n / (n + norm)).sum(1), w.sum(1)) for w, n in found]
         return torch.stack(shares, 1)
 
     def _of_packed(self, batch: Packed) -> Tensor:
@@ -92,15 +92,17 @@ class WordMatch(nn.Module):
         both = torch.minimum(weights[:-1], weights[1:]) * follows.float()
         pairs = _counts(ids[:-1] * num_words + batch.ids[1:], passage[:-1] & passage[1:] & follows)
         found = ((weights, _counts(ids, passage), norm, batch.rows), (both, pairs, norm[:-1], batch.rows[:-1]))
-        shares = [
-            _by_row(w * n / (n + to), batch, rows) / _by_row(w, batch, rows).clamp(min=TINY)
-            for w, n, to, rows in found
-        ]
+        shares = [_share(_by_row(w * n / (n + to), batch, rows), _by_row(w, batch, rows)) for w, n, to, rows in found]
         return torch.stack(shares, 1)
 
     def _norm(self, lengths: Tensor) -> Tensor:
         config = self.config
         return config.k1 * (1 - config.b + config.b / config.mean_length * lengths)
+
+
+def _share(found: Tensor, whole: Tensor) -> Tensor:
+    """found / whole; 0 where nothing counts, and without a slope, which would be of 1 / TINY beside all others."""
+    return found / whole.clamp(min=TINY) * (whole > TINY).float()
 
 
 def few_columns(length: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from secondpass.atomic import whole_folder, write_text
+from secondpass.atomic import lasting, whole_folder, write_text
 from secondpass.checkpoint.save import write_tensors
 from secondpass.checkpoint.weights import read_tensors
 from secondpass.errors import CheckpointError, TrainingError
@@ -39,10 +39,11 @@ _REPLACED = ("README.md", "tokenizer.json", "tokenizer_config.json")  # somebody
 def claimed(output: Path) -> Iterator[None]:
     """While it is entered, no other process writes a run into `output`; the same process may claim it again.
 
-    Raises TrainingError where the folder cannot be written to or another process holds it.
+    Where nothing was written, nothing is left. Raises TrainingError where the folder cannot be written to or another
+    process holds it.
     """
     _check_unoccupied(output)
-    file = output / "training" / LOCK
+    file, is_new = output / "training" / LOCK, not output.exists()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file, timeout=0, is_singleton=True)
@@ -54,7 +55,20 @@ def claimed(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if lock.lock_counter == 1:
+            _remove_unused(file, output if is_new else None)
         lock.release()
+
+
+def _remove_unused(lock: Path, output: Path | None) -> None:
+    """Remove a lock beside which nothing stands, its folder and `output`, so that other commands may write there."""
+    if any(path != lock for path in lock.parent.iterdir()):
+        return
+    with suppress(OSError):  # on Windows an open file stays
+        lock.unlink()
+        lock.parent.rmdir()
+        if output is not None:
+            output.rmdir()
 
 
 def check_output(output: Path, *, is_resumed: bool) -> dict[str, Any] | None:
@@ -76,6 +90,11 @@ def is_finished(output: Path) -> bool:
     """Whether a run in `output` has left its result there."""
     file = output / "training" / RUN
     return file.is_file() and bool(read_json(file).get("is_finished"))
+
+
+def is_same_model(before: str, now: str) -> bool:
+    """Whether two names mean one model: a folder may be named from here, from the root, or with a slash behind it."""
+    return lasting(before) == lasting(now)
 
 
 def _check_unoccupied(output: Path) -> None:
@@ -153,6 +172,12 @@ def read_state(folder: Path) -> SavedState | None:
     newest = folder / f"step-{steps[-1]:08d}"
     try:
         facts = json.loads((newest / FACTS).read_text("utf-8"))
+        if (
+            not isinstance(facts, dict)
+            or facts.get("step") != steps[-1]
+            or not isinstance(facts.get("history"), list)
+        ):
+            raise ValueError(f"{FACTS} does not tell of step {steps[-1]}")
         tensors: dict[str, Tensor] = {}
         for file in [newest / TENSORS, *sorted(newest.glob(SHARD.replace("{:05d}", "*")))]:
             for name, tensor in read_tensors([file]):

@@ -1,7 +1,7 @@
 """Training data in FlagEmbedding's layout: one JSON object a line, checked before anything is trained.
 
 {"query": str, "pos": [str], "neg": [str], "pos_scores": [number], "neg_scores": [number]}; the scores are a teacher's
-and may be left out. Plain or gzipped, in files or in folders of them.
+and may be left out. Plain or gzipped, in files or in folders of them; a .json file may hold them as one list.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from secondpass.atomic import at_home, write_lines
-from secondpass.data.files import files_below, lines, parsed, suffix
+from secondpass.data.files import Source, files_below, lines, parsed, suffix, values
 from secondpass.errors import DataError
 from secondpass.text.documents import clean_query
 
@@ -104,9 +104,9 @@ def read_data(
     unread: Counter[str] = Counter()
     for file in files:
         try:
-            for source, line in lines(file):
+            for source, read in _rows(file):
                 try:
-                    fields = _object(parsed(line, source), source)
+                    fields = _object(read(), source)
                     examples.append(read_example(fields, source, needs_negatives=needs_negatives))
                     unread.update(key for key in fields if key not in KEYS)
                 except DataError as error:
@@ -118,6 +118,16 @@ def read_data(
     if not examples:
         raise DataError(f"no examples in {', '.join(map(str, files))}" + (f"; {told(problems)}" if problems else ""))
     return Data(examples=examples, names=tuple(map(str, files)), problems=tuple(problems), unread=dict(unread))
+
+
+def _rows(file: Path) -> Iterator[tuple[Source, Callable[[], Any]]]:
+    """What reads each line of a file, or each item where the file is one JSON list."""
+    if suffix(file) == ".json" and next(lines(file), ("", ""))[1].lstrip().startswith("["):
+        for source, value in values(file):
+            yield source, lambda value=value: value  # type: ignore[misc]
+    else:
+        for source, line in lines(file):
+            yield source, partial(parsed, line, source)
 
 
 def told(problems: Sequence[str]) -> str:
@@ -151,14 +161,15 @@ def read_example(fields: Mapping[str, Any], source: str, *, needs_negatives: boo
 def _example(fields: Mapping[str, Any], source: str, *, needs_negatives: bool) -> Example:
     query = fields.get("query")
     if not isinstance(query, str):
-        raise ValueError("has no 'query'" if query is None else f"'query' is a {type(query).__name__}, not a string")
+        lacks = query is None
+        raise ValueError(_lacks("query", fields) if lacks else f"'query' is a {type(query).__name__}, not a string")
     if not query.strip():
         raise ValueError("'query' is empty")
     positives, negatives = _texts(fields, "pos"), _texts(fields, "neg")
     if not positives:
         raise ValueError("'pos' is empty; one passage that answers the query is needed")
     if needs_negatives and not negatives:
-        raise ValueError("has no 'neg'; find some with `secondpass mine`")
+        raise ValueError(f"{_lacks('neg', fields)}; find some with `secondpass mine`")
     _check_apart(positives, negatives)
     return Example(
         query=clean_query(query),
@@ -169,6 +180,11 @@ def _example(fields: Mapping[str, Any], source: str, *, needs_negatives: bool) -
         prompt=_prompt(fields.get("prompt")),
         source=source,
     )
+
+
+def _lacks(key: str, fields: Mapping[str, Any]) -> str:
+    """What is said of a line without a key; others that are there tell of another layout."""
+    return f"has no {key!r}" + ("" if key in fields else f" (it has {', '.join(fields) or 'nothing'})")
 
 
 def _object(value: Any, source: str) -> Mapping[str, Any]:
@@ -184,7 +200,7 @@ def folded(text: str) -> str:
 
 def _texts(fields: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if key not in fields and key == "pos":
-        raise ValueError("has no 'pos'")
+        raise ValueError(_lacks("pos", fields))
     values = fields.get(key) or []
     if not isinstance(values, list):
         raise ValueError(f"{key!r} is a {type(values).__name__}, not a list of strings")

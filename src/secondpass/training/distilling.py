@@ -135,7 +135,8 @@ def learnable(examples: Sequence[Example], is_made: Sequence[bool], rule: QueryR
 def parted(examples: Sequence[Example], *, share: float, seed: int) -> tuple[list[Example], list[Example]]:
     """(to learn from, held out), drawn by seed; one of each at least. Raises ValueError for fewer than two."""
     if len(examples) < 2:
-        raise ValueError(f"{len(examples)} queries are left, 2 are needed; give more texts, or queries")
+        missing = "give more texts or queries, or a lower min_spread"
+        raise ValueError(f"{len(examples)} queries are left, 2 are needed; {missing}")
     order = np.random.default_rng([seed, len(examples)]).permutation(len(examples)).tolist()
     count = min(max(round(share * len(examples)), 1), len(examples) - 1)
     return [examples[position] for position in sorted(order[count:])], [

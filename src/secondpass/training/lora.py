@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secondpass.atomic import write_text
-from secondpass.checkpoint.adapter import WEIGHTS
-from secondpass.checkpoint.layout import ADAPTER, LENGTH
+from secondpass.checkpoint.layout import ADAPTER, ADAPTER_WEIGHTS, LENGTH
 from secondpass.checkpoint.save import write_tensors
 from secondpass.errors import MissingExtra, TrainingError
 from secondpass.models.heads import Classifier
@@ -253,7 +252,7 @@ def save_adapter(
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS[0], {name: tensor.detach().clone() for name, tensor in tensors.items()})
+    write_tensors(folder / ADAPTER_WEIGHTS[0], {name: tensor.detach().clone() for name, tensor in tensors.items()})
     if max_length is not None:
         write_text(folder / LENGTH, json.dumps({"max_seq_length": max_length}) + "\n")
     write_text(folder / ADAPTER, json.dumps(config, indent=2) + "\n")

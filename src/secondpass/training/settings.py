@@ -259,11 +259,11 @@ class TrainingSettings:
             _check_choice("a loss", name, LOSSES)
         if not self.losses or not all(0 < weight < math.inf for weight in self.losses.values()):
             raise ValueError(f"losses is {dict(self.losses)}; give at least one, each with a weight above 0")
-        _check_at_least("seed", self.seed, 0)
+        _check_seed(self.seed)
         for name in ("batch", "epochs", "save_every", "log_every"):
             _check_at_least(name, getattr(self, name), 1)
         self._check_num_negatives()
-        for name in ("max_steps", "eval_every", "max_length", "token_budget"):
+        for name in ("max_steps", "eval_every", "max_length", "max_query_length", "token_budget"):
             if getattr(self, name) is not None:
                 _check_at_least(name, getattr(self, name), 1)
         for name in ("learning_rate", "temperature", "max_gradient_norm"):
@@ -347,6 +347,12 @@ def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
 def _check_at_least(name: str, value: float, least: int) -> None:
     if value < least:
         raise ValueError(f"{name} is {value}; give {least} or more")
+
+
+def _check_seed(seed: int) -> None:
+    _check_at_least("seed", seed, 0)
+    if seed >= 1 << 63:
+        raise ValueError(f"seed is {seed}; give one below 2**63, which torch's generators take")
 
 
 def _check_positive(name: str, value: float) -> None:

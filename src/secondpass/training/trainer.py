@@ -25,6 +25,7 @@ from secondpass.training.checkpointing import (
     RUN,
     check_output,
     claimed,
+    is_same_model,
     read_state,
     restore,
     save_state,
@@ -370,10 +371,13 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     settings = [(key, before["settings"].get(key), value) for key, value in now["settings"].items()]
     facts = [key for key in now if key != "settings" and key in before]
     differing = [(key, before[key], now[key]) for key in facts if before[key] != now[key]]
+    differing = [(key, old, new) for key, old, new in differing if key != "model" or not is_same_model(old, new)]
     differing += [(key, old, new) for key, old, new in settings if json.loads(json.dumps(new)) != old]
     if differing:
         told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in differing)
-        raise TrainingError(f"the run that was stopped was another one: {told}")
+        raise TrainingError(
+            f"the run that was stopped was another one: {told}; give what it was told, or another folder"
+        )
 
 
 @contextmanager

@@ -62,6 +62,10 @@ def test_a_run_with_a_header_counts_by_rank(tmp_path: Path) -> None:
     assert read_run(file_of(tmp_path, text)) == {"q1": {"d1": 1.5, "d2": 2.0}}
     text = "qid,docid,rank\nq1,d1,2\nq1,d2,1\n"
     assert read_run(file_of(tmp_path, text, "run.csv")) == {"q1": {"d1": -2.0, "d2": -1.0}}
+    text = (
+        "qid,docid,docno,rank,score,query\nq1,0,d1,0,3.5,why\nq1,1,d2,1,2,why\n"  # PyTerrier's; its docid is a number
+    )
+    assert read_run(file_of(tmp_path, text, "run.csv")) == {"q1": {"d1": 0.0, "d2": -1.0}}
 
 
 def test_runs_in_json_and_lists(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from secondpass.evaluation.measures import ranked
 Qrels = dict[str, dict[str, int]]  # query -> document -> grade
 Run = dict[str, dict[str, float]]  # query -> document -> score, higher is better
 QUERY_NAMES = ("query-id", "query_id", "qid")
-DOCUMENT_NAMES = ("corpus-id", "corpus_id", "docid", "doc_id", "pid")
+DOCUMENT_NAMES = ("corpus-id", "corpus_id", "docno", "docid", "doc_id", "pid")
 _LISTS = ("candidate-ids", "corpus-ids")
 
 
@@ -152,18 +152,24 @@ def _json_run(file: Path) -> Run:
     }
 
 
+def check_names(run: Run, file: Path, tag: str) -> None:
+    """Raises DataError for a query or document that `write_run` cannot write."""
+    for query, scores in run.items():
+        for name in (query, *scores, tag):
+            if len(name.split()) != 1:
+                raise DataError(f"{file}: {name!r} of query {query!r}: TREC's columns hold no names with blanks")
+
+
 def write_run(file: Path, run: Run, tag: str) -> None:
     """The ranking in TREC's six columns, which trec_eval reads in the same order.
 
     Raises DataError for a name that has blanks, which columns cannot hold, or a file that cannot be written.
     """
+    check_names(run, file, tag)
     rows = []
     for query, scores in run.items():
         for rank, document in enumerate(ranked(scores), 1):
-            columns = (query, "Q0", document, str(rank), repr(scores[document]), tag)
-            if any(len(column.split()) != 1 for column in columns):
-                raise DataError(f"{file}: {query!r} {document!r} {tag!r}: TREC's columns hold no names with blanks")
-            rows.append(" ".join(columns) + "\n")
+            rows.append(" ".join((query, "Q0", document, str(rank), repr(scores[document]), tag)) + "\n")
     try:
         write_text(file, "".join(rows))
     except CheckpointError as error:
