@@ -9,8 +9,12 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,11 @@ import pytest
 from secondpass import Reranker
 from secondpass.cli import run
 from secondpass.command.flags import On
+from secondpass.command.score import Placement
 from secondpass.errors import DataError, EngineError
 from secondpass.scale.batch import FolderRows, Job, ScoreBatch, ScoreBlock, open_job
 from secondpass.scoring.open import ModelOptions
+from tests.hub_models import GRAPHS, NAME, connected, model_files
 
 WORDS = "river bridge water long short deep stone market garden winter".split()
 SECONDPASS = [sys.executable, "-m", "secondpass"]
@@ -33,6 +39,14 @@ def rows_of(count: int) -> list[dict[str, Any]]:
         {"id": f"r{i}", "query": f"which {WORDS[i // 7 % 10]}", "passage": " ".join(WORDS[i % 10 :]) + f" {i}"}
         for i in range(count)
     ]
+
+
+def small_model(folder: Path) -> Path:
+    """A checkpoint whose making needs torch, which is not everywhere where Ray is."""
+    pytest.importorskip("torch")
+    from tests.checkpoints import tiny_bert
+
+    return tiny_bert(folder)
 
 
 def write(file: Path, rows: Sequence[Any]) -> Path:
@@ -107,6 +121,31 @@ def test_a_pair_that_the_engine_fails_at_does_not_fail_the_others(
     assert [row["id"] for row in results(job.folder)] == [f"r{i}" for i in range(12) if i != 5]
 
 
+def test_of_a_graph_on_a_hub_no_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "in.jsonl", rows_of(3))
+    with connected(tmp_path, monkeypatch) as hub:
+        hub.commit(NAME, model_files() | GRAPHS)
+        assert open_job([file], tmp_path / "out", ModelOptions(model=NAME, engine="openvino")).blocks
+        assert not any(name == "model.safetensors" for _, name in hub.requests)
+        offline = ModelOptions(model=NAME, engine="openvino", local_files_only=True)
+        assert open_job([file], tmp_path / "offline", offline).blocks
+
+
+def test_a_text_with_a_word_that_the_model_has_not_does_not_fail_the_others(tmp_path: Path) -> None:
+    folder = small_model(tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["extra"] = len(
+        tokenizer["model"]["vocab"]
+    )  # added, and the weights left as they were
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    rows = [{"query": "the river", "passage": passage} for passage in ("a bridge", "an extra bridge", "winter")]
+    job = open_job([write(tmp_path / "in.jsonl", rows)], tmp_path / "out", ModelOptions(model=folder))
+    run_here(job)
+    (failure,) = results(job.folder, "errors/*.jsonl")
+    assert failure["record"] == rows[1] and "take the tokenizer that belongs to the weights" in failure["reason"]
+    assert [row["passage"] for row in results(job.folder)] == ["a bridge", "winter"]
+
+
 def test_gzip_csv_and_several_files_are_read_as_lines(tmp_path: Path) -> None:
     rows = rows_of(7)
     packed = tmp_path / "a.jsonl.gz"
@@ -118,6 +157,137 @@ def test_gzip_csv_and_several_files_are_read_as_lines(tmp_path: Path) -> None:
     assert [row["id"] for row in results(job.folder)] == [row["id"] for row in rows]
     job.close()
     assert not (job.folder / ".rows.jsonl").exists()
+
+
+def test_rows_of_packed_lines_and_tables_are_put_aside_by_where_they_stood(tmp_path: Path) -> None:
+    packed, table = tmp_path / "a.jsonl.gz", tmp_path / "b.csv"
+    good = [json.dumps(row).encode() for row in rows_of(2)]
+    packed.write_bytes(gzip.compress(b"\n".join([good[0], b"", b"{", b'{"query": "\xff"}', b"[1]", good[1]])))
+    table.write_text("query,text\nq,p\nq\n")
+    job = open_job([packed, table], tmp_path / "out", ModelOptions(), rows_per_block=2)
+    run_here(job)
+    assert [row.get("id") for row in results(job.folder)] == ["r0", "r1", None]
+    failures = results(job.folder, "errors/*.jsonl")
+    assert [row["source"] for row in failures] == [*(f"{packed}:{line}" for line in (3, 4, 5)), f"{table}:3"]
+    assert [row["line"] for row in failures[:3]] == ["{", '{"query": "\ufffd"}', "[1]"]
+    assert "utf-8" in failures[1]["reason"] and "is a list" in failures[2]["reason"]
+
+
+def test_two_processes_at_one_job_do_not_disturb_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = tmp_path / "in.jsonl.gz"
+    packed.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows_of(4)).encode()))
+    first, second = (open_job([packed], tmp_path / "out", ModelOptions(), rows_per_block=2) for _ in range(2))
+    known = second.missing()
+    monkeypatch.setattr(second, "missing", lambda: known)  # as it saw the job when it began
+    Placement().run(first)
+    first.close()
+    Placement().run(second)
+    assert second.totals() == (4, 0)
+
+
+def test_a_table_of_another_kind_is_refused_at_its_first_line(tmp_path: Path) -> None:
+    file = tmp_path / "in.tsv"
+    file.write_text("\nquery\tpassage\na\tb\n")
+    with pytest.raises(DataError, match=r"in\.tsv:2: is no JSON object; JSON Lines, \.json, \.csv and \.parquet are"):
+        open_job([file], tmp_path / "out", ModelOptions())
+
+
+def test_the_first_row_of_a_file_with_a_mark_of_utf8_is_scored(tmp_path: Path) -> None:
+    file = write(tmp_path / "in.jsonl", rows_of(3))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))  # as Windows writes it
+    job = open_job([file], tmp_path / "out", ModelOptions())
+    run_here(job)
+    assert [row["id"] for row in results(job.folder)] == ["r0", "r1", "r2"] and job.totals() == (3, 0)
+
+
+def test_lines_that_are_packed_or_no_text_are_seen_whatever_their_name(tmp_path: Path) -> None:
+    file = write(tmp_path / "in.jsonl", rows_of(3))
+    text = file.read_bytes()
+    file.write_bytes(gzip.compress(text))
+    job = open_job([file], tmp_path / "out", ModelOptions())
+    run_here(job)
+    assert job.totals() == (3, 0)
+    file.write_bytes(text.decode().encode("utf-16"))
+    with pytest.raises(DataError, match="is UTF-16; convert it to UTF-8 text first"):
+        open_job([file], tmp_path / "other", ModelOptions())
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_only_parquet_has_is_kept_as_text(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    row = {
+        "query": b"r\xc3\xado",
+        "passage": "p",
+        "day": date(2026, 1, 2),
+        "when": datetime(2026, 1, 2, 3),
+        "cost": Decimal("1.50"),
+    }
+    parquet.write_table(arrow.Table.from_pylist([row]), tmp_path / "in.parquet")
+    job = open_job([tmp_path / "in.parquet"], tmp_path / "out", ModelOptions())
+    run_here(job)
+    (found,) = results(job.folder)
+    assert found["query"] == "r\u00edo" and found["day"] == "2026-01-02"
+    assert found["when"] == "2026-01-02T03:00:00" and found["cost"] == "1.50"
+
+
+def test_a_job_that_cannot_be_begun_leaves_no_folder(tmp_path: Path) -> None:
+    table, folder = tmp_path / "in.csv", tmp_path / "out"
+    table.write_text("query,passage\na,b\nc,d,e\n")
+    with pytest.raises(DataError, match=r"in\.csv:3: has 3 columns"):
+        open_job([table], folder, ModelOptions())
+    assert not folder.exists()
+    folder.mkdir()
+    with pytest.raises(DataError, match=r"in\.csv:3: has 3 columns"):
+        open_job([table], folder, ModelOptions())
+    assert not any(folder.iterdir())
+    table.write_text("query,passage\na,b\nc,d\n")
+    assert open_job([table], folder, ModelOptions()).blocks
+    table.write_text("query,passage\na,b\nc,d,e\n")
+    with pytest.raises(DataError, match="another job"):
+        open_job([table], folder, ModelOptions())
+    assert (folder / "score.json").is_file()  # a job that was begun is left as it is
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
+def test_a_pipe_is_scored_and_another_is_another_job(tmp_path: Path) -> None:
+    pipe, folder = tmp_path / "pipe", tmp_path / "out"
+    os.mkfifo(pipe)
+
+    def opened(count: int) -> Job:
+        writer = threading.Thread(target=write, args=(pipe, rows_of(count)))
+        writer.start()
+        try:
+            return open_job([pipe], folder, ModelOptions(), rows_per_block=2)
+        finally:
+            writer.join()
+
+    job = opened(5)
+    ScoreBlock(folder=job.folder, options=job.options)(job.blocks[0])
+    again = opened(5)
+    assert [block.index for block in again.missing()] == [1, 2]
+    run_here(again)
+    again.close()
+    assert [row["id"] for row in results(folder)] == ["r0", "r1", "r2", "r3", "r4"]
+    with pytest.raises(DataError, match=r"another job \(what is piped in differs\)"):
+        opened(4)
+    assert opened(5).totals() == (5, 0)
+
+
+def test_a_job_keeps_the_commit_that_it_was_begun_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    file = write(tmp_path / "in.jsonl", rows_of(3))
+    with connected(tmp_path, monkeypatch) as hub:
+        first = hub.commit(NAME, model_files())
+        for model in (NAME, f"{NAME}@main"):
+            options, folder = ModelOptions(model=model), tmp_path / f"out-{len(model)}"
+            hub.repositories[NAME].branches["main"] = first
+            assert open_job([file], folder, options).options.revision == first
+            hub.commit(NAME, model_files(2.0))
+            assert open_job([file], folder, options).options.revision == first
+            with pytest.raises(DataError, match=r"another job \(options, weights differ\)"):
+                open_job([file], folder, replace(options, max_length=64))
 
 
 @pytest.mark.slow
@@ -183,6 +353,23 @@ def test_a_batch_travels_as_words_and_scores_columns() -> None:
     for missing in (None, float("nan"), b"c"):
         with pytest.raises(DataError, match=f"column 'text': row 1 of the batch is {missing!r}"):
             batch({"query": ["a", "b"], "text": ["c", missing]})
+
+
+def test_a_batch_takes_a_folder_as_a_path(tmp_path: Path) -> None:
+    columns = {"query": ["the river"], "document": ["a bridge"]}
+    folder = small_model(tmp_path / "model")
+    assert ScoreBatch(folder)(columns)["score"] == ScoreBatch(str(folder))(columns)["score"]
+    file = write(tmp_path / "in.jsonl", rows_of(2))
+    assert open_job([file], tmp_path / "out", ModelOptions(model=folder)).blocks
+
+
+def test_without_ray_a_folder_does_not_become_a_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("secondpass.scale.ray.find_spec", lambda name: None)
+    file = write(tmp_path / "in.jsonl", rows_of(2))
+    assert run(["score", str(file), "--output", str(tmp_path / "out"), "--device", "cpu,cpu"]) != 0
+    assert "ray is not installed" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.promise("docs/scale.md", "the command can be killed at any moment and called again")

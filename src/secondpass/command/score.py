@@ -42,6 +42,13 @@ class Placement:
             device, actors = over_devices(device)
         return replace(self, on=On.ray, actors=actors.max_size, gpus=actors.gpus), device
 
+    def ready(self) -> None:
+        """Raises what keeps Ray from starting, before a folder is a job's."""
+        if self.on is On.ray:
+            from secondpass.scale.ray import start_ray
+
+            start_ray(self.address)
+
     def run(self, job: Job) -> None:
         from secondpass.scale.batch import ScoreBlock
 
@@ -50,13 +57,13 @@ class Placement:
                 score, total = ScoreBlock(folder=job.folder, options=job.options), len(job.blocks)
                 missing = job.missing()
                 for done, block in enumerate(missing, total - len(missing) + 1):
-                    score(block)
+                    if not job.part(block.index).is_file():  # another process may be at work on the same job
+                        score(block)
                     if progress is not None:
                         progress(done, total)
                 return
-            from secondpass.scale.ray import Actors, score_blocks, start_ray
+            from secondpass.scale.ray import Actors, score_blocks
 
-            start_ray(self.address)
             actors = Actors(min_size=self.actors, max_size=self.actors, cpus=self.cpus, gpus=self.gpus)
             score_blocks(job, actors, progress, stall_s=self.stall_s)
 
@@ -126,6 +133,7 @@ def score(
     )
     if placement.on is On.process and not (at_home(output) / FACTS).is_file():
         opening.reranker(model, revision=revision).close()  # what it cannot do is said before the folder is a job's
+    placement.ready()
     folders = pairing.rows(opening) if any(file.is_dir() for file in files) else None
     with wrong_use():
         job = open_job(files, at_home(output), options, rows_per_block=rows, folders=folders)

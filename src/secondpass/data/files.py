@@ -24,7 +24,8 @@ from secondpass.errors import DataError, MissingExtra
 
 Source = str  # file:line, as editors jump to
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")  # of files with records
-TEXT_NAMES = ("text", "contents", "passage", "query")
+PASSAGE_NAMES = ("text", "contents", "content", "page_content", "passage", "body")
+TEXT_NAMES = (*PASSAGE_NAMES, "query")
 # How files begin that are no UTF-8 text: where, what stands there, what that is.
 MARKS = (
     (0, b"\xff\xfe", "UTF-16"),
@@ -95,10 +96,25 @@ def _opened(file: Path | Piped) -> Iterator[io.BufferedReader]:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
-def _check_beginning(beginning: bytes, file: Path | Piped) -> None:
+def is_packed(file: Path) -> bool:
+    """Whether it is gzipped, whatever its name. Raises DataError where it begins as no text does."""
+    try:
+        with file.open("rb") as stream:
+            beginning = stream.peek(_BEGINNING)[:_BEGINNING]
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+    _check_mark(beginning, file)
+    return beginning.startswith(_GZIP)
+
+
+def _check_mark(beginning: bytes, file: Path | Piped) -> None:
     for offset, mark, kind in MARKS:
         if beginning[offset:].startswith(mark):
             raise DataError(f"{file}: is {kind}; convert it to UTF-8 text first")
+
+
+def _check_beginning(beginning: bytes, file: Path | Piped) -> None:
+    _check_mark(beginning, file)
     if b"\0" in beginning:
         raise DataError(f"{file}: is a binary file (byte {beginning.index(0)} is 0); text is needed")
 
@@ -150,13 +166,19 @@ def read_text(file: Path | Piped) -> str:
 
 def lines(file: Path | Piped) -> Iterator[tuple[Source, str]]:
     """Lines of a UTF-8 text file, gzipped or not, that are not blank. Raises DataError with the line at fault."""
+    for source, line in raw_lines(file):
+        text = _decoded(line, source)
+        if text and not text.isspace():
+            yield source, text
+
+
+def raw_lines(file: Path | Piped) -> Iterator[tuple[Source, bytes]]:
+    """All lines of a text file, gzipped or not, as they stand there. Raises DataError for one that is too long."""
     with _opened(file) as stream:
         for number, line in enumerate(iter(partial(stream.readline, MAX_LINE + 1), b""), 1):
             if len(line) > MAX_LINE:
                 raise DataError(f"{file}:{number}: the line has more than {MAX_LINE / 1e6:.0f} MB")
-            text = _decoded(line, f"{file}:{number}")
-            if text and not text.isspace():
-                yield f"{file}:{number}", text
+            yield f"{file}:{number}", line
 
 
 def _decoded(line: bytes, source: Source) -> str:

@@ -9,10 +9,16 @@ every one can call them.
 
 from __future__ import annotations
 
+import codecs
+import hashlib
 import json
 import pickle
+import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date, time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,16 +27,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.atomic import whole_file, write_text
-from secondpass.checkpoint.checkpoint import MULTILINGUAL, has_multilingual, open_checkpoint
-from secondpass.data.files import files_below, kind_of, records
+from secondpass.checkpoint.checkpoint import MULTILINGUAL, Checkpoint, has_multilingual, open_checkpoint
+from secondpass.data.files import Source, files_below, is_packed, kind_of, raw_lines, suffix, values
 from secondpass.data.pairs import PASSAGES
-from secondpass.errors import DataError, EngineError
+from secondpass.errors import CheckpointError, DataError, EngineError, SecondpassError
 from secondpass.public import one_at_a_time, opened_once
 from secondpass.reranker import Reranker
 from secondpass.scoring.open import ModelOptions, is_auto
 
 FACTS, ERRORS, ROWS = "score.json", "errors", ".rows.jsonl"
+LINES = (".jsonl", ".ndjson")
 ROWS_PER_BLOCK = 2000
+_COMMIT = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")  # how the identity of a hub's model begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +54,8 @@ class Block:
     def lines(self) -> list[bytes]:
         with self.file.open("rb") as stream:
             stream.seek(self.offset)
-            return stream.read(self.size).split(b"\n")
+            read = stream.read(self.size)
+        return (read.removeprefix(codecs.BOM_UTF8) if self.offset == 0 else read).split(b"\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +112,14 @@ def open_job(
 ) -> Job:
     """The job of a folder, new or to be gone on with.
 
-    inputs: JSON Lines, or other files of records (gzipped, CSV, parquet) and folders, which are written out once as
-    lines. Raises DataError where the folder holds another job or something else, or an input cannot be read.
+    inputs: JSON Lines, or other files of records (gzipped, CSV, parquet), pipes and folders, which are written out
+    once as lines. Raises DataError where the folder holds another job or something else, or an input cannot be read;
+    of a job that is new nothing is left then.
     """
     if rows_per_block < 1:
         raise ValueError(f"rows_per_block is {rows_per_block}; give 1 or more")
-    options = _settled(options)
+    asked = _as_json(_settled(options))
+    options = _pinned(_settled(options), folder, asked)
     facts = {
         "inputs": [
             [str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns]
@@ -118,21 +129,43 @@ def open_job(
         ],
         **({"folders": dict(folders.choices)} if folders is not None else {}),
         "weights": _identity(options),
-        "options": {name: value for name, value in asdict(options).items() if name != "local_files_only"},
+        "options": asked,
         "rows_per_block": rows_per_block,
     }
-    _claim(folder, json.loads(json.dumps(facts)))
-    (folder / ERRORS).mkdir(exist_ok=True)
-    job = Job(folder=folder, options=options)
-    are_lines = all(file.suffix in (".jsonl", ".ndjson") for file in inputs)
-    for file in inputs if are_lines else [_as_lines(inputs, folder, folders)]:
-        job.blocks += _blocks(file, rows_per_block, job.blocks)
+    with _claimed(folder, json.loads(json.dumps(facts))):
+        (folder / ERRORS).mkdir(exist_ok=True)
+        job = Job(folder=folder, options=options)
+        for file in inputs if all(map(_is_lines, inputs)) else [_as_lines(inputs, folder, folders)]:
+            job.blocks += _blocks(file, rows_per_block, job.blocks)
     return job
+
+
+def _is_lines(file: Path) -> bool:
+    """Whether it is a plain file of JSON Lines. Raises DataError where it is named so and is no text."""
+    return file.is_file() and file.suffix in LINES and not is_packed(file)
 
 
 def _settled(options: ModelOptions) -> ModelOptions:
     """What every worker is told: "auto" only where there is something to choose from."""
     return replace(options, model="default") if is_auto(options.model) and not has_multilingual() else options
+
+
+def _as_json(options: ModelOptions) -> dict[str, Any]:
+    told = {name: value for name, value in asdict(options).items() if name != "local_files_only"}
+    return dict(json.loads(json.dumps(told, default=str)))
+
+
+def _pinned(options: ModelOptions, folder: Path, asked: Mapping[str, Any]) -> ModelOptions:
+    """Of a model of a hub the commit that the job was begun with, whatever its branch has come to since.
+
+    So all workers read the same weights, and a job can be gone on with.
+    """
+    known = _facts(folder) if (folder / FACTS).is_file() else {}
+    begun = _COMMIT.match(str(known.get("weights"))) if known.get("options") == asked else None
+    if begun:
+        return replace(options, model=begun[1], revision=begun[2])
+    found = _checkpoint(options)
+    return options if found.revision is None else replace(options, model=found.name, revision=found.revision)
 
 
 def _opened(options: ModelOptions) -> Reranker:
@@ -142,45 +175,120 @@ def _opened(options: ModelOptions) -> Reranker:
     return Reranker(**vars(options))
 
 
+def _checkpoint(options: ModelOptions) -> Checkpoint:
+    """What the workers will open, with no files fetched but theirs."""
+    return open_checkpoint(
+        options.model,
+        revision=options.revision,
+        local_files_only=options.local_files_only,
+        graph=options.engine == "openvino",
+    )
+
+
 def _identity(options: ModelOptions) -> str:
     """What tells the weights from any others."""
-    checkpoint = open_checkpoint(options.model, revision=options.revision, local_files_only=options.local_files_only)
-    return checkpoint.identity() + (open_checkpoint(MULTILINGUAL).identity() if is_auto(options.model) else "")
+    return _checkpoint(options).identity() + (
+        open_checkpoint(MULTILINGUAL).identity() if is_auto(options.model) else ""
+    )
 
 
-def _claim(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Make the folder this job's, or see that it is."""
-    file = folder / FACTS
-    if file.is_file():
-        known = json.loads(file.read_text("utf-8"))
+@contextmanager
+def _claimed(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
+    """The folder is this job's, or is made so; one that is new is as it was before where its job cannot be begun."""
+    if (folder / FACTS).is_file():
+        known = _facts(folder)
         changed = sorted(name for name in facts if known.get(name) != facts[name])
         if changed:
             raise DataError(
                 f"{folder}: holds scores of another job ({', '.join(changed)} differ); name another folder"
             )
+        yield
         return
+    was_there = folder.exists()
     try:
-        if folder.exists() and any(folder.iterdir()):
+        if was_there and any(folder.iterdir()):
             raise DataError(f"{folder}: is not empty and holds no scores; name another folder")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror or error}; name another folder") from error
-    write_text(file, json.dumps(facts, indent=2))
+    write_text(folder / FACTS, json.dumps(facts, indent=2))
+    try:
+        yield
+    except BaseException:
+        (folder / FACTS).unlink(missing_ok=True)
+        shutil.rmtree(folder / ERRORS, ignore_errors=True)
+        if not was_there:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / FACTS).read_text("utf-8")))
 
 
 def _as_lines(inputs: Sequence[Path], folder: Path, folders: FolderRows | None) -> Path:
-    """Rows of any kind of file as one file of JSON lines, so that a worker finds its rows by their bytes."""
+    """Rows of any kind of file as one file of JSON lines, so that a worker finds its rows by their bytes.
+
+    A pipe is read whenever the job is gone on with, to see that it gives the same rows.
+    """
     file = folder / ROWS
-    if not file.is_file():
-        with whole_file(file) as partial, partial.open("w", encoding="utf-8") as stream:
-            for each in inputs:
-                rows: Iterable[Mapping[str, Any]]
-                if folders is not None and each.is_dir():
-                    rows = folders.read(each)
-                else:
-                    rows = (row for _, row in records(each))
-                stream.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+    is_piped = not all(each.is_file() or each.is_dir() for each in inputs)
+    if is_piped or not file.is_file():
+        with whole_file(file) as partial:
+            with partial.open("wb") as stream:
+                for each in inputs:
+                    stream.writelines(_kept(line, source) for source, line in _lines_of(each, folders))
+            if is_piped:
+                _check_piped(folder, partial)
     return file
+
+
+def _lines_of(file: Path, folders: FolderRows | None) -> Iterator[tuple[Source, bytes]]:
+    """Each row of a file or a folder as a line of JSON, which may be damaged where the file is JSON Lines."""
+    if folders is not None and file.is_dir():
+        yield from ((str(file), json.dumps(row).encode("ascii")) for row in folders.read(file))
+        return
+    kind = suffix(file)
+    if kind in (".parquet", ".csv", ".json"):
+        yield from ((source, json.dumps(row, default=_as_text).encode("ascii")) for source, row in values(file))
+        return
+    is_known = kind in LINES
+    for source, line in raw_lines(file):
+        line = line.removeprefix(codecs.BOM_UTF8).strip()
+        if line and not is_known and not line.startswith(b"{"):
+            raise DataError(f"{source}: is no JSON object; JSON Lines, .json, .csv and .parquet are read")
+        is_known = is_known or bool(line)
+        if line:
+            yield source, line
+
+
+def _kept(line: bytes, source: Source) -> bytes:
+    """The line, or where it is no row a list of where it stood, what it was, and why."""
+    try:
+        _row(line)
+    except DataError as error:
+        line = json.dumps([source, line.decode("utf-8", "replace"), str(error)]).encode("ascii")
+    return line + b"\n"
+
+
+def _as_text(value: object) -> str:
+    """What parquet has and JSON has not: texts without their mark, dates, decimal numbers."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+def _check_piped(folder: Path, rows: Path) -> None:
+    """Raises DataError where a pipe gives other rows than those that the job was begun with."""
+    digest = hashlib.sha256()
+    with rows.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    facts = _facts(folder)
+    if facts.setdefault("piped", digest.hexdigest()) != digest.hexdigest():
+        raise DataError(f"{folder}: holds scores of another job (what is piped in differs); name another folder")
+    write_text(folder / FACTS, json.dumps(facts, indent=2))
 
 
 def _blocks(file: Path, rows: int, before: Sequence[Block]) -> Iterator[Block]:
@@ -221,28 +329,32 @@ class ScoreBlock:
         for number, line in enumerate(block.lines(), block.first):
             if not line.strip():
                 continue
+            if block.file.name == ROWS and line.startswith(b"["):  # put aside when the rows were written out
+                failures.append(dict(zip(("source", "line", "reason"), json.loads(line), strict=True)))
+                continue
             try:
                 rows.append(_row(line))
             except DataError as error:
                 source = f"{block.file}:{number + 1}"
                 failures.append({"source": source, "line": line.decode("utf-8", "replace"), "reason": str(error)})
+        reranker = self.reranker  # a model that cannot be opened is no row's fault
         scores = self._scores([(query, passage) for _, query, passage in rows])
         written = []
         for (record, *_), score in zip(rows, scores, strict=True):
-            if isinstance(score, EngineError):
+            if isinstance(score, SecondpassError):
                 failures.append({"record": record, "reason": str(score)})
                 continue
-            probability = self.reranker.probability(score)
+            probability = reranker.probability(score)
             written.append({**record, "score": score, "probability": probability})
         _write(job.errors(block.index), failures)
         _write(job.part(block.index), written)
         return BlockOutcome(block=block.index, scored=len(written), failed=len(failures))
 
-    def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[float | EngineError]:
-        """Raw logits; where the engine fails, of halves, until the pair that it fails at is alone."""
+    def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[float | SecondpassError]:
+        """Raw logits; where engine or tokenizer fails, of halves, until the pair that it fails at is alone."""
         try:
             return list(self.reranker.score_pairs(pairs))
-        except EngineError as error:
+        except (EngineError, CheckpointError) as error:
             if len(pairs) == 1:
                 return [error]
             middle = len(pairs) // 2
@@ -300,9 +412,9 @@ class ScoreBatch:
     """
 
     def __init__(
-        self, model: ModelOptions | str = "default", *, query: str = "query", document: str = "document"
+        self, model: ModelOptions | str | Path = "default", *, query: str = "query", document: str = "document"
     ) -> None:
-        self._options = _settled(ModelOptions(model=model) if isinstance(model, str) else model)
+        self._options = _settled(model if isinstance(model, ModelOptions) else ModelOptions(model=model))
         self._query, self._document = query, document
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:

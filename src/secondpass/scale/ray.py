@@ -111,7 +111,7 @@ def start_ray(address: str | None = None) -> Any:
 
 def score_dataset(
     dataset: Dataset,
-    model: ModelOptions | str = "default",
+    model: ModelOptions | str | Path = "default",
     *,
     query: str = "query",
     document: str = "document",
