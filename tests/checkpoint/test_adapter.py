@@ -161,6 +161,12 @@ def test_an_adapter_that_names_itself_is_refused(tmp_path: Path) -> None:
         open_checkpoint(adapter)
 
 
+def test_a_base_that_is_not_there_is_said_to_be_the_adapters(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", "/models/of-another/machine", FACTORS)
+    with pytest.raises(CheckpointError, match=r"adapter: adapter_config\.json: base_model_name_or_path: '/models/of"):
+        open_checkpoint(adapter)
+
+
 def test_adapters_in_a_ring_are_refused(tmp_path: Path) -> None:
     first = write_adapter(tmp_path / "a", str(tmp_path / "b"), FACTORS)
     write_adapter(tmp_path / "b", str(first), FACTORS)

@@ -57,7 +57,9 @@ def test_offline_from_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_offline_and_not_cached_says_how_to_get_it(hub: Hub) -> None:
-    with pytest.raises(DownloadError, match=r"owner/tiny@v1: not in the cache .*`secondpass pull owner/tiny@v1`"):
+    with pytest.raises(
+        DownloadError, match=r"tiny@v1: no such folder, and not in the cache .*`secondpass pull owner/tiny@v1`"
+    ):
         open_checkpoint(NAME, revision="v1", local_files_only=True)
 
 
@@ -107,7 +109,7 @@ def test_the_usual_environment_variables(hub: Hub, tmp_path: Path) -> None:
     hub.requests.clear()
     assert in_a_process(hub, tmp_path / "env", HF_HUB_OFFLINE="1").stdout.strip() == commit
     refused = in_a_process(hub, tmp_path / "empty", TRANSFORMERS_OFFLINE="1", HF_HUB_OFFLINE="")
-    assert "DownloadError: owner/tiny@main: not in the cache" in refused.stderr
+    assert "DownloadError: owner/tiny@main: no such folder, and not in the cache" in refused.stderr
     assert not hub.requests
 
 

@@ -18,6 +18,7 @@ from secondpass.errors import CheckpointError, UnknownModel
 from tests.checkpoints import tiny_bert
 
 DEEP = "[" * 1_000_000
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 133466304\n"
 
 
 def opened(folder: Path) -> list[float]:
@@ -81,6 +82,26 @@ def test_json_that_is_nested_too_deep(tmp_path: Path, name: str) -> None:
     (tiny_bert(tmp_path) / name).write_text(DEEP)
     with pytest.raises(CheckpointError, match=name):
         Embedder(tmp_path, device="cpu") if name == "modules.json" else opened(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "tokenizer.json", "vocab.txt"])
+def test_what_git_left_in_the_place_of_a_large_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = tiny_bert(tmp_path)
+    for first in {"pytorch_model.bin": ["model.safetensors"], "vocab.txt": ["tokenizer.json"]}.get(name, []):
+        (folder / first).unlink()
+    (folder / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=rf"{name}: is only a pointer of Git LFS.* run `git lfs pull`"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("name", ["openvino_model.xml", "openvino_model.bin", "model.onnx"])
+def test_a_graph_of_which_git_left_a_pointer_is_named(tmp_path: Path, name: str) -> None:
+    folder = tiny_bert(tmp_path)
+    if name.startswith("openvino"):
+        (folder / "openvino_model.xml").write_text("<net></net>")
+    (folder / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=rf"{name}: is only a pointer of Git LFS"):
+        Reranker(folder, engine="openvino")
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a device of Unix")

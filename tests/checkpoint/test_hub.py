@@ -230,6 +230,21 @@ def test_an_index_that_points_outside_is_refused(hub: Hub) -> None:
         open_checkpoint(NAME)
 
 
+@pytest.mark.parametrize("has_config", [False, True])
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_comes_with_its_weights_and_its_base(hub: Hub, weights: str, has_config: bool) -> None:
+    hub.commit("owner/base", model_files())
+    files = {
+        "adapter_config.json": b'{"base_model_name_or_path": "owner/base"}',
+        weights: model_files()["model.safetensors"],
+    }
+    files |= {name: model_files()[name] for name in ("config.json", "tokenizer.json") if has_config}
+    hub.commit(NAME, files)
+    opened = open_checkpoint(NAME)
+    assert opened.adapter is not None and (opened.adapter / weights).is_file()
+    assert opened.base is not None and opened.base.name == "owner/base"
+
+
 def test_bin_files_come_only_where_there_is_no_safetensors(hub: Hub) -> None:
     hub.commit(NAME, {name: content for name, content in model_files().items() if name != "model.safetensors"})
     assert [file.name for file in open_checkpoint(NAME).weight_files()] == ["pytorch_model.bin"]

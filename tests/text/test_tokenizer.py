@@ -113,6 +113,18 @@ def test_vocab_txt_reads_as_in_transformers(tmp_path: Path, settings: dict[str, 
     assert pair == reference(["river"], ["sea"])["input_ids"][0]
 
 
+def test_a_word_that_the_model_has_not_is_named(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, tokenizer=word_piece([*VOCABULARY, "extra"]).to_str())
+    first = Tokenizer.from_folder(folder, num_ids=len(VOCABULARY))
+    for tokenizer in (first, first.reading("parse"), first.lowered()):
+        assert tokenizer.encode_batch(["the river"]) == [tokenizer.encode("the river")]
+        message = f"makes 'extra' of a text, with the id {len(VOCABULARY)}"
+        with pytest.raises(CheckpointError, match=message):
+            tokenizer.encode_batch(["the river", "the extra river"])
+        with pytest.raises(CheckpointError, match=message):
+            tokenizer.encode_with_offsets("the extra river")
+
+
 def test_added_tokens_json_is_read_beside_vocab_txt(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, vocabulary=True)
     (folder / "added_tokens.json").write_text(json.dumps({"[Q]": len(VOCABULARY)}), "utf-8")

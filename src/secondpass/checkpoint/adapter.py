@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from secondpass.atomic import whole_folder
 from secondpass.checkpoint.checkpoint import Checkpoint
-from secondpass.checkpoint.layout import ADAPTER, INDEX, LENGTH, tokenizer_files
+from secondpass.checkpoint.layout import ADAPTER, ADAPTER_WEIGHTS, INDEX, LENGTH, tokenizer_files
 from secondpass.checkpoint.save import write_tensors
 from secondpass.checkpoint.weights import Change, read_tensors
 from secondpass.errors import CheckpointError
@@ -23,7 +23,6 @@ from secondpass.json_file import read_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
 # lora_A and lora_B of a linear layer or an embedding; PEFT may put the adapter's name before "weight".
 _LOW_RANK = re.compile(r"(.*)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?")
@@ -125,7 +124,7 @@ def open_adapter(folder: Path) -> Adapter:
             f"{folder}: init_lora_weights is {start!r}, which changes the base's own weights too; convert the "
             "adapter with PEFT (path_initial_model_for_weight_conversion), or merge with PEFT and save the model"
         )
-    files = [folder / name for name in WEIGHTS if (folder / name).is_file()][:1]
+    files = [folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()][:1]
     if not files:
         raise CheckpointError(f"{folder}: no adapter_model.safetensors")
     low_rank: dict[str, dict[str, Tensor]] = {}

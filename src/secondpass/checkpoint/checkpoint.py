@@ -16,7 +16,7 @@ from secondpass.atomic import at_home
 from secondpass.checkpoint.config import read_config
 from secondpass.checkpoint.layout import ADAPTER, GRAPHS, INDEX, WEIGHED, WEIGHTS, read_header, shard_names
 from secondpass.checkpoint.sentence_transformers import named_length
-from secondpass.errors import CheckpointError
+from secondpass.errors import CheckpointError, DownloadError
 from secondpass.json_file import read_json
 from secondpass.text.families import recipe_for, unlabelled_head
 from secondpass.text.recipe import Recipe
@@ -51,7 +51,7 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Read once, for all who need it. Raises CheckpointError where there is none or it is damaged."""
-        return Tokenizer.from_folder(self.folder)
+        return Tokenizer.from_folder(self.folder, num_ids=self.config.get("vocab_size"))
 
     @cached_property
     def usual_length(self) -> int | None:
@@ -180,6 +180,8 @@ def _adapted(found: Checkpoint, *, local_files_only: bool) -> Checkpoint:
         base = _find(name, pinned, local_files_only=local_files_only, graph=False)
     except ValueError as error:
         raise CheckpointError(f"{found.folder}: {ADAPTER}: {error}") from error
+    except (CheckpointError, DownloadError) as error:
+        raise type(error)(f"{found.folder}: {ADAPTER}: base_model_name_or_path: {error}") from error
     if _is_adapter(base.folder):
         raise CheckpointError(f"{found.folder}: the base {name} is an adapter too; merge that one first")
     base = _configured(base)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.errors import CheckpointError
-from secondpass.json_file import check_plain, parsed
+from secondpass.json_file import check_fetched, check_plain, parsed
 
 # What the tracer puts before the name of a parameter of the module that `secondpass export` traces.
 PREFIX = "self.model."
@@ -84,6 +84,7 @@ def check_graph(file: Path) -> None:
 
     XML with a DOCTYPE is none: its entities may stand for gigabytes, and the libraries disagree on what they mean.
     """
+    check_fetched(file.with_suffix(".bin") if file.suffix == ".xml" else file)
     try:
         if file.suffix == ".xml":
             check_plain(file, MAX_XML)

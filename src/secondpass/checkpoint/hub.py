@@ -251,7 +251,8 @@ def _from_cache(name: str, revision: str, *, graph: bool) -> tuple[Path, str]:
     pull = f"fetch it online with `secondpass pull {name}@{revision}`"
     commit = _cached_commit(name, revision)
     if commit is None:
-        raise DownloadError(f"{name}@{revision}: not in the cache {_storage(name).parent}; {pull}")
+        cache = _storage(name).parent
+        raise DownloadError(f"{name}@{revision}: no such folder, and not in the cache {cache}; {pull}")
     listing = _remembered(name, commit) or _listing_of_folder(name, commit)
     problems: list[str] = []
 

@@ -43,9 +43,9 @@ SETTINGS = (
     "calibration.json",
     "colbert_linear.pt",
     "sparse_linear.pt",
-    "adapter_config.json",
-    "adapter_model.safetensors",
+    ADAPTER,
 )
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # first come, first taken
 # What makes a tokenizer; nothing else of a base is copied, an embedder's modules.json would be wrong for a reranker.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -86,14 +86,18 @@ def inside(folder: Path, name: str) -> Path:
 def settings_of(names: Collection[str], *, where: str) -> list[str]:
     """Of a repository's file names, those that say what the model is. `where` begins the message of an error."""
     if ADAPTER in names and "config.json" not in names:
-        return [name for name in (ADAPTER, "adapter_model.safetensors", LENGTH) if name in names]
+        return [name for name in (ADAPTER, *_adapter_weights(names), LENGTH) if name in names]
     if "config.json" not in names:
         raise CheckpointError(f"{where}: no config.json; not a model repository in Hugging Face layout")
     vocabulary = [name for name in ("tokenizer.json", "vocab.txt") if name in names]
     if not vocabulary:
         raise CheckpointError(f"{where}: no tokenizer.json; save one with a fast tokenizer of transformers")
     found = [name for name in names if any(_matches(name, pattern) for pattern in SETTINGS)]
-    return sorted({*found, vocabulary[0]})
+    return sorted({*found, *_adapter_weights(names), vocabulary[0]})
+
+
+def _adapter_weights(names: Collection[str]) -> list[str]:
+    return [name for name in ADAPTER_WEIGHTS if name in names][:1]
 
 
 def weights_of(names: Collection[str], *, graph: bool, where: str) -> list[str]:
@@ -109,7 +113,7 @@ def weights_of(names: Collection[str], *, graph: bool, where: str) -> list[str]:
         return graphs
     if tensors and not _has_torch():
         raise MissingExtra("torch", "torch")
-    if not tensors and "adapter_model.safetensors" not in names:
+    if not tensors and not _adapter_weights(names):
         raise CheckpointError(f"{where}: no model.safetensors and no pytorch_model.bin; convert it to safetensors")
     return tensors
 

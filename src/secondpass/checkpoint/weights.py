@@ -14,6 +14,7 @@ from secondpass.checkpoint.graph import read_constants
 from secondpass.checkpoint.layout import read_header
 from secondpass.checkpoint.mapped import is_mapped, leave_memory
 from secondpass.errors import CheckpointError
+from secondpass.json_file import check_fetched
 
 if TYPE_CHECKING:
     import torch
@@ -120,6 +121,7 @@ def _renamed(
 def read_tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
     """Every (name, tensor) of safetensors, OpenVINO graphs or, through torch's weights-only loader, .bin files."""
     for file in files:
+        check_fetched(file)
         reader = READERS.get(file.suffix)
         yield from _read_safetensors(file) if reader is None else reader(file).items()
 

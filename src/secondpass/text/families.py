@@ -246,9 +246,15 @@ def saved_head(config: Mapping[str, Any]) -> SavedHead:
     return family.saved
 
 
-def counts_after_padding(config: Mapping[str, Any]) -> bool:
-    """Whether the table of positions begins with pad_token_id + 1 rows that no token uses, as RoBERTa's does."""
-    return config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet")
+def counted_after(config: Mapping[str, Any]) -> int | None:
+    """The padding's id where the table of positions begins with that many rows and one, as RoBERTa's does; else None.
+
+    1 where config.json has none, or null.
+    """
+    if config.get("model_type") not in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        return None
+    given = config.get("pad_token_id")
+    return 1 if given is None else int(given)
 
 
 def model_type_by_class(architectures: Sequence[str]) -> str | None:

@@ -141,6 +141,7 @@ class Tokenizer:
     A text is data: a special token that it spells is read as the characters of its name, or it could forge the
     frame that a model trusts. parses_special: as the token that it names, as the references do. keeps_end: texts that
     are too long lose their beginning. has_types: the model is given the token types that the template names.
+    num_ids: those that the model has words for, where that is known; a text of a batch with another is an error.
     """
 
     def __init__(
@@ -151,6 +152,7 @@ class Tokenizer:
         parses_special: bool = False,
         keeps_end: bool = False,
         has_types: bool = True,
+        num_ids: int | None = None,
     ) -> None:
         inner.no_truncation()
         inner.no_padding()
@@ -160,9 +162,10 @@ class Tokenizer:
         self.max_length = max_length
         self.keeps_end = keeps_end
         self.has_types = has_types
+        self._num_ids = num_ids
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Tokenizer:
+    def from_folder(cls, folder: Path, *, num_ids: int | None = None) -> Tokenizer:
         """From tokenizer.json, or from vocab.txt for a WordPiece checkpoint that has no other."""
         settings_file = folder / "tokenizer_config.json"
         settings = read_json(settings_file) if settings_file.exists() else {}
@@ -174,7 +177,8 @@ class Tokenizer:
             raise CheckpointError(f"{settings_file}: truncation_side is {side!r}; 'left' or 'right' is needed")
         names = settings.get("model_input_names")
         has_types = not isinstance(names, list) or "token_type_ids" in names
-        return cls(inner, max_length=max_length, keeps_end=str(side).lower() == "left", has_types=has_types)
+        keeps_end = str(side).lower() == "left"
+        return cls(inner, max_length=max_length, keeps_end=keeps_end, has_types=has_types, num_ids=num_ids)
 
     def reading(self, special_tokens: str) -> Tokenizer:
         """This tokenizer for "text"; for "parse" one that reads special tokens that a text spells as such."""
@@ -201,6 +205,7 @@ class Tokenizer:
             parses_special=parses_special,
             keeps_end=self.keeps_end,
             has_types=self.has_types,
+            num_ids=self._num_ids,
         )
 
     def encode_prompt(self, words: str) -> list[int]:
@@ -210,6 +215,15 @@ class Tokenizer:
             found = self.token_id(part) if self._special.fullmatch(part) else None
             ids += self.encode(part) if found is None else [found]
         return ids
+
+    def _check(self, ids: list[int]) -> None:
+        """Raises CheckpointError for a word that the model has not: engines read anything, or end, at its id."""
+        if self._num_ids is None or (largest := max(ids, default=0)) < self._num_ids:
+            return
+        raise CheckpointError(
+            f"the tokenizer makes {self.token_of(largest)!r} of a text, with the id {largest}, and the model has "
+            f"{self._num_ids} words (vocab_size in config.json); take the tokenizer that belongs to the weights"
+        )
 
     def _in_letters(self, ids: list[int]) -> list[int]:
         """A SentencePiece vocabulary has special tokens among its pieces, so a text can still spell them."""
@@ -249,12 +263,15 @@ class Tokenizer:
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         with _library_errors():
             encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        for encoding in encodings:
+            self._check(encoding.ids)
         return [self._in_letters(encoding.ids) for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and for each the (start, end) range of characters that it came from."""
         with _library_errors():
             encoding = self._inner.encode(text, add_special_tokens=False)
+        self._check(encoding.ids)
         if self._spelled.keys().isdisjoint(encoding.ids):
             return encoding.ids, encoding.offsets
         offsets = [
