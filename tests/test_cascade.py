@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from secondpass import Cascade, Document, Reranker
@@ -41,6 +43,14 @@ def test_scores_sort_as_the_ranking(cascade: Cascade) -> None:
     assert order == [hit.index for hit in cascade.rank(QUERY, TEXTS)]
 
 
+def test_what_has_nothing_to_read_has_a_score_below_all_others(cascade: Cascade) -> None:
+    texts = ["", *TEXTS, " "]
+    scores = cascade.score(QUERY, texts)
+    assert sorted(range(14), key=lambda i: -scores[i]) == [hit.index for hit in cascade.rank(QUERY, texts)]
+    assert scores[0] == scores[13] == min(scores[1:13]) - 1
+    assert cascade.score(QUERY, [""]) == [0.0]
+
+
 def test_documents_come_back_untouched(cascade: Cascade) -> None:
     documents = [Document(text, {"id": place}) for place, text in enumerate(TEXTS)]
     assert all(hit.document is documents[hit.index] for hit in cascade.rank(QUERY, documents, top_n=6))
@@ -74,6 +84,7 @@ def test_what_is_superseded_is_last_and_the_newest_of_a_subject_first_in_both(ca
     assert newest in found[:4]
 
 
-def test_keep_below_one_is_refused(cascade: Cascade) -> None:
-    with pytest.raises(ValueError, match="keep is 0"):
-        Cascade(small=cascade.small, large=cascade.large, keep=0)
+@pytest.mark.parametrize("keep", [0, 2.5, "2"])
+def test_keep_is_a_whole_number_of_one_or_more(cascade: Cascade, keep: Any) -> None:
+    with pytest.raises(ValueError, match=f"keep is {keep!r}"):
+        Cascade(small=cascade.small, large=cascade.large, keep=keep)

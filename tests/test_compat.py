@@ -13,7 +13,11 @@ import pytest
 import torch
 
 from secondpass import compat
+from secondpass.checkpoint.checkpoint import open_checkpoint
+from secondpass.checkpoint.export.export import export
+from tests.checkpoints import tiny_bert
 from tests.goldens import Golden, golden_runs
+from tests.hub_models import NAME, connected
 
 ENCODERS = ("bert-cross-encoder", "xlm-roberta-cross-encoder")
 FLAG = {
@@ -132,6 +136,18 @@ def test_the_activation_that_newer_versions_write_counts_before_the_older_one(sm
         assert compat.CrossEncoder(folder).predict(small.pairs) == pytest.approx(expected, abs=1e-5)
 
 
+def test_of_a_graph_on_a_hub_no_weights_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_bert(tmp_path / "model")
+    graph = export(open_checkpoint(model), tmp_path / "graph") / "openvino"
+    files = {file.name: file.read_bytes() for file in model.iterdir()}
+    with connected(tmp_path, monkeypatch) as hub:
+        hub.commit(NAME, files | {f"openvino/{file.name}": file.read_bytes() for file in graph.iterdir()})
+        found = compat.CrossEncoder(NAME, backend="openvino").predict([("the river", "a bridge")])
+        expected = compat.CrossEncoder(str(model), device="cpu").predict([("the river", "a bridge")])
+        assert found == pytest.approx(expected, abs=0.1)
+        assert not any(name == "model.safetensors" for _, name in hub.requests)
+
+
 def test_pairs_go_by_both_names_and_the_first_words_of_rank_by_place(small: Golden) -> None:
     model = compat.CrossEncoder(small.folder)
     scores = model.predict(small.pairs)
@@ -163,6 +179,17 @@ def test_unknown_words_are_refused_and_idle_ones_named_once(small: Golden) -> No
     ):
         with pytest.raises(ValueError, match=words):
             wrong()
+
+
+def test_words_of_a_call_that_change_nothing_here_are_taken(small: Golden) -> None:
+    model = compat.CrossEncoder(small.folder, device="cpu")
+    idle: dict[str, Any] = {"num_workers": 2, "chunk_size": 8, "device": "cpu"}
+    assert model.predict([("a", "b")], **idle).tolist() == model.predict([("a", "b")]).tolist()
+    assert model.rank("a", ["b", "c"], **idle) == model.rank("a", ["b", "c"])
+    with pytest.raises(
+        ValueError, match=r"device is 'cuda:1', but the model is on 'cpu'; give device to CrossEncoder"
+    ):
+        model.rank("a", ["b"], device="cuda:1")
 
 
 def test_the_automatic_class_goes_by_the_settings(small: Golden) -> None:

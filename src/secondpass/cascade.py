@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from secondpass.cognitive import Cognitive
 from secondpass.public import Opened, for_each_query, hinted, in_thread
@@ -33,8 +33,8 @@ class Cascade(Opened):
 
     @hinted
     def __init__(self, small: Reranker | str | Path, large: Reranker | str | Path, *, keep: int = 20) -> None:
-        if keep < 1:
-            raise ValueError(f"keep is {keep}; the large model needs 1 or more documents to read")
+        if not isinstance(keep, SupportsIndex) or int(keep) < 1:
+            raise ValueError(f"keep is {keep!r}; give a whole number of documents for the large model, 1 or more")
         self.small = small if isinstance(small, Reranker) else Reranker(small)
         self.large = large if isinstance(large, Reranker) else Reranker(large)
         self.keep = keep
@@ -99,14 +99,15 @@ class Cascade(Opened):
         """One scale that sorts as `rank` does, in input order.
 
         The large model's logits; below them, one by one, the small model's, moved so that its best is 1 under the
-        large model's worst.
+        large model's worst; 1 below all of them what there is nothing to read of.
         """
         ranking = self.rank(query, documents)
         head = [hit.score for hit in ranking if _stage(hit) == 2]
         tail = [hit.score for hit in ranking if _stage(hit) == 1]
         shift = min(head) - 1 - max(tail) if head and tail else 0.0
-        scores = {hit.index: hit.score + (shift if _stage(hit) == 1 else 0.0) for hit in ranking}
-        return [scores[index] for index in range(len(scores))]
+        scores = {hit.index: hit.score + (shift if _stage(hit) == 1 else 0.0) for hit in ranking if hit.is_scored}
+        unread = min(scores.values(), default=1.0) - 1
+        return [scores.get(index, unread) for index in range(len(ranking))]
 
     def warm_up(self) -> None:
         """Run both models once, so that `budget_ms` knows their pace."""

@@ -92,7 +92,9 @@ class CrossEncoder:
             special_tokens="parse",
             local_files_only=local_files_only,
         )
-        checkpoint = open_checkpoint(model_name_or_path, revision=revision, local_files_only=local_files_only)
+        checkpoint = open_checkpoint(
+            model_name_or_path, revision=revision, local_files_only=local_files_only, graph=backend != "torch"
+        )
         self.activation_fn = activation_fn or _activation_of(checkpoint.config, named_activation(checkpoint.folder))
 
     def predict(
@@ -106,13 +108,17 @@ class CrossEncoder:
         apply_softmax: bool | None = False,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
+        device: str | Sequence[str] | None = None,
+        num_workers: int = 0,
+        chunk_size: int | None = None,
     ) -> Any:
         """Activated scores of (query, passage) pairs in their order: an array (N,), or one number for one pair.
 
         sentences is the older name of inputs. convert_to_tensor gives a torch tensor, convert_to_numpy=False a list
-        of numbers. Batches are cut by tokens, so batch_size changes nothing; a softmax over one label would be 1 for
-        every pair and is refused.
+        of numbers. Batches are cut by tokens, so batch_size, chunk_size and num_workers change nothing; a softmax
+        over one label would be 1 for every pair and is refused, and a device that is not the model's.
         """
+        self._check_device(device)
         if apply_softmax:
             raise ValueError("apply_softmax over one label is 1.0 for every pair; leave it out")
         pairs, is_one = _pairs_of(sentences if inputs is None else inputs)
@@ -140,6 +146,9 @@ class CrossEncoder:
         apply_softmax: bool | None = False,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
+        device: str | Sequence[str] | None = None,
+        num_workers: int = 0,
+        chunk_size: int | None = None,
     ) -> list[dict[str, Any]]:
         """[{"corpus_id", "score", and with return_documents "text"}], best first, at most top_k."""
         texts = list(documents)  # by place: the column of a table that was sorted has other labels
@@ -148,6 +157,7 @@ class CrossEncoder:
             show_progress_bar=show_progress_bar,
             activation_fn=activation_fn,
             apply_softmax=apply_softmax,
+            device=device,
         ).tolist()
         order = sorted(range(len(scores)), key=lambda index: -scores[index])[:top_k]
         found: list[dict[str, Any]] = [{"corpus_id": index, "score": scores[index]} for index in order]
@@ -155,6 +165,14 @@ class CrossEncoder:
             for each in found:
                 each["text"] = texts[each["corpus_id"]]
         return found
+
+    def _check_device(self, device: str | Sequence[str] | None) -> None:
+        """Raises ValueError for one that the model is not on; without a number it means any of its kind."""
+        if device is None:
+            return
+        own = self.model.info().device
+        if _device_of(device) not in (own, own.partition(":")[0]):
+            raise ValueError(f"device is {device!r}, but the model is on {own!r}; give device to CrossEncoder")
 
 
 class FlagReranker:

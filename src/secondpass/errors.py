@@ -58,3 +58,7 @@ class WrongUse(SecondpassError):
 
 class StoreError(SecondpassError):
     """An index cannot be opened, read or written; says which, and what to do."""
+
+
+class IndexGone(StoreError):
+    """An index was removed, or made anew, while it was open."""
