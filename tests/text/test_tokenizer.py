@@ -11,6 +11,8 @@ import pytest
 import tokenizers
 
 from secondpass.errors import CheckpointError
+from secondpass.text.families import recipe_for
+from secondpass.text.recipe import Limits
 from secondpass.text.tokenizer import Tokenizer
 from tests.checkpoints import SPECIAL, WORDS, word_piece
 
@@ -192,3 +194,25 @@ def test_model_max_length_is_read_where_it_is_a_limit(
 ) -> None:
     folder = folder_of(tmp_path, tokenizer=word_piece(VOCABULARY).to_str(), settings=settings)
     assert Tokenizer.from_folder(folder).max_length == max_length
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 7),
+        ({"bos_token": "[CLS]"}, SPECIAL.index("[CLS]")),
+        ({"bos_token": {"content": "[CLS]"}, "pad_token": "[PAD]"}, SPECIAL.index("[CLS]")),
+        ({"bos_token": None}, None),
+        ({"bos_token": "[PAD]", "pad_token": {"content": "[PAD]"}}, None),
+    ],
+)
+def test_a_decoder_begins_with_what_the_tokenizer_names(
+    settings: dict[str, object], expected: int | None, tmp_path: Path
+) -> None:
+    folder = folder_of(tmp_path, tokenizer=word_piece(VOCABULARY).to_str(), settings=settings)
+    tokenizer = Tokenizer.from_folder(folder)
+    recipe = recipe_for({"model_type": "llama", "bos_token_id": 7})
+    for each in (tokenizer, tokenizer.reading("parse")):
+        row = recipe.rows(each, "the river", ["the water"], Limits(max_length=64, truncation="only_second"))[0]
+        words = each.encode("A: the river")
+        assert row.ids[: row.ids.index(words[-1]) + 1] == [*([] if expected is None else [expected]), *words]

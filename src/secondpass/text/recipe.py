@@ -76,7 +76,7 @@ class Prompt:
     task: str = ""
     answer: str = ""
     instruction: str = ""
-    bos_id: int | None = None
+    bos_id: int | None = None  # the checkpoint's, where the tokenizer's settings name none
     max_positions: int | None = None  # the checkpoint's; fixed words are not counted by max_length, but fit in here
 
     def filled(self, words: str) -> str:
@@ -167,7 +167,8 @@ def lettered(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -
     """
     between = tokenizer.encode(prompt.separator)
     after = between + tokenizer.encode(prompt.filled(prompt.task))
-    before = [] if prompt.bos_id is None else [prompt.bos_id]
+    bos_id = tokenizer.bos_id(prompt.bos_id)
+    before = [] if bos_id is None else [bos_id]
     return Frame(
         limits=_with_parts(limits, limits.max_length, len(after)),
         before=before,

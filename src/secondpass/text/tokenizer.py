@@ -142,6 +142,7 @@ class Tokenizer:
     frame that a model trusts. parses_special: as the token that it names, as the references do. keeps_end: texts that
     are too long lose their beginning. has_types: the model is given the token types that the template names.
     num_ids: those that the model has words for, where that is known; a text of a batch with another is an error.
+    bos: the token that a decoder's input begins with, "" where it begins with none, None where that is not said.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class Tokenizer:
         keeps_end: bool = False,
         has_types: bool = True,
         num_ids: int | None = None,
+        bos: str | None = None,
     ) -> None:
         inner.no_truncation()
         inner.no_padding()
@@ -163,6 +165,7 @@ class Tokenizer:
         self.keeps_end = keeps_end
         self.has_types = has_types
         self._num_ids = num_ids
+        self._bos = bos
 
     @classmethod
     def from_folder(cls, folder: Path, *, num_ids: int | None = None) -> Tokenizer:
@@ -177,8 +180,14 @@ class Tokenizer:
             raise CheckpointError(f"{settings_file}: truncation_side is {side!r}; 'left' or 'right' is needed")
         names = settings.get("model_input_names")
         has_types = not isinstance(names, list) or "token_type_ids" in names
-        keeps_end = str(side).lower() == "left"
-        return cls(inner, max_length=max_length, keeps_end=keeps_end, has_types=has_types, num_ids=num_ids)
+        return cls(
+            inner,
+            max_length=max_length,
+            keeps_end=str(side).lower() == "left",
+            has_types=has_types,
+            num_ids=num_ids,
+            bos=_named_bos(settings),
+        )
 
     def reading(self, special_tokens: str) -> Tokenizer:
         """This tokenizer for "text"; for "parse" one that reads special tokens that a text spells as such."""
@@ -206,7 +215,14 @@ class Tokenizer:
             keeps_end=self.keeps_end,
             has_types=self.has_types,
             num_ids=self._num_ids,
+            bos=self._bos,
         )
+
+    def bos_id(self, default: int | None) -> int | None:
+        """The id that a decoder's input begins with: `default`, unless the tokenizer's own settings name another."""
+        if self._bos is None:
+            return default
+        return self.token_id(self._bos) if self._bos else None
 
     def encode_prompt(self, words: str) -> list[int]:
         """Ids of words of our own, in which special tokens are what they name."""
@@ -358,6 +374,17 @@ def _named_length(limit: object, file: Path) -> int | None:
     if not isinstance(limit, int | float) or isinstance(limit, bool) or limit < 1:
         raise CheckpointError(f"{file}: model_max_length is {limit!r}; a number from 1 is needed")
     return int(limit) if limit < _NO_LIMIT else None
+
+
+def _named_bos(settings: Mapping[str, Any]) -> str | None:
+    """bos_token of tokenizer_config.json; FlagEmbedding puts none before an input where it is null or the padding."""
+    if "bos_token" not in settings:
+        return None
+    bos, pad = (
+        token.get("content") if isinstance(token, dict) else token
+        for token in (settings["bos_token"], settings.get("pad_token"))
+    )
+    return str(bos) if bos and bos != pad else ""
 
 
 def _read_inner(folder: Path, settings: Mapping[str, object]) -> tokenizers.Tokenizer:
