@@ -11,7 +11,7 @@ test:
 	$(PYTHON) -m pytest
 
 test-slow:
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -m slow -n auto
 
 # Readers of checkpoints and of data on damaged files, the server's batches and an index in any order of events, and
 # requests of all dialects, for as long as FUZZ_EXAMPLES of each kind take.
