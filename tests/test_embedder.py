@@ -168,12 +168,24 @@ def test_a_model_without_heads_says_what_is_missing(embedder: Embedder, folder: 
         {"prompts": {"passage": "p: "}},
         {"weights": (1, 1)},
         {"weights": (1, -1, 1)},
+        {"weights": "abc"},
+        {"token_budget": 0},
         {"max_length": 1},
         {"device": "toaster"},
     ],
 )
 def test_bad_options_are_refused(folder: Path, option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(option))):
+        Embedder(folder, **{"device": "cpu", **option})
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"dimension": 4.0}, {"dimension": "4"}, {"max_length": "9"}, {"token_budget": "9"}, {"token_budget": 1.5}],
+)
+def test_options_that_are_no_whole_numbers_are_refused_when_opened(folder: Path, option: dict[str, Any]) -> None:
+    name, value = next(iter(option.items()))
+    with pytest.raises(TypeError, match=f"{name} is a {type(value).__name__}; give a whole number"):
         Embedder(folder, **{"device": "cpu", **option})
 
 

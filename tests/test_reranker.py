@@ -197,6 +197,10 @@ class DataFrame(list[str]):
         (lambda r: r.rank_many([QUERY], []), ValueError, "1 queries and 0 lists"),
         (lambda r: Reranker(123), TypeError, "model is a int; give 'default'"),  # type: ignore[arg-type]
         (lambda r: Reranker(use_fp16=True), TypeError, "here it is dtype="),  # type: ignore[call-arg]
+        (lambda r: Reranker(token_budget="9"), TypeError, "token_budget is a str; give a whole number"),  # type: ignore[arg-type]
+        (lambda r: Reranker(max_query_length=math.nan), TypeError, "max_query_length is a float; give a whole"),  # type: ignore[arg-type]
+        (lambda r: Reranker(passage_cache_bytes="1GB"), TypeError, "passage_cache_bytes is a str; give a whole"),  # type: ignore[arg-type]
+        (lambda r: Reranker(calibration=3), TypeError, "calibration is a int; give a Calibration, or the file"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_uses_are_refused_in_words(reranker: Reranker, call: Any, kind: type, message: str) -> None:

@@ -98,4 +98,6 @@ def as_calibration(calibration: Calibration | str | Path | None) -> Calibration 
     """A calibration, or the one in a file or beside a model in its folder."""
     if calibration is None or isinstance(calibration, Calibration):
         return calibration
+    if not isinstance(calibration, str | Path):
+        raise TypeError(f"calibration is a {type(calibration).__name__}; give a Calibration, or the file of one")
     return Calibration.load(calibration)

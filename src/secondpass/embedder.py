@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from secondpass.cognitive import Cognitive
 from secondpass.colbert.maxsim import maxsim, unit
 from secondpass.engine.engine import EngineFacts, Heads, Vectors
 from secondpass.engine.open import open_encoder
-from secondpass.public import Opened, for_each_query, hinted, in_thread
+from secondpass.public import Opened, check_kind, check_whole, for_each_query, hinted, in_thread
 from secondpass.scoring.ranking import RankOptions, log_odds, one_score, ranked, unscored_hit
 from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
 from secondpass.text.languages import unread, vectors_warning
@@ -135,6 +136,7 @@ class Embedder(Opened):
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
         _check_options(pooling, mode, prompts or {}, weights)
+        check_whole("token_budget", token_budget, 1)
         self._checkpoint = open_checkpoint(model, revision=revision, local_files_only=local_files_only)
         settings = read_settings(self._checkpoint.folder)
         files = {name: self._checkpoint.folder / file for name, file in _HEAD_FILES.items()}
@@ -380,6 +382,7 @@ class Embedder(Opened):
         longest = min(length for length in known if length is not None)
         usual = min(longest, settings.max_length or longest)
         for name, length in (("max_length", max_length), ("max_query_length", max_query_length)):
+            check_kind(name, length, Integral, "a whole number of tokens")
             if length is not None and not MIN_LENGTH <= length <= longest:
                 raise ValueError(
                     f"{name} is {length}; {self._checkpoint.name} reads {MIN_LENGTH} to {longest} tokens"
@@ -408,11 +411,12 @@ def _check_options(
         _check_choice("mode", mode, tuple(MODES))
     for kind in prompts:
         _check_choice("a kind of prompts", kind, KINDS)
-    if len(weights) != len(PARTS) or not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+    if len(weights) != len(PARTS) or not all(isinstance(w, Real) and math.isfinite(w) and w >= 0 for w in weights):
         raise ValueError(f"weights is {tuple(weights)}; give three of 0 or more, for {', '.join(PARTS)}")
 
 
 def _check_dimension(dimension: int | None, width: int) -> int | None:
+    check_kind("dimension", dimension, Integral, "a whole number, or None for all")
     if dimension is not None and not 1 <= dimension <= width:
         raise ValueError(f"dimension is {dimension}; vectors have {width}")
     return dimension

@@ -6,6 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import wraps
+from numbers import Integral
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -75,6 +76,19 @@ def check_lists(queries: Sequence[str], documents: Sequence[Iterable[DocumentLik
         raise TypeError("rank_many takes a list of queries, and for each of them a list of documents")
     if len(queries) != len(documents):
         raise ValueError(f"{len(queries)} queries and {len(documents)} lists of documents; give one list for each")
+
+
+def check_kind(name: str, value: object, kind: type, needed: str) -> None:
+    """Raises TypeError for an option that is given and of another kind; True and False are no numbers."""
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise TypeError(f"{name} is a {type(value).__name__}; give {needed}")
+
+
+def check_whole(name: str, value: int | None, least: int) -> None:
+    """Raises TypeError for an option that is no whole number, and ValueError for one below the least."""
+    check_kind(name, value, Integral, "a whole number, or None for the usual")
+    if value is not None and value < least:
+        raise ValueError(f"{name} is {value}; give {least} or more, or None for the usual")
 
 
 def hinted(call: Callable[P, R]) -> Callable[P, R]:

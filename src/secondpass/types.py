@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Real
 from typing import Any, Protocol, TypeAlias, overload
 
 Progress: TypeAlias = Callable[[int, int], None]  # of long work: how many are done, of how many
@@ -67,8 +68,9 @@ class EarlyExit:
         if isinstance(self.bounds, Mapping) and not self.bounds:
             raise ValueError("the early exit has no layers; give bounds as {layer: bound}, or one number for all")
         for bound in self.bounds.values() if isinstance(self.bounds, Mapping) else (self.bounds,):
-            if bound is not None and not bound >= 0:
-                raise ValueError(f"a bound of the early exit is {bound}; give 0 or more, in units of the raw score")
+            is_bound = isinstance(bound, Real) and not isinstance(bound, bool) and bound >= 0
+            if bound is not None and not is_bound:
+                raise ValueError(f"a bound of the early exit is {bound!r}; give 0 or more, in units of the raw score")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

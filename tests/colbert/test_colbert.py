@@ -299,6 +299,12 @@ def test_bad_input_is_named(colbert: ColBERT) -> None:
     assert len(colbert.score("lone \ud800 surrogate", ["another \ud800"])) == 1
 
 
+@pytest.mark.parametrize("option", [{"max_length": "9"}, {"max_query_length": 4.5}, {"token_budget": "9"}])
+def test_options_that_are_no_whole_numbers_are_refused(folder: Path, option: dict[str, object]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(option))} is a (str|float); give a whole number"):
+        ColBERT(folder, device="cpu", **option)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("option", [{"max_length": 2}, {"max_length": 129}, {"max_query_length": 0}])
 def test_lengths_out_of_range_are_refused(folder: Path, option: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="reads 3 to 128 tokens"):

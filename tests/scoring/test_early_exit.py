@@ -223,6 +223,8 @@ def test_a_batch_that_does_not_fit_is_halved(
     [
         ({"early_exit": 0.5}, "early_exit needs top_n"),
         ({"early_exit": -1, "top_n": 2}, "a bound of the early exit is -1"),
+        ({"early_exit": "3.1", "top_n": 2}, "a bound of the early exit is '3.1'"),
+        ({"early_exit": True, "top_n": 2}, "a bound of the early exit is True"),
         ({"early_exit": {3: math.nan}, "top_n": 2}, "is nan"),
         ({"early_exit": {}, "top_n": 2}, "has no layers"),
         ({"early_exit": {1: 2.0, 6: 1.0}, "top_n": 2}, "at layer 1, 6: before layer 6 there are 2, 3, 4, 5"),

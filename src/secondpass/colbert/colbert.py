@@ -10,6 +10,7 @@ import string
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from secondpass.engine.engine import Heads, Vectors
 from secondpass.engine.open import open_encoder
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.json_file import read_json
-from secondpass.public import Opened, for_each_query, hinted, in_thread
+from secondpass.public import Opened, check_kind, check_whole, for_each_query, hinted, in_thread
 from secondpass.scoring.ranking import RankOptions, log_odds, one_score, ranked, unscored_hit
 from secondpass.text.documents import as_documents, clean_query, is_blank, text_of
 from secondpass.text.prompts import single_rows
@@ -133,6 +134,7 @@ class ColBERT(Opened):
         special_tokens: str = "text",
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name != "self"}
+        check_whole("token_budget", token_budget, 1)
         self._checkpoint = open_checkpoint(model, revision=revision, local_files_only=local_files_only)
         settings = ColbertSettings.read(self._checkpoint.folder)
         self._tokenizer = self._checkpoint.tokenizer.reading(special_tokens)
@@ -313,6 +315,7 @@ class ColBERT(Opened):
     def _limit(self, name: str, asked: int | None, default: int) -> int:
         known = [self._tokenizer.max_length, self._encoder.facts.max_length]
         longest = min(length for length in known if length is not None)
+        check_kind(name, asked, Integral, "a whole number of tokens")
         length = min(default, longest) if asked is None else asked
         if not MIN_LENGTH <= length <= longest:
             raise ValueError(f"{name} is {length}; {self._checkpoint.name} reads {MIN_LENGTH} to {longest} tokens")

@@ -12,6 +12,7 @@ from secondpass.calibration import Calibration, as_calibration
 from secondpass.checkpoint.checkpoint import MULTILINGUAL, Checkpoint, has_multilingual, open_checkpoint
 from secondpass.engine.open import open_engine
 from secondpass.errors import CheckpointError
+from secondpass.public import check_whole
 from secondpass.scoring.scoring import Other, Scoring
 from secondpass.text.reader import Reader
 from secondpass.types import Run
@@ -46,13 +47,9 @@ class ModelOptions:
     passage_cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("max_query_length", self.max_query_length), ("token_budget", self.token_budget)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; give 1 or more, or None for the usual")
-        if self.passage_cache_bytes is not None and self.passage_cache_bytes < 0:
-            raise ValueError(
-                f"passage_cache_bytes is {self.passage_cache_bytes}; give 0 or more, or None for the usual"
-            )
+        check_whole("max_query_length", self.max_query_length, 1)
+        check_whole("token_budget", self.token_budget, 1)
+        check_whole("passage_cache_bytes", self.passage_cache_bytes, 0)
         if self.long_documents not in LONG_DOCUMENTS:
             choices = " or ".join(map(repr, LONG_DOCUMENTS))
             raise ValueError(f"long_documents is {self.long_documents!r}; give {choices}")

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from secondpass.calibration import sigmoid
 from secondpass.cognitive import Cognitive, Signals, order, seconds_of, signals_of, weigh
+from secondpass.public import check_kind
 from secondpass.types import Document, EarlyExit, Hit, Progress
 
 CognitiveLike: TypeAlias = "Cognitive | Mapping[str, Any] | bool | None"
@@ -31,12 +32,12 @@ class RankOptions:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        _check_kind("top_n", self.top_n, Integral, "a whole number, or None for all")
+        check_kind("top_n", self.top_n, Integral, "a whole number, or None for all")
         if self.top_n is not None and self.top_n < 1:
             raise ValueError(f"top_n is {self.top_n}; give 1 or more, or None for all")
         if isinstance(self.rank_fields, str):
             raise TypeError(f"rank_fields is a str; give a list of names, [{self.rank_fields!r}] for one")
-        _check_kind("budget_ms", self.budget_ms, Real, "milliseconds")
+        check_kind("budget_ms", self.budget_ms, Real, "milliseconds")
         if self.budget_ms is not None and not self.budget_ms > 0:
             raise ValueError(
                 f"budget_ms is {self.budget_ms}; give the milliseconds that ranking may take, more than 0"
@@ -130,8 +131,3 @@ def one_score(score: float) -> float:
         needed = "a number; [model.probability(score) for score in scores] for a list"
         raise TypeError(f"score is a {type(score).__name__}; give {needed}")
     return float(score)
-
-
-def _check_kind(name: str, value: object, kind: type, needed: str) -> None:
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise TypeError(f"{name} is a {type(value).__name__}; give {needed}")
