@@ -208,6 +208,24 @@ def test_wrong_uses_are_refused_in_words(reranker: Reranker, call: Any, kind: ty
         call(reranker)
 
 
+def test_names_and_first_scores_may_come_from_iterators(reranker: Reranker) -> None:
+    documents = [{"title": "the river", "text": "a"}, {"title": "a bridge", "text": "b"}]
+    found = reranker.rank(QUERY, documents, rank_fields=iter(["title"]))  # type: ignore[arg-type]
+    assert found.hits == reranker.rank(QUERY, documents, rank_fields=["title"]).hits
+    scores = (score for score in (1.0, 2.0))
+    timed = reranker.rank(QUERY, ["a", "the river"], first_scores=scores, budget_ms=1e-6)  # type: ignore[arg-type]
+    assert [hit.index for hit in timed] == [1, 0]
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_a_field_that_a_table_has_nothing_in_is_not_read(reranker: Reranker, missing: float | None) -> None:
+    documents = [{"title": missing, "text": "the river"}, {"text": "the river"}, {"title": missing, "text": ""}]
+    ranking = reranker.rank(QUERY, documents, rank_fields=["title", "text"])
+    assert [(hit.index, hit.text) for hit in ranking] == [(0, "text: the river"), (1, "text: the river"), (2, "")]
+    assert ranking[0].score == ranking[1].score
+    assert not ranking[2].is_scored
+
+
 def test_many_queries_rank_as_one_by_one(reranker: Reranker) -> None:
     queries = [QUERY, "a bridge", QUERY, "light"]
     documents = [TEXTS, TEXTS[:2], TEXTS[3:], []]

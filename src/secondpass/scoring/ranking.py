@@ -37,6 +37,9 @@ class RankOptions:
             raise ValueError(f"top_n is {self.top_n}; give 1 or more, or None for all")
         if isinstance(self.rank_fields, str):
             raise TypeError(f"rank_fields is a str; give a list of names, [{self.rank_fields!r}] for one")
+        for name in ("rank_fields", "first_scores"):  # each is read more than once, which an iterator is not
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(given))
         check_kind("budget_ms", self.budget_ms, Real, "milliseconds")
         if self.budget_ms is not None and not self.budget_ms > 0:
             raise ValueError(

@@ -48,7 +48,7 @@ def as_document(document: DocumentLike, index: int, rank_fields: Sequence[str] |
 def text_of(document: Document, rank_fields: Sequence[str] | None, index: int) -> str:
     """What is read of a document: its text, or the named fields as `name: value` lines in that order.
 
-    Nothing where all of these are blank or None.
+    Fields that are None or NaN, as tables have it, are left out; nothing is read where all of these are blank.
     """
     if rank_fields is None:
         return clean(document.text)
@@ -56,9 +56,15 @@ def text_of(document: Document, rank_fields: Sequence[str] | None, index: int) -
     named = {name: values[name] for name in rank_fields if name in values}
     if not named:
         raise ValueError(f"documents[{index}] has none of the rank_fields {list(rank_fields)}")
-    if all(value is None or (isinstance(value, str) and is_blank(value)) for value in named.values()):
+    named = {name: value for name, value in named.items() if not _is_missing(value)}
+    if all(isinstance(value, str) and is_blank(value) for value in named.values()):
         return ""
     return clean("\n".join(f"{name}: {_as_line(value)}" for name, value in named.items()))
+
+
+def _is_missing(value: Any) -> bool:
+    """None, or NaN, which pandas has where a table has nothing."""
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def _as_line(value: Any) -> str:
