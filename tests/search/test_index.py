@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -554,6 +555,23 @@ def test_threads_that_ask_first_at_once_open_the_models_once(
 class ReadingAll(WordReranker):
     def unread(self, query: str) -> str | None:
         return None
+
+
+@pytest.mark.parametrize("rerank", [True, False])
+def test_as_many_as_are_asked_for_are_found_beyond_the_usual_candidates(tmp_path: Path, rerank: bool) -> None:
+    lines = [json.dumps({"text": "roses pruned " + " ".join(f"{x}{at}" for x in "abcdefgh")}) for at in range(40)]
+    (tmp_path / "beds.jsonl").write_text("\n".join(lines))
+    with Index("beds", folder=tmp_path / "data", embedder="none", reranker=WordReranker(), create=True) as index:
+        index.add(tmp_path / "beds.jsonl")
+        assert len(index.search("roses pruned", 35, rerank=rerank)) == 35
+        assert index.search("roses pruned", 3, candidates=5).usage.rows == 5
+        assert index.search("roses pruned", 3, candidates=1).usage.rows == 3
+
+
+@pytest.mark.parametrize("budget_ms", [0, -1.0, float("nan"), "9", True])
+def test_a_budget_that_is_no_time_is_refused(index: Index, budget_ms: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"budget_ms is .*; give (the )?milliseconds"):
+        index.search("roses", budget_ms=budget_ms)
 
 
 class ReadingNothing(WordReranker):

@@ -48,7 +48,7 @@ class Asking:
     ] = False
     diversity: Annotated[str | None, option(metavar="mmr|file", help="Unlike passages; or one of each file.")] = None
     depth: Annotated[int, option(min=1, help="Chunks that each first stage finds.")] = 100
-    candidates: Annotated[int, option(min=1, help="Of those, how many are reranked.")] = 30
+    candidates: Annotated[int, option(min=1, help="Of those, how many are reranked; --top at the least.")] = 30
     budget_ms: Annotated[float | None, option(min=0.001, help="Milliseconds for all stages.")] = None
     no_rerank: Annotated[bool, option("--no-rerank", help="Keep the order of the first stages.")] = False
 

@@ -40,11 +40,7 @@ class RankOptions:
         for name in ("rank_fields", "first_scores"):  # each is read more than once, which an iterator is not
             if (given := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(given))
-        check_kind("budget_ms", self.budget_ms, Real, "milliseconds")
-        if self.budget_ms is not None and not self.budget_ms > 0:
-            raise ValueError(
-                f"budget_ms is {self.budget_ms}; give the milliseconds that ranking may take, more than 0"
-            )
+        check_budget(self.budget_ms)
         if self.first_scores is not None and self.budget_ms is None:
             raise ValueError(
                 "first_scores say what is scored first within budget_ms; without a budget all documents are scored"
@@ -72,6 +68,13 @@ class RankOptions:
             return sorted(range(num_documents), key=lambda i: math.inf if math.isnan(scores[i]) else -scores[i])
         except TypeError as error:
             raise TypeError(f"first_scores has what is no number ({error}); give one for each document") from error
+
+
+def check_budget(budget_ms: float | None) -> None:
+    """Raises TypeError and ValueError for what is no time."""
+    check_kind("budget_ms", budget_ms, Real, "milliseconds")
+    if budget_ms is not None and not budget_ms > 0:
+        raise ValueError(f"budget_ms is {budget_ms}; give the milliseconds that ranking may take, more than 0")
 
 
 def ranked(query: str, hits: Sequence[Hit], options: RankOptions, logit: Callable[[Hit], float]) -> tuple[Hit, ...]:

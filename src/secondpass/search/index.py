@@ -20,6 +20,7 @@ from secondpass.cognitive import Cognitive, end_of, seconds_of
 from secondpass.errors import CheckpointError, MissingExtra, StoreError
 from secondpass.public import Closing, opened_once
 from secondpass.retrieval.vectors import ScriptReader, TextEmbedder
+from secondpass.scoring.ranking import check_budget
 from secondpass.search.pipeline import PairReader, Pipeline, Question, StateReader, figures_of, winning_sentences
 from secondpass.search.stores.open import open_store
 from secondpass.search.stores.store import KINDS, STAGES, Event, Filter, Stored
@@ -176,6 +177,7 @@ class Index(Closing):
             until=None if until is None else end_of(until, "until"),
             fields={**(fields or {}), **({} if language is None else {"language": checked_language(language)})},
         )
+        check_budget(budget_ms)
         started = time.perf_counter()
         is_reranked = rerank and self.is_reranked
         if is_reranked and "_chosen_embedder" not in vars(self):  # both models take a while, at the first question

@@ -121,7 +121,7 @@ class Memory(Closing):
             budget_ms=budget_ms,
             explain=explain,
         )
-        return self.index.pipeline.search(replace(asked, candidates=max(asked.candidates, top_n)))
+        return self.index.pipeline.search(asked)
 
     def use(self, id: int, *, now: Moment | None = None) -> None:
         """Record that a statement was of use; uses count as ACT-R's accesses."""

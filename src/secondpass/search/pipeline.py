@@ -17,6 +17,7 @@ from secondpass.colbert.maxsim import unit
 from secondpass.retrieval.fusion import FUSIONS, Fused
 from secondpass.retrieval.vectors import ScriptReader, TextEmbedder
 from secondpass.retrieval.words import terms
+from secondpass.scoring.ranking import check_budget
 from secondpass.search.features import NEAR_BITS, distance
 from secondpass.search.stores.store import Filter, Retriever, Store, Stored
 from secondpass.text.documents import clean_query
@@ -57,9 +58,9 @@ class StateReader(PairReader, Protocol):
 class Question:
     """What is asked for, and how.
 
-    depth: how many chunks each first stage finds; candidates: how many of those are reranked. budget_ms is for
-    everything together; what is then unscored keeps the first stages' order, last. diversity: "mmr", or "file" for
-    one chunk of each file. fusion: "convex" or "rrf".
+    depth: how many chunks each first stage finds; candidates: how many of those are reranked, top_n at the least.
+    budget_ms is for everything together; what is then unscored keeps the first stages' order, last. diversity: "mmr",
+    or "file" for one chunk of each file. fusion: "convex" or "rrf".
     """
 
     text: str
@@ -79,6 +80,7 @@ class Question:
         for name, value in (("top_n", self.top_n), ("depth", self.depth), ("candidates", self.candidates)):
             if not isinstance(value, SupportsIndex) or int(value) < 1:
                 raise ValueError(f"{name} is {value!r}; give a whole number, 1 or more")
+        check_budget(self.budget_ms)
         if self.diversity is not None and self.diversity not in DIVERSITIES:
             raise ValueError(f"diversity is {self.diversity!r}; give {' or '.join(map(repr, DIVERSITIES))}")
         if self.fusion not in FUSIONS:
@@ -120,7 +122,8 @@ class Pipeline:
         fused = FUSIONS[question.fusion](runs)
         if self.rescorer is not None:
             fused = self._rescored(self.rescorer, question, fused)
-        pool = self.candidates(fused, question.candidates, prefers_newest=question.cognitive is not None)
+        count = max(question.candidates, question.top_n)
+        pool = self.candidates(fused, count, prefers_newest=question.cognitive is not None)
         read = Ranking(question.text, (), Usage(rows=0, tokens=0, truncated=0, seconds=0.0))
         reranker, warnings = self.open_reranker(question.text) if question.is_reranked and pool else (None, ())
         if "dense" not in runs and (warning := self.unread(question.text)) is not None:

@@ -36,6 +36,7 @@ from secondpass.wire.calls import Fault, Refusal
 log = logging.getLogger(__name__)
 
 MAX_RESULTS = 100
+USUAL_RESULTS = 30
 THREADS = 4  # searches at a time; what waits for one holds up nothing else
 
 
@@ -200,9 +201,11 @@ class ServedIndex:
 
     def _feedback(self, asked: FeedbackBody) -> dict[str, Any]:
         """The search is run again, so that the figures of what was shown are kept with the judgement."""
-        ranking = self.index.search(clean_query(asked.query), **asked.options(top_n=MAX_RESULTS))
-        hit = next((hit for hit in ranking if hit.index == asked.id), None)
-        if hit is None:
+        for top_n in (USUAL_RESULTS, MAX_RESULTS):  # more than the usual candidates are read for a hit beyond them
+            ranking = self.index.search(clean_query(asked.query), **asked.options(top_n=top_n))
+            if (hit := next((hit for hit in ranking if hit.index == asked.id), None)) is not None:
+                break
+        else:
             raise ValueError(
                 f"{asked.id} is not among what is found; give the id of a result, with the fields of its search"
             )
