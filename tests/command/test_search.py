@@ -69,6 +69,9 @@ def test_a_folder_is_added_searched_listed_and_removed(notes: Path, capsys: pyte
     assert called(capsys, "update", "--name", "food")[2].startswith("food: 1 changed, 1 unchanged;")
     code, out, _ = called(capsys, "collections")
     assert code == 0 and out.split("\t")[:4] == ["food", "2", "3", "0"]
+    assert called(capsys, "collections", "--name", "food")[:2] == (0, out)
+    code, out, err = called(capsys, "collections", "--name", "papers")
+    assert (code, out) == (1, "") and err.startswith("there is no index 'papers'; there are food")
     broken = notes.parent / "indexes" / "broken.sqlite"
     broken.write_bytes(b"SQLite format 3\0" + bytes(5000))
     code, out, err = called(capsys, "collections")

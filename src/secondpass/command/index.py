@@ -24,6 +24,13 @@ MAX_FAILURES_SHOWN = 5
 LOOK_MS = 1000  # how often it is seen whether folders have come or gone
 DEBOUNCE_MS = 1500  # after a change, so that what an editor writes in several steps is read once
 
+Folder = Annotated[
+    str | None,
+    option(
+        envvar="SECONDPASS_INDEXES",
+        help="Where indexes are kept; else your data folder. Or postgresql://..., lancedb:///FOLDER.",
+    ),
+]
 Paths = Annotated[list[str], argument(metavar="PATH", help="Files and folders.")]
 
 
@@ -32,13 +39,7 @@ class IndexLocation:
     """Which index, and where indexes are."""
 
     name: Annotated[str, option(help="Of the index.")] = "default"
-    folder: Annotated[
-        str | None,
-        option(
-            envvar="SECONDPASS_INDEXES",
-            help="Where indexes are kept; else your data folder. Or postgresql://..., lancedb:///FOLDER.",
-        ),
-    ] = None
+    folder: Folder = None
 
     def open(
         self,
@@ -149,7 +150,12 @@ def update(
         _watch(index)
 
 
-def collections(*, location: IndexLocation, json: Json = False) -> None:
+def collections(
+    *,
+    name: Annotated[str | None, option(help="Of one index, to list it alone.")] = None,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
     """List the indexes: name, files, chunks, size, embedder and folders.
 
     One that is damaged is named and left out; the exit code is then 1.
@@ -158,9 +164,10 @@ def collections(*, location: IndexLocation, json: Json = False) -> None:
     from secondpass.search.stores.open import index_names
 
     status, is_whole = [], True
-    for name in index_names(location.folder):
+    for listed in index_names(folder) if name is None else [name]:
         try:
-            status.append(Index(name, folder=location.folder).status())
+            with wrong_use():
+                status.append(Index(listed, folder=folder).status())
         except StoreError as error:
             sys.stderr.write(f"{error}\n")
             is_whole = False
