@@ -38,6 +38,21 @@ def test_the_answer_is_last_before_and_first_after(report: Report) -> None:
     assert report.change([evaluation], NDCG, 3).verdict == "cannot be told"
 
 
+def test_figures_are_asked_for_by_a_measures_name_too(report: Report) -> None:
+    (evaluation, _) = report.of("foolish")
+    assert evaluation.after("ndcg@10", 6).tolist() == evaluation.after(NDCG, 6).tolist()
+    assert evaluation.before("RR@10", 3).tolist() == evaluation.before(parse("MRR@10"), 3).tolist()
+    with pytest.raises(ValueError, match=r"nDCG@10 at depth 7 was not evaluated; there are nDCG@10, .* at 3, 6"):
+        evaluation.after(NDCG, 7)
+    with pytest.raises(ValueError, match=r"recall@5 at depth 6 was not evaluated"):
+        evaluation.before("recall@5", 6)
+
+
+def test_one_depth_that_is_no_list_is_refused_in_words() -> None:
+    with pytest.raises(TypeError, match=r"depths is a int; give a list, \[20\] for one"):
+        evaluate(Wise(), small_set(), depths=20)  # type: ignore[arg-type]
+
+
 def test_lesser_depths_are_cut_from_one_scoring() -> None:
     scorer = Wise()
     evaluate(scorer, small_set(), depths=[2, 4, 6], is_timed=False)
@@ -89,7 +104,7 @@ def test_a_broken_scorer_is_named(scores: list[float], message: str) -> None:
         evaluate(Odd(scores), small_set(), depths=[1])
 
 
-@pytest.mark.parametrize("depths", [[], [0], [5, -1]])
+@pytest.mark.parametrize("depths", [[], [0], [5, -1], [1.5], ["5"]])
 def test_depths_are_checked(depths: list[int]) -> None:
     with pytest.raises(ValueError, match="depths are"):
         evaluate(Wise(), small_set(), depths=depths)

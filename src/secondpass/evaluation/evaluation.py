@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 
 import numpy as np
 
@@ -54,13 +55,23 @@ class Evaluation:
     def deepest(self) -> int:
         return self.depths[-1]
 
-    def before(self, measure: Measure, depth: int) -> Figures:
-        """The measure of each query's first `depth` candidates in the order of the first stage (Q,)."""
-        return self._figures[False, measure, depth]
+    def before(self, measure: str | Measure, depth: int) -> Figures:
+        """The measure of each query's first `depth` candidates in the order of the first stage (Q,).
 
-    def after(self, measure: Measure, depth: int) -> Figures:
+        Raises ValueError for a measure or a depth that was not evaluated.
+        """
+        return self._measured(False, measure, depth)
+
+    def after(self, measure: str | Measure, depth: int) -> Figures:
         """The same candidates in the order of the model (Q,)."""
-        return self._figures[True, measure, depth]
+        return self._measured(True, measure, depth)
+
+    def _measured(self, is_after: bool, measure: str | Measure, depth: int) -> Figures:
+        (asked,) = as_measures([measure])
+        if asked not in self.measures or depth not in self.depths:
+            there = f"{', '.join(map(str, self.measures))} at {', '.join(map(str, self.depths))}"
+            raise ValueError(f"{asked} at depth {depth} was not evaluated; there are {there}")
+        return self._figures[is_after, asked, depth]
 
     @cached_property
     def _figures(self) -> dict[tuple[bool, Measure, int], Figures]:
@@ -128,11 +139,13 @@ def _latencies(scorer: Scorer, evaluation: Evaluation, depths: Sequence[int]) ->
 
 
 def as_depths(depths: Iterable[int]) -> tuple[int, ...]:
-    """Different depths, the greatest last. Raises ValueError for none, or for one below 1."""
-    found = tuple(sorted(set(depths)))
-    if not found or found[0] < 1:
-        raise ValueError(f"depths are {list(found)}; give one or more of 1 or more")
-    return found
+    """Different depths, the greatest last. Raises ValueError for none, or for what is no number of 1 or more."""
+    if not isinstance(depths, Iterable):
+        raise TypeError(f"depths is a {type(depths).__name__}; give a list, [{depths!r}] for one")
+    found = list(dict.fromkeys(depths))
+    if not found or not all(isinstance(depth, Integral) and depth >= 1 for depth in found):
+        raise ValueError(f"depths are {found}; give one or more of 1 or more")
+    return tuple(sorted(map(int, found)))
 
 
 def score_run(
