@@ -355,6 +355,29 @@ def test_a_batch_travels_as_words_and_scores_columns() -> None:
             batch({"query": ["a", "b"], "text": ["c", missing]})
 
 
+class Frame:
+    """As polars' frames are: columns by their names, but no mapping."""
+
+    columns = ("query", "document")
+
+    def __getitem__(self, name: str) -> list[str]:
+        return [name]
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"query": ["a"], "document": ["b", "c"]}, "the batch has 1 rows of 'query' and 2 of 'document'"),
+        ({"query": "ab", "document": ["b", "c"]}, "column 'query' is a str; a list of texts is needed"),
+        (Frame(), r"the batch is a Frame; give a mapping of columns, as frame.to_dict\(as_series=False\)"),
+        ([{"query": "a", "document": "b"}], "the batch is a list; give a mapping of columns"),
+    ],
+)
+def test_a_batch_that_is_no_table_is_refused_in_words(batch: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ScoreBatch("default")(batch)
+
+
 def test_a_batch_takes_a_folder_as_a_path(tmp_path: Path) -> None:
     columns = {"query": ["the river"], "document": ["a bridge"]}
     folder = small_model(tmp_path / "model")

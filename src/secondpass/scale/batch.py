@@ -418,12 +418,19 @@ class ScoreBatch:
         self._query, self._document = query, document
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        if not hasattr(batch, "keys"):  # as polars' frames; pandas' are mappings here
+            needed = "a mapping of columns, as frame.to_dict(as_series=False) of polars or table.to_pydict() of Arrow"
+            raise DataError(f"the batch is a {type(batch).__name__}; give {needed}")
         columns = {"query": self._query, "document": self._document}
         for role, name in columns.items():
             if name not in batch:
                 there = ", ".join(map(repr, batch))
                 raise DataError(f"the batch has no column {name!r}; it has {there}: name one by {role}=")
-        pairs = zip(*(_column_texts(batch[name], name) for name in columns.values()), strict=True)
+        queries, documents = (_column_texts(batch[name], name) for name in columns.values())
+        if len(queries) != len(documents):
+            seen = f"{len(queries)} rows of {self._query!r} and {len(documents)} of {self._document!r}"
+            raise DataError(f"the batch has {seen}; give as many of one as of the other")
+        pairs = list(zip(queries, documents, strict=True))
         reranker = _shared(pickle.dumps(self._options))
         scores: NDArray[np.float32] = np.asarray(reranker.score_pairs(pairs), np.float32)
         probabilities = np.asarray([reranker.probability(float(score)) for score in scores], np.float32)
@@ -432,6 +439,8 @@ class ScoreBatch:
 
 def _column_texts(values: Iterable[Any], name: str) -> list[str]:
     """The values as texts, numbers too. Raises DataError for another, which would be read as the word None or nan."""
+    if isinstance(values, str):  # one query for all would be read as its letters
+        raise DataError(f"column {name!r} is a str; a list of texts is needed, one for each row")
     found = [value.as_py() if hasattr(value, "as_py") else value for value in values]  # of Arrow
     for row, value in enumerate(found):
         is_missing = value != value  # NaN, as pandas has it
