@@ -42,6 +42,15 @@ def test_the_report_is_printed_and_kept(source: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.slow
+def test_a_model_is_compared_on_pairs_that_it_can_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(["export", "default", "--output", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pairs"] == 12  # those in Chinese are left out
+    assert not caplog.records
+
+
+@pytest.mark.slow
 def test_an_adapter_is_merged(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
     from transformers import BertForSequenceClassification

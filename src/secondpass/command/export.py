@@ -101,9 +101,9 @@ def export(
     from secondpass.atomic import write_text
     from secondpass.checkpoint.checkpoint import open_checkpoint
     from secondpass.checkpoint.layout import REPORT
-    from secondpass.data.pairs import read_pairs, sample_pairs
+    from secondpass.data.pairs import read_pairs
 
-    check = sample_pairs() if writing.check is None else read_pairs(Path(writing.check))
+    check = None if writing.check is None else read_pairs(Path(writing.check))
     calibration = [] if writing.calibration is None else read_pairs(Path(writing.calibration))
     with wrong_use():
         checkpoint = open_checkpoint(model, revision=writing.revision, local_files_only=writing.local_files_only)
@@ -148,7 +148,9 @@ def _inputs(checkpoint: Checkpoint, pairs: Sequence[Pair]) -> list[Inputs]:
     return [padded([reading.row], ALL_INPUTS, pad_id=0, longest=longest) for reading in readings]
 
 
-def _report(checkpoint: Checkpoint, folder: Path, check: Sequence[Pair], writing: Writing) -> ParityReport:
+def _report(checkpoint: Checkpoint, folder: Path, check: Sequence[Pair] | None, writing: Writing) -> ParityReport:
+    """How far the export is from the model, on `check`, or on those of the built-in pairs that the model can read."""
+    from secondpass.data.pairs import sample_pairs
     from secondpass.reranker import Reranker
 
     merged = writing.format == "safetensors"
@@ -163,6 +165,8 @@ def _report(checkpoint: Checkpoint, folder: Path, check: Sequence[Pair], writing
     exported = Reranker(
         folder, engine="torch" if merged else "openvino", device="cpu", dtype="float32" if merged else "auto"
     )
+    if check is None:
+        check = [(query, passage) for query, passage in sample_pairs() if reference.unread(query) is None]
     written = [folder / "model.safetensors"] if merged else list((folder / writing.format).iterdir())
     return compare(reference, exported, check, sizes=(num_bytes(written), num_bytes(checkpoint.weight_files())))
 
