@@ -264,6 +264,13 @@ def test_top_and_fields(capsys: pytest.CaptureFixture[str], place: Place, tmp_pa
     code, out, _ = called(capsys, *base, "--top", "0")
     assert (code, out.count("\n")) == (0, 12)
     assert re.search(r"\tt \d+ river \d+\n", out)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("a river\n")
+    code, out, err = called(capsys, *base, str(notes))
+    told = f"{notes}:1: has none of the fields title, body (it has text)\n"
+    assert (code, out.count("\n")) == (1, 10) and told in err  # named and left out, as a record without them is
+    code, out, err = called(capsys, *base[:2], str(notes), *base[3:])
+    assert (code, out, err) == (1, "", f"secondpass: {told}")
 
 
 def test_models_lists_the_known_and_the_cached(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -170,7 +170,7 @@ def _read(file: Path | Piped, options: ReadOptions) -> Iterable[Passage]:
         kind = _sniffed(text)
     if kind in RECORDS:
         return _of_records(RECORDS[kind](text, str(file)), _text_reader(file, kind), options)
-    return _of_sections(_sections(text, kind, options), file)
+    return _of_sections(_sections(text, kind, options), file, options)
 
 
 def _sniffed(text: str) -> str:
@@ -202,9 +202,10 @@ def _sections(text: str, kind: str, options: ReadOptions) -> Iterable[Section]:
     return [Section(section.line, line) for section in found for line in section.text.split("\n") if line.strip()]
 
 
-def _of_sections(found: Iterable[Section], file: Path | Piped) -> Iterator[Passage]:
+def _of_sections(found: Iterable[Section], file: Path | Piped, options: ReadOptions) -> Iterator[Passage]:
     for section in found:
         fields = {"heading": section.heading} if section.heading else NO_FIELDS
+        _check_fields(("text", *fields), f"{file}:{section.line}", options)
         yield Passage(Document(section.text, fields), f"{file}:{section.line}")
 
 
@@ -215,16 +216,21 @@ def _of_records(found: Iterable[tuple[Source, Any]], read: TextReader, options: 
 
 def _as_document(value: Any, source: Source, read: TextReader, options: ReadOptions) -> Document:
     if isinstance(value, str):
+        _check_fields(("text",), source, options)
         return Document(value)
     if not isinstance(value, dict):
         raise DataError(f'{source}: holds {kind_of(value)}; an object with "text" or a string is needed')
     if not options.fields:
         return Document(read(value, source), value)
-    if not any(name in value for name in options.fields):
-        there = ", ".join(map(str, value)) or "nothing"
-        raise DataError(f"{source}: has none of the fields {', '.join(options.fields)} (it has {there})")
+    _check_fields(value, source, options)
     text = value.get("text")
     return Document(text if isinstance(text, str) else "", value)
+
+
+def _check_fields(there: Collection[str], source: Source, options: ReadOptions) -> None:
+    if options.fields and not any(name in there for name in options.fields):
+        names = ", ".join(map(str, there)) or "nothing"
+        raise DataError(f"{source}: has none of the fields {', '.join(options.fields)} (it has {names})")
 
 
 def _text_reader(file: Path | Piped, kind: str) -> TextReader:
