@@ -386,6 +386,23 @@ def test_a_batch_takes_a_folder_as_a_path(tmp_path: Path) -> None:
     assert open_job([file], tmp_path / "out", ModelOptions(model=folder)).blocks
 
 
+@pytest.mark.parametrize("flags", [("--address", "auto"), ("--actors", "16"), ("--gpus", "1")])
+def test_flags_of_ray_are_refused_without_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, str]
+) -> None:
+    file = write(tmp_path / "in.jsonl", rows_of(2))
+    assert run(["score", str(file), "--output", str(tmp_path / "out"), *flags]) == 2
+    assert f"{flags[0]} does nothing without --on ray" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no /dev/stdin")
+def test_a_dash_is_standard_input(tmp_path: Path) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in rows_of(3))
+    command = [*SECONDPASS, "score", "-", "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, f"3 pairs with scores in {tmp_path / 'out'}\n")
+
+
 def test_without_ray_a_folder_does_not_become_a_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Annotated
 
-from secondpass.command.flags import GradientCheckpointing, TokenBudget, TrainedIn, TrainedOn, wrong_use
+from secondpass.command.flags import GradientCheckpointing, TokenBudget, TrainedIn, TrainedOn, refuse_idle, wrong_use
 from secondpass.command.plain import option
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def settings_of(loss: LossFlags, layers: Layers, vectors: VectorFlags, course: C
         losses = parse_losses(loss.loss)
         if not losses.keys() & {"kl", "soft_cross_entropy"}:
             needed = "kl or kd in --loss; what divides similarities is --score-temperature"
-            _refuse(course, Course(), {"temperature"}, needed)
+            refuse_idle(course, Course(), {"temperature"}, needed)
         updates = None
         if loss.lora is not None:
             alpha = _or(loss.lora_alpha, 2.0 * loss.lora)
@@ -163,22 +163,16 @@ def settings_of(loss: LossFlags, layers: Layers, vectors: VectorFlags, course: C
 def _check_meant(loss: LossFlags, layers: Layers, vectors: VectorFlags) -> None:
     """Raises ValueError for a flag that would change nothing, since another is not given."""
     if loss.lora is None:
-        _refuse(loss, LossFlags(), {"lora_alpha", "lora_targets", "lora_head", "lora_base", "adapter"}, "--lora")
+        refuse_idle(loss, LossFlags(), {"lora_alpha", "lora_targets", "lora_head", "lora_base", "adapter"}, "--lora")
     if layers.compress_layers is None:
-        _refuse(layers, Layers(), {"compress_ratios", "compress_always"}, "--compress-layers")
+        refuse_idle(layers, Layers(), {"compress_ratios", "compress_always"}, "--compress-layers")
     if vectors.method != "reranker":
-        _refuse(layers, Layers(), {field.name for field in fields(Layers)}, "--as reranker")
+        refuse_idle(layers, Layers(), {field.name for field in fields(Layers)}, "--as reranker")
     if vectors.method != "embedder":
         names = {"parts", "dimensions", "self_distillation_from", "freeze_encoder"}
-        _refuse(vectors, VectorFlags(), names, "--as embedder")
+        refuse_idle(vectors, VectorFlags(), names, "--as embedder")
     if vectors.method == "reranker":
-        _refuse(vectors, VectorFlags(), {"score_temperature", "in_batch"}, "--as embedder or colbert")
-
-
-def _refuse(flags: object, usual: object, names: set[str], needed: str) -> None:
-    for field in fields(type(flags)):  # type: ignore[arg-type]
-        if field.name in names and getattr(flags, field.name) != getattr(usual, field.name):
-            raise ValueError(f"--{field.name.replace('_', '-')} does nothing without {needed}")
+        refuse_idle(vectors, VectorFlags(), {"score_temperature", "in_batch"}, "--as embedder or colbert")
 
 
 def _layers(flags: Layers) -> LayerSettings | None:

@@ -6,9 +6,9 @@ A dataclass here is one parameter of a command; its fields are the flags (see `s
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,6 +70,13 @@ def wrong_use() -> Iterator[None]:
         yield
     except ValueError as error:
         raise WrongUse(str(error)) from error
+
+
+def refuse_idle(flags: object, usual: object, names: Collection[str], needed: str) -> None:
+    """Raises ValueError for the first of the named flags that is not as usual, where `needed` is not there."""
+    for field in fields(type(flags)):  # type: ignore[arg-type]
+        if field.name in names and getattr(flags, field.name) != getattr(usual, field.name):
+            raise ValueError(f"--{field.name.replace('_', '-')} does nothing without {needed}")
 
 
 def output_folder(written: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from secondpass.atomic import at_home
-from secondpass.command.flags import Model, On, Opening, Revision, SetSplit, wrong_use
+from secondpass.command.flags import Model, On, Opening, Revision, SetSplit, refuse_idle, wrong_use
 from secondpass.command.output import watched
 from secondpass.command.plain import argument, option
 from secondpass.command.sets import FirstStage, SetFlags, Sets
@@ -35,6 +35,9 @@ class Placement:
     def over(self, device: str) -> tuple[Placement, str]:
         """Where it is scored, and what each model is told, where the device is a list: on a local Ray."""
         if "," not in device:
+            if self.on is On.process:
+                with wrong_use():
+                    refuse_idle(self, Placement(), ("address", "actors", "cpus", "gpus", "stall_s"), "--on ray")
             return self, device
         from secondpass.scale.ray import over_devices
 
@@ -96,7 +99,7 @@ class Pairing:
 
 def score(
     inputs: Annotated[
-        list[str], argument(metavar="FILE", help="JSON Lines, CSV or parquet with pairs, or BEIR folders.")
+        list[str], argument(metavar="FILE", help="JSON Lines, CSV or parquet with pairs, BEIR folders, - for stdin.")
     ],
     *,
     output: Annotated[str, option(metavar="FOLDER", help="Where the scores go.")],
@@ -117,7 +120,7 @@ def score(
     from secondpass.scale.batch import FACTS, open_job
     from secondpass.scoring.open import ModelOptions
 
-    files = [at_home(name) for name in inputs]
+    files = [Path("/dev/stdin") if name == "-" else at_home(name) for name in inputs]
     for file in files:
         if not file.exists():
             raise WrongUse(f"{file}: no such file or folder")
