@@ -210,6 +210,7 @@ def test_take_gives_what_a_first_stage_found(colbert: ColBERT, saved: Path) -> N
     taken = TokenVectors.load(saved).take([4, 0])
     assert colbert.score(QUERY, taken) == pytest.approx(colbert.score(QUERY, [TEXTS[4], TEXTS[0]]), abs=1e-5)
     assert taken.take([]).vectors.shape == (0, 8)
+    assert repr(taken).startswith("<TokenVectors of 2 documents: (") and TEXTS[0] not in repr(taken)
     for wrong in ([5], [-1]):
         with pytest.raises(IndexError, match="there are 2"):
             taken.take(wrong)

@@ -48,6 +48,14 @@ def test_figures_are_asked_for_by_a_measures_name_too(report: Report) -> None:
         evaluation.before("recall@5", 6)
 
 
+def test_a_notebook_does_not_show_all_texts_and_scores(report: Report) -> None:
+    dataset = report.evaluations[0].dataset
+    shown = repr(report)
+    assert "foolish" in shown and f"{NUM_QUERIES} queries" in shown
+    assert not any(text in shown for text in (*dataset.queries.values(), *dataset.documents.values()))
+    assert len(shown) < 10_000
+
+
 def test_one_depth_that_is_no_list_is_refused_in_words() -> None:
     with pytest.raises(TypeError, match=r"depths is a int; give a list, \[20\] for one"):
         evaluate(Wise(), small_set(), depths=20)  # type: ignore[arg-type]

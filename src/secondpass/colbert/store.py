@@ -54,6 +54,10 @@ class TokenVectors:
     def __len__(self) -> int:
         return len(self.documents)
 
+    def __repr__(self) -> str:
+        """Without the documents, which a notebook would show all of."""
+        return f"<TokenVectors of {len(self):,} documents: {self.vectors.shape} {self.vectors.dtype}, {self.origin}>"
+
     def take(self, indices: Sequence[int]) -> TokenVectors:
         """The documents at `indices`, in that order: what a first stage found of a whole collection."""
         wanted = np.asarray(indices, np.int64).reshape(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 
@@ -44,8 +44,8 @@ class Evaluation:
     model: str
     dataset: Dataset
     first_stage: str
-    first: Run
-    scores: Run
+    first: Run = field(repr=False)
+    scores: Run = field(repr=False)
     depths: tuple[int, ...]
     measures: tuple[Measure, ...]
     latency: Mapping[int, Latency]

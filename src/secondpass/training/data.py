@@ -59,7 +59,7 @@ class Example:
 class Data:
     """Examples, where they come from, problems that were skipped, and keys of the files that nothing here reads."""
 
-    examples: Sequence[Example]
+    examples: Sequence[Example] = field(repr=False)  # a notebook would show all of them
     names: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     unread: Mapping[str, int] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 from secondpass.errors import DataError
@@ -42,7 +42,7 @@ class DevSet:
     """Queries to measure on. has_first_stage: the candidates' order is that of a search."""
 
     name: str
-    queries: Sequence[DevQuery]
+    queries: Sequence[DevQuery] = field(repr=False)  # a notebook would show all of them
     has_first_stage: bool = False
 
     @cached_property

@@ -259,5 +259,6 @@ def test_a_sample_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     assert drawn.queries == dataset.sample(10, seed=3).queries != dataset.sample(10, seed=4).queries
     assert drawn.notes == ("10 of 50 queries, drawn with seed 3",)
     assert dataset.sample(50) is dataset
+    assert repr(drawn) == "<Dataset x: 10 queries, 2 documents; 10 of 50 queries, drawn with seed 3>"  # not the texts
     with pytest.raises(ValueError, match="num_queries is 0"):
         dataset.sample(0)

@@ -31,6 +31,11 @@ class Dataset:
     candidates: Mapping[str, list[str]] | None = None
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Without the texts, which a notebook would show all of."""
+        held = f"{len(self.queries):,} queries, {len(self.documents):,} documents"
+        return f"<Dataset {self.name}: {held}{''.join(f'; {note}' for note in self.notes)}>"
+
     def sample(self, num_queries: int, seed: int = 0) -> Dataset:
         """A random part of the queries, the same for the same seed; the documents stay."""
         if num_queries < 1:
