@@ -381,6 +381,7 @@ def test_a_day_in_any_form_ends_at_its_end(day: str) -> None:
         ({"recancy": 1.0}, "cognitive has no 'recancy'; there are now, recency"),
         ({"recency": "high"}, "recency is 'high'; give a number"),
         ({"bound": None}, "bound is None; give a number"),
+        ({"has_subjects": "false"}, "has_subjects is 'false'; give true or false"),
         ({"now": "noon"}, "now is 'noon'; give seconds"),
         ({"fans": ["a"]}, "fans is .*; give the number"),
         ({"fans": {"a": "many"}}, "fans.'a'. is 'many'; give a number"),

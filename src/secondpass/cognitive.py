@@ -223,6 +223,7 @@ class Cognitive:
         if not self.half_life_days > 0:
             raise ValueError(f"half_life_days is {self.half_life_days}; give more than 0")
         _check_decay(self.decay)
+        _is_true({"has_subjects": self.has_subjects}, "has_subjects")
 
     @property
     def weights(self) -> dict[str, float]:

@@ -424,6 +424,8 @@ def test_without_reranking_the_fused_order_is_kept(index: Index) -> None:
 def test_an_index_that_is_not_there_says_how_to_make_one(tmp_path: Path, index: Index) -> None:
     with pytest.raises(StoreError, match=r"no index 'work'; there are notes; make it with: secondpass add FOLDER"):
         Index("work", folder=tmp_path / "data")
+    with pytest.raises(ValueError, match="the name of an index is None; give letters"):
+        Index(None, folder=tmp_path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"the name of an index is '\.\./x'"):
         Index("../x")
     with pytest.raises(StoreError, match="there is no such file or folder"):

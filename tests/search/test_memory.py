@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,9 +238,9 @@ def test_long_statements_that_differ_in_a_number_are_not_copies(memory: Memory) 
     assert len({hit.rank for hit in memory.recall("the port", 50, as_of=NOW)} - {0}) == 20
 
 
-@pytest.mark.parametrize("namespace", ["a\0b", "\ud800"])
-def test_a_namespace_that_would_be_another_one_is_refused(tmp_path: Path, namespace: str) -> None:
-    with pytest.raises(ValueError, match="give one without NUL, in UTF-8"):
+@pytest.mark.parametrize("namespace", ["a\0b", "\ud800", None, 3])
+def test_a_namespace_that_would_be_another_one_is_refused(tmp_path: Path, namespace: Any) -> None:
+    with pytest.raises(ValueError, match="give a text without NUL, in UTF-8"):
         opened(tmp_path, namespace)
 
 

@@ -88,7 +88,7 @@ class Index(Closing):
         keeps_states: bool | None = None,
         create: bool = False,
     ) -> None:
-        if not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(f"the name of an index is {name!r}; give letters, digits, '-', '_' and '.', at most 64")
         self.name = name
         self.store = open_store(name, folder, create=create)

@@ -44,8 +44,8 @@ class Memory(Closing):
         embedder: str | TextEmbedder | None = None,
         reranker: str | PairReader | None = "auto",
     ) -> None:
-        if "\0" in namespace or storable(namespace) != namespace:
-            raise ValueError(f"the namespace is {namespace!r}; give one without NUL, in UTF-8")
+        if not isinstance(namespace, str) or "\0" in namespace or storable(namespace) != namespace:
+            raise ValueError(f"the namespace is {namespace!r}; give a text without NUL, in UTF-8")
         self.namespace = namespace
         self.index = Index(name, folder=folder, embedder=embedder, reranker=reranker, create=True)
 
