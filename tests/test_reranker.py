@@ -195,6 +195,12 @@ class DataFrame(list[str]):
         (lambda r: r.score_pairs((QUERY, "a")), TypeError, r"pairs\[0\] is a str, not .* give a list of pairs"),
         (lambda r: r.rank_many(QUERY, ["a"]), TypeError, "rank_many takes a list of queries"),
         (lambda r: r.rank_many([QUERY], []), ValueError, "1 queries and 0 lists"),
+        (lambda r: r.rank_many(["a", None], [["b"], []]), TypeError, r"of queries\[1\], query is None"),
+        (lambda r: r.rank_many(["a", "b"], [[], [None]]), TypeError, r"of queries\[1\], documents\[0\] is None"),
+        (lambda r: r.score(QUERY, ["a"], compress_ratio=1.5), TypeError, "compress_ratio is a float; give a whole"),
+        (lambda r: r.score(QUERY, ["a"], compress_layers=2), TypeError, "compress_layers is a int; give a list"),
+        (lambda r: r.score(QUERY, ["a"], cutoff_layer=[2]), TypeError, "cutoff_layer is a list; .* score_layers"),
+        (lambda r: Reranker(instruction=3), TypeError, "instruction is a int; give a text"),  # type: ignore[arg-type]
         (lambda r: Reranker(123), TypeError, "model is a int; give 'default'"),  # type: ignore[arg-type]
         (lambda r: Reranker(use_fp16=True), TypeError, "here it is dtype="),  # type: ignore[call-arg]
         (lambda r: Reranker(token_budget="9"), TypeError, "token_budget is a str; give a whole number"),  # type: ignore[arg-type]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
 from secondpass.calibration import Calibration, as_calibration
 from secondpass.checkpoint.checkpoint import MULTILINGUAL, Checkpoint, has_multilingual, open_checkpoint
 from secondpass.engine.open import open_engine
 from secondpass.errors import CheckpointError
-from secondpass.public import check_whole
+from secondpass.public import check_kind, check_whole
 from secondpass.scoring.scoring import Other, Scoring
 from secondpass.text.reader import Reader
 from secondpass.types import Run
@@ -49,6 +50,7 @@ class ModelOptions:
     def __post_init__(self) -> None:
         check_whole("max_query_length", self.max_query_length, 1)
         check_whole("token_budget", self.token_budget, 1)
+        check_kind("instruction", self.instruction, str, "a text")
         check_whole("passage_cache_bytes", self.passage_cache_bytes, 0)
         if self.long_documents not in LONG_DOCUMENTS:
             choices = " or ".join(map(repr, LONG_DOCUMENTS))
@@ -152,7 +154,10 @@ def _reader(checkpoint: Checkpoint, options: ModelOptions, longest: int) -> Read
 def changed(
     run: Run, cutoff_layer: int | None, compress_ratio: int | None, compress_layers: Sequence[int] | None
 ) -> Run:
-    """`run` with the options that are given."""
+    """`run` with the options that are given. Raises TypeError for one of another kind."""
+    check_kind("compress_ratio", compress_ratio, Integral, "a whole number")
+    check_kind("compress_layers", compress_layers, Iterable, "a list of layers")
+    check_kind("cutoff_layer", cutoff_layer, Integral, "a layer's number; score_layers takes several")
     return Run(
         cutoff_layers=run.cutoff_layers if cutoff_layer is None else (cutoff_layer,),
         compress_ratio=run.compress_ratio if compress_ratio is None else compress_ratio,

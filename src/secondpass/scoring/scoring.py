@@ -155,7 +155,10 @@ class Scoring:
         """A ranking for each query and its list of documents; all are scored together."""
         started = time.perf_counter()
         options.refuse("rank_many", budget_ms="has no deadline", early_exit="compares documents of one query alone")
-        asked = [_asked(query, own, options) for query, own in zip(queries, documents, strict=True)]
+        asked = [
+            _asked_of(index, query, own, options)
+            for index, (query, own) in enumerate(zip(queries, documents, strict=True))
+        ]
         reads = [self.fitting(each.query, each.texts) for each in asked]
         rankings: dict[int, Iterator[Ranking]] = {}
         done, left = 0, sum(len(each.pairs()) for each in asked)
@@ -358,6 +361,14 @@ def _asked(query: str, documents: Iterable[DocumentLike], options: RankOptions) 
     texts = [text_of(document, options.rank_fields, index) for index, document in enumerate(candidates)]
     options.first_order(len(texts))
     return Asked(clean_query(query), candidates, texts)
+
+
+def _asked_of(index: int, query: str, documents: Iterable[DocumentLike], options: RankOptions) -> Asked:
+    """What is asked by one query of several. What is wrong with it is said with its number."""
+    try:
+        return _asked(query, documents, options)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"of queries[{index}], {error}") from error
 
 
 def part_of(progress: Progress | None, before: int, after: int) -> Progress | None:
