@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import threading
@@ -63,6 +64,19 @@ def test_a_judgement_is_of_what_its_search_found(url: str) -> None:
         assert post(url, "feedback", {**asked, "id": id, "kind": "used"}).status_code == status
     refused = post(url, "feedback", {**asked, "path": "elsewhere/*", "id": hit["id"], "kind": "used"})
     assert "with the fields of its search" in refused.text
+
+
+def test_results_beyond_the_usual_candidates_are_found_and_judged(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": "beans " + " ".join(f"{letter}{at}" for letter in "abcdefgh")}) for at in range(40)]
+    (tmp_path / "beans.jsonl").write_text("\n".join(lines))
+    with Index("notes", folder=tmp_path / "data", embedder="none", create=True) as index:
+        index.add(tmp_path / "beans.jsonl")
+    with serving(keys=("key",), index="notes", index_folder=str(tmp_path / "data")) as url:
+        found = post(url, "search", {"query": "beans", "top_n": 40}).json()["results"]
+        assert len(found) == 40
+        usual = {hit["id"] for hit in post(url, "search", {"query": "beans", "top_n": 30}).json()["results"]}
+        beyond = next(hit["id"] for hit in found if hit["id"] not in usual)
+        assert post(url, "feedback", {"query": "beans", "id": beyond, "kind": "used"}).json() == {"recorded": "used"}
 
 
 def test_update_reads_the_folders_of_the_index_alone(url: str) -> None:
