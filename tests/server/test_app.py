@@ -24,7 +24,7 @@ from secondpass import Reranker
 from secondpass.server import telemetry
 from secondpass.server.logs import JsonLines, PlainLines
 from tests.checkpoints import tiny_bert
-from tests.server.live import serving
+from tests.server.live import serving, until
 
 BODY = {"query": "who wrote Faust?", "documents": ["Goethe wrote Faust.", "Bread is baked.", "Rivers are long."]}
 KEYS = ("key-one", "key-two")
@@ -313,6 +313,20 @@ def test_models_are_loaded_and_unloaded_over_http(guarded: str, tmp_path: Path) 
             assert client.post("/admin/models", json=wrong).status_code == 400
 
 
+@pytest.mark.promise("docs/serving.md", "A client that left before its answer counts as status 499")
+def test_a_client_that_left_is_logged_and_counted(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Where all clients give up after a second, the log and the metrics were as quiet as where none calls."""
+    gone = {"dialect": "cohere", "route": "unread", "status": "499"}
+    before = metric(url, "secondpass_requests_total", **gone)
+    parts = urlsplit(url)
+    with caplog.at_level(logging.INFO, logger="secondpass"):
+        with socket.create_connection((parts.hostname or "", parts.port or 0)) as connection:
+            connection.sendall(b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        until(lambda: metric(url, "secondpass_requests_total", **gone) == before + 1, 20)
+    lines = [json.loads(JsonLines().format(one)) for one in caplog.records if one.name == "secondpass.server.api"]
+    assert [(line["path"], line["status"]) for line in lines] == [("/v1/rerank", 499)]
+
+
 @pytest.mark.slow
 @pytest.mark.promise("docs/serving.md", "requests whose client is gone or whose time is up are dropped")
 def test_what_the_client_no_longer_waits_for_is_not_computed(url: str) -> None:
@@ -323,6 +337,7 @@ def test_what_the_client_no_longer_waits_for_is_not_computed(url: str) -> None:
     assert scores(httpx.post(f"{url}/v2/rerank", json=BODY, timeout=60))
     assert metric(url, "secondpass_queue_requests", model="default") == 0
     assert metric(url, "secondpass_tokens_total", model="default") - before < 200 * 300
+    assert metric(url, "secondpass_requests_total", dialect="cohere", route="/v2/rerank", status="499") == 1
 
 
 @pytest.mark.promise("docs/security.md", "bodies (each, and all together)")

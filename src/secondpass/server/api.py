@@ -65,6 +65,7 @@ class HttpApi:
                 reply = await self._reply(exchange, receive)
                 telemetry.describe(span, facts(exchange, reply))
         except Disconnected:
+            self._record(exchange, Reply(body=None, status=CLOSED), *_place(exchange))
             return
         finally:
             self._active -= 1
@@ -114,8 +115,7 @@ class HttpApi:
 
     async def finish(self, exchange: RequestLog, reply: Reply, send: Send) -> None:
         """Count, log and send."""
-        route = exchange.route
-        self._record(exchange, reply, route.documented if route else UNREAD, route.kind if route else UNREAD)
+        self._record(exchange, reply, *_place(exchange))
         is_cut_off = exchange.refusal is not None and exchange.refusal.fault in (Fault.malformed, Fault.too_large)
         await send_reply(send, reply, exchange.request_id, closes=is_cut_off and exchange.call is None)
 
@@ -199,6 +199,12 @@ class HttpApi:
     def _texts(self, exchange: RequestLog) -> dict[str, Any]:
         """The call itself, where the log is to have it."""
         return {"call": asdict(exchange.call)} if self.settings.log_texts and exchange.call is not None else {}
+
+
+def _place(exchange: RequestLog) -> tuple[str, str]:
+    """The address, as it is documented, and the kind of a request."""
+    route = exchange.route
+    return (UNREAD, UNREAD) if route is None else (route.documented, route.kind)
 
 
 def failed(request_id: str) -> Refusal:
