@@ -17,7 +17,7 @@ import pytest
 
 from secondpass import Reranker
 from secondpass.calibration import Calibration
-from secondpass.server.metrics import Metrics
+from secondpass.server.metrics import FILES, Metrics
 from secondpass.server.settings import Settings, open_socket
 from secondpass.server.workers import Workers, _Worker
 from tests.server.test_workers import BODY, children, served, until
@@ -74,9 +74,19 @@ class Ended:
     def __init__(self, pid: int) -> None:
         self.pid, self.exitcode, self.sentinel = pid, -9, 0
 
+    def is_alive(self) -> bool:
+        return False
+
+
+def ended(pid: int, *, was_ready: bool) -> _Worker:
+    ready = threading.Event()
+    if was_ready:
+        ready.set()
+    return _Worker(Ended(pid), ready)  # type: ignore[arg-type]
+
 
 COUNT = """
-from secondpass.server.metrics import Metrics
+from secondpass.server.metrics import FILES, Metrics
 metrics = Metrics()
 metrics.state([("default", 7, 700, 2)])
 metrics.requests.labels("cohere", "/v1/rerank", "200").inc()
@@ -94,10 +104,64 @@ def test_what_a_dead_worker_last_said_of_its_queue_holds_no_more(
     assert b'secondpass_queue_requests{model="default"} 7.0' in metrics.page()
     with open_socket("127.0.0.1", 0) as listening:
         workers = Workers(Settings(workers=2), (), listening)
-        workers._forget(_Worker(Ended(dead.pid), None))  # type: ignore[arg-type]
+        workers._forget(ended(dead.pid, was_ready=True))
     page = metrics.page().decode()
     assert "secondpass_queue_requests{" not in page and "secondpass_engine_restarts{" not in page
     assert 'secondpass_requests_total{dialect="cohere",route="/v1/rerank",status="200"} 1.0' in page
+
+
+@pytest.mark.promise("docs/serving.md", "one that cannot start is tried again, after pauses that grow to 30 s")
+def test_a_worker_that_cannot_start_is_tried_again_later_and_later_and_fills_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the models' folder is gone, or the memory for one more process: those that are left serve on."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    now = 1000.0
+    monkeypatch.setattr("secondpass.server.workers.time.monotonic", lambda: now)
+    monkeypatch.setattr("secondpass.server.pacing.time.monotonic", lambda: now)
+    serves, unstarted = ended(1, was_ready=True), ended(2, was_ready=False)
+    for name in FILES:
+        (tmp_path / f"{name}_1.db").touch()
+        (tmp_path / f"{name}_2.db").touch()
+    outcomes: list[_Worker | OSError] = [OSError(12, "Cannot allocate memory"), ended(3, was_ready=False)]
+
+    def start(self: Workers, **options: bool) -> _Worker:
+        found = outcomes.pop(0)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    monkeypatch.setattr(Workers, "_start", start)
+    with open_socket("127.0.0.1", 0) as listening:
+        workers = Workers(Settings(workers=2), (), listening, running=[serves, unstarted])
+    waited = []
+    while outcomes:
+        before = workers.running[1].due
+        workers._replace(workers.running[1], is_replacement=True)
+        if workers.running[1].due not in (None, before):
+            waited.append(workers.running[1].due - now)  # type: ignore[operator]
+        now += 0.5
+    assert waited == [0.5, 1.0]
+    assert (workers.running[0], workers.running[1].process.pid) == (serves, 3)
+    assert sorted(os.listdir(tmp_path)) == sorted(f"{name}_1.db" for name in FILES)
+
+
+@pytest.mark.slow
+def test_a_worker_whose_model_is_gone_is_replaced_once_it_is_back(model: Path, tmp_path: Path) -> None:
+    folder, rooms = shutil.copytree(model, tmp_path / "model"), tmp_path / "temporary"
+    rooms.mkdir()
+    with served(str(folder), "--workers", "2", TMPDIR=str(rooms)) as (url, found):
+        folder.rename(tmp_path / "away")
+        first, last = children(found.pid)
+        os.kill(last, signal.SIGKILL)
+        until(lambda: found.logged().count("cannot start") == 2)
+        assert httpx.post(f"{url}/v2/rerank", json=BODY, timeout=60).status_code == 200
+        until(lambda: found.logged().count("a worker ended") == 3)
+        assert len(list(rooms.glob("secondpass-metrics-*/counter_*.db"))) <= 3  # of two, and of one that starts
+        (tmp_path / "away").rename(folder)
+        os.kill(first, signal.SIGKILL)  # so that what answers has begun with the model that is back
+        assert httpx.post(f"{url}/v2/rerank", json=BODY, timeout=60).status_code == 200
+        assert found.stopped()[0] == 0
 
 
 @pytest.mark.slow

@@ -47,6 +47,10 @@ class Process:
         assert self.running.stdout is not None
         return self.running.stdout.readline()
 
+    def logged(self) -> str:
+        """What was logged so far."""
+        return Path(f"/proc/self/fd/{self.log.fileno()}").read_text("utf-8")
+
     def stopped(self, number: int | None = signal.SIGTERM) -> tuple[int, str]:
         """The exit code after a signal, or by itself, and what was logged."""
         if number is not None:

@@ -132,5 +132,12 @@ def _reserve(folder: Path) -> None:
             ) from error
 
 
+def give_back(pid: int | None) -> None:
+    """The room of a process that counted nothing: one that cannot start and is started anew would fill the disk."""
+    for name in FILES:
+        with suppress(OSError):
+            (_folder() / f"{name}_{pid}.db").unlink(missing_ok=True)
+
+
 def _histogram(name: str, words: str, labels: list[str], registry: CollectorRegistry) -> Histogram:
     return Histogram(f"secondpass_{name}", words, labels, buckets=SECONDS, registry=registry)

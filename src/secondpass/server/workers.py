@@ -33,7 +33,8 @@ from starlette.applications import Starlette
 from secondpass.errors import SecondpassError
 from secondpass.server.app import create_app
 from secondpass.server.logs import set_up_logs
-from secondpass.server.metrics import MULTIPROCESS_DIR
+from secondpass.server.metrics import MULTIPROCESS_DIR, give_back
+from secondpass.server.pacing import Backoff
 from secondpass.server.security import Guard, read_keys
 from secondpass.server.service import Service
 from secondpass.server.settings import PREFIX, Settings, SettingsError, open_socket
@@ -43,7 +44,6 @@ log = logging.getLogger(__name__)
 
 OK, FAILED = 0, 1
 AT_ONCE = signal.SIGUSR1  # to a worker whose parent was told twice to stop
-RESTART_PAUSE_S = 1.0
 STOP_MARGIN_S = 5.0
 MAX_PENDING = 2048  # connections that wait to be taken
 SPARE_FILES = 128  # descriptors for what are no connections: models, logs, libraries
@@ -239,6 +239,7 @@ class Workers:
     listening: socket.socket
     is_stopping: bool = False
     running: list[_Worker] = field(default_factory=list)
+    pauses: Backoff = field(default_factory=Backoff)
 
     def run(self, on_ready: Callable[[], None]) -> int:
         """Serve until told to stop; the exit code."""
@@ -256,41 +257,57 @@ class Workers:
 
     def _watch(self, on_ready: Callable[[], None]) -> int:
         """Start anew what ends, until told to stop; the exit code."""
-        workers = self.running
-        code = OK
         is_said = False
         while not self.is_stopping:
-            if not is_said and all(worker.ready.is_set() for worker in workers):
+            if not is_said and all(worker.ready.is_set() for worker in self.running):
                 is_said = True
                 on_ready()
-            wait([worker.process.sentinel for worker in workers], timeout=0.2)
-            for position, worker in enumerate(workers):
-                if worker.process.is_alive() or self.is_stopping:
-                    continue
-                if not worker.ready.is_set() and not is_said:
-                    code, self.is_stopping = FAILED, True
-                    break
-                log.error("a worker ended; it is started anew", extra={"exit_code": worker.process.exitcode})
-                time.sleep(RESTART_PAUSE_S)
-                self._forget(worker)
-                workers[position] = self._start(is_replacement=is_said)
-        return code
+            wait([worker.process.sentinel for worker in self.running if worker.due is None], timeout=0.2)
+            gone = [worker for worker in self.running if not worker.process.is_alive()]
+            if self.is_stopping:
+                break
+            if not is_said and not all(worker.ready.is_set() for worker in gone):
+                self.is_stopping = True
+                return FAILED
+            for worker in gone:
+                self._replace(worker, is_replacement=is_said)
+        return OK
+
+    def _replace(self, worker: _Worker, *, is_replacement: bool) -> None:
+        """Start another in place of one that is gone, after a pause that grows while that cannot start either."""
+        if worker.due is None:
+            self._forget(worker)
+            self.pauses.failed()
+            worker.due = time.monotonic() + self.pauses.seconds
+            facts = {"exit_code": worker.process.exitcode, "pause_s": self.pauses.seconds}
+            log.error("a worker ended; it is started anew", extra=facts)
+        elif time.monotonic() >= worker.due:
+            try:
+                self.running[self.running.index(worker)] = self._start(is_replacement=is_replacement)
+            except OSError as error:  # no memory, no descriptor: those that are left serve on
+                self.pauses.failed()
+                worker.due = time.monotonic() + self.pauses.seconds
+                log.error("a worker cannot be started: %s", error, extra={"pause_s": self.pauses.seconds})
 
     def _start(self, *, is_replacement: bool = False) -> _Worker:
         """A new process; a SIGHUP before it can take one waits there, since what is blocked here is blocked in it."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-        context = get_context("spawn")
-        ready = context.Event()
-        process = context.Process(
-            target=_work, args=(self.settings, self.keys, self.listening, ready, is_replacement)
-        )
-        process.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            context = get_context("spawn")
+            ready = context.Event()
+            process = context.Process(
+                target=_work, args=(self.settings, self.keys, self.listening, ready, is_replacement)
+            )
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return _Worker(process, ready)
 
     def _forget(self, worker: _Worker) -> None:
-        """What a process that is gone last said of its queue holds no more."""
+        """What a process that is gone last said of its queue holds no more; one never ready leaves nothing at all."""
         mark_process_dead(worker.process.pid)  # type: ignore[no-untyped-call]
+        if not worker.ready.is_set():
+            give_back(worker.process.pid)
 
     def _reload(self, number: int, frame: FrameType | None) -> None:
         """Have all workers read the keys anew; those that come later get what was read now."""
@@ -323,10 +340,11 @@ class Workers:
         return code
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Worker:
     process: BaseProcess
     ready: Event
+    due: float | None = None  # when another is started in its place, once it is gone
 
 
 def _work(
