@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 
@@ -46,6 +48,28 @@ def test_a_reader_that_stops_stops_nobody() -> None:
         time.sleep(0.01)
     assert any("lines were left out" in line for line in written)
     assert len(written) <= 10_002
+
+
+STUCK = """
+import logging, sys
+from secondpass.server.logs import set_up_logs
+set_up_logs(log_format="json", level="info")
+for number in range(2000):
+    logging.getLogger("secondpass").info("x" * 100)
+logging.shutdown()
+sys.exit(3)
+"""
+
+
+@pytest.mark.promise("docs/security.md", "a log that nobody reads stops nobody")
+def test_a_process_whose_log_nobody_reads_ends() -> None:
+    """It waited for the thread that writes, for as long as the reader stayed away, whatever it was told."""
+    stuck = subprocess.Popen([sys.executable, "-c", STUCK], stderr=subprocess.PIPE)
+    try:
+        assert stuck.wait(30) == 3
+    finally:
+        stuck.kill()
+        stuck.communicate()
 
 
 def test_what_repeats_for_every_connection_is_said_once_a_second_whatever_the_clock_of_the_wall_says(

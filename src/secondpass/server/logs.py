@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import queue
 import re
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, TextIO
 
 NAME = "secondpass"
 MAX_LINES = 10_000  # that wait to be written; more are left out, and counted
@@ -75,12 +76,39 @@ class Waiting(logging.Handler):
     def _write(self) -> None:
         while True:
             record = self._lines.get()
-            self._handler.handle(record)
+            self._handler.emit(record)  # without its lock, which Python takes at its end
             self._lines.task_done()
             if self._num_lost and self._lines.empty():
                 lost, self._num_lost = self._num_lost, 0
                 words = f"{lost} lines were left out, since nobody read the log"
-                self._handler.handle(logging.LogRecord(NAME, logging.WARNING, "", 0, words, None, None))
+                self._handler.emit(logging.LogRecord(NAME, logging.WARNING, "", 0, words, None, None))
+
+
+class Lines(logging.StreamHandler[TextIO]):
+    """Writes past Python's own buffer and its lock.
+
+    A thread that holds that lock, and waits for a reader who has stopped, would keep the process from ending: Python
+    flushes the buffer at its end.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._put(self.format(record) + self.terminator)
+        except Exception:  # what cannot be written, as on a full disk, is left out: words on that would break lines
+            return
+
+    def _put(self, text: str) -> None:
+        try:
+            descriptor = self.stream.fileno()
+        except (OSError, ValueError):  # none, as of a test's
+            self.stream.write(text)
+            return
+        left = text.encode(self.stream.encoding or "utf-8", "backslashreplace")
+        while left:
+            left = left[os.write(descriptor, left) :]
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
 
 
 class Seldom(logging.Filter):
@@ -101,9 +129,7 @@ class Seldom(logging.Filter):
 def set_up_logs(*, log_format: str, level: str) -> None:
     """Log to standard error; format "auto" is plain on a terminal."""
     is_plain = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
-    stream = logging.StreamHandler(sys.stderr)
-    # What cannot be written, as on a full disk, is left out; logging's own words on that would break the lines.
-    stream.handleError = lambda record: None  # type: ignore[method-assign]
+    stream = Lines(sys.stderr)
     stream.setFormatter(PlainLines() if is_plain else JsonLines())
     handler = Waiting(stream)
     for name in (NAME, "uvicorn", "uvicorn.error", "asyncio"):
