@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -17,12 +18,14 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import uvicorn
 
+from secondpass.server.api import send_reply
 from secondpass.server.app import create_app
-from secondpass.server.dialects import DIALECTS
+from secondpass.server.dialects import DIALECTS, Reply
 from secondpass.server.security import PAGE, READINESS
 from secondpass.server.service import Service
 from secondpass.server.settings import ModelSource, Settings
 from secondpass.server.timeouts import MAX_HEAD, TimedProtocol
+from secondpass.server.workers import _config as workers_config
 from tests.checkpoints import tiny_bert
 from tests.server.live import running
 
@@ -212,6 +215,33 @@ def test_pipelined_requests_keep_their_own_heads(url: str) -> None:
     assert answer.count(b"HTTP/1.1") == 2
     assert b"200 OK" in answer.split(b"HTTP/1.1")[1]
     assert b"401 Unauthorized" in answer.split(b"HTTP/1.1")[2]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_is_no_request_gets_nobody_elses_answer(url: str, number: int) -> None:
+    """The request before it was answered with its 400, and computed for nobody."""
+    body = json.dumps({"query": "q", "documents": ["a", "b"]}).encode()
+    good = head("POST", "/v1/rerank", f"Content-Length: {len(body)}", f"X-API-Key: {KEY}") + body
+    good = good.replace(b"Connection: close\r\n", b"")
+    answer = exchange(url, good * number + b"GARBAGE\r\n\r\n")
+    assert [part.split(b"\r\n")[0] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200 OK"] * number
+
+
+def test_keep_alive_lasts_less_than_a_second_where_it_says_so(tmp_path: Path) -> None:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await send_reply(send, Reply(body={}), "1")
+
+    config = workers_config(Settings(keep_alive_s=0.9), answer)  # type: ignore[arg-type]
+    config.lifespan, config.host, config.port = "off", "127.0.0.1", 0
+    with running(config) as url:
+        parts = urlsplit(url)
+        with closing(http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=30)) as connection:
+            connection.auto_open = 0
+            connection.connect()
+            for _ in range(2):
+                connection.request("GET", "/")
+                assert connection.getresponse().read() == b"{}"
+                time.sleep(0.05)
 
 
 def test_a_body_as_large_as_it_may_be_is_no_head(url: str) -> None:

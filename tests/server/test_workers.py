@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -332,19 +333,49 @@ def test_workers_that_cannot_start_end_the_server() -> None:
 @pytest.mark.slow
 def test_tls(folder: Path, tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    trusted = certified(certificate, key)
+    with served(f"tiny={folder}", "--tls-certificate", str(certificate), "--tls-key", str(key)) as (url, found):
+        assert url.startswith("https://")
+        assert httpx.post(f"{url}/v2/rerank", json=BODY, verify=trusted).status_code == 200
+        assert found.stopped()[0] == 0
+
+
+@pytest.mark.promise("docs/serving.md", "`kill -HUP` reads the key files anew, and the certificate")
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sighup_reads_the_certificate_anew(folder: Path, tmp_path: Path, workers: str) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    first = certified(certificate, key)
+    given = ("--tls-certificate", str(certificate), "--tls-key", str(key), "--workers", workers)
+    with served(f"tiny={folder}", *given) as (url, found):
+
+        def shown(trusted: ssl.SSLContext) -> int:
+            num_right = 0
+            for _ in range(8):
+                with contextlib.suppress(httpx.ConnectError):
+                    num_right += httpx.get(f"{url}/ready", verify=trusted).status_code == 200
+            return num_right
+
+        assert shown(first) == 8
+        second = certified(certificate, key)
+        found.running.send_signal(signal.SIGHUP)
+        until(lambda: shown(second) == 8 and shown(first) == 0)
+        key.write_text("none")
+        found.running.send_signal(signal.SIGHUP)
+        until(lambda: found.logged().count("the certificate stays as it was") == int(workers))
+        assert shown(second) == 8
+        assert found.stopped()[0] == 0
+
+
+def certified(certificate: Path, key: Path) -> ssl.SSLContext:
+    """A new pair of files, and whoever trusts it."""
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, "-keyout", str(key),
          "-out", str(certificate)],
         check=True, capture_output=True,
     )  # fmt: skip
-    import ssl
-
-    trusted = ssl.create_default_context(cafile=str(certificate))
-    with served(f"tiny={folder}", "--tls-certificate", str(certificate), "--tls-key", str(key)) as (url, found):
-        assert url.startswith("https://")
-        assert httpx.post(f"{url}/v2/rerank", json=BODY, verify=trusted).status_code == 200
-        assert found.stopped()[0] == 0
+    return ssl.create_default_context(cafile=str(certificate))
 
 
 def connect(url: str) -> socket.socket:
@@ -519,6 +550,27 @@ def test_a_worker_that_starts_has_the_keys_of_the_last_sighup_and_survives_one(f
             until(lambda key=key: statuses(key) == {200})
             assert statuses("first") == {401}
             assert children(found.pid) == started
+
+
+IMPORTED = """
+import signal, sys
+from secondpass.cli import run
+
+class Looks:
+    def find_spec(self, name, path=None, target=None):
+        if name == "secondpass.server.settings":
+            print(signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+sys.meta_path.insert(0, Looks())
+run(["serve", "--port", "0", "--model", "a=", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize(("given", "waits"), [((), "True"), (("--on", "ray"), "False")])
+def test_sighup_waits_from_before_the_servers_imports_on(given: tuple[str, ...], waits: str) -> None:
+    """They take a second or two, in which it ended the process. What Ray starts is not to be deaf to it."""
+    found = subprocess.run([sys.executable, "-c", IMPORTED, *given], capture_output=True, text=True)
+    assert found.stdout.split() == [waits]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -84,11 +85,19 @@ class Replicas:
         str | None, option(help="Of a Ray cluster, which keeps the service; else a local one is started.")
     ] = None
 
+    @property
+    def is_on_ray(self) -> bool:
+        return self.on is not On.process or self._is_list
+
+    @property
+    def _is_list(self) -> bool:
+        return self.device is not None and "," in self.device
+
     def run(self, settings: Settings, keys: tuple[str, ...], on_ready: Callable[[int], None]) -> int:
-        device, is_list = self.device, self.device is not None and "," in self.device
-        if device is not None and not is_list:
+        device = self.device
+        if device is not None and not self._is_list:
             settings = _on_device(settings, device)
-        if self.on is On.process and not is_list:
+        if not self.is_on_ray:
             from secondpass.server import workers
 
             return workers.run(settings, keys, on_ready)
@@ -99,7 +108,7 @@ class Replicas:
 
         with wrong_use():
             actors = Actors.of(self.replicas, cpus=self.cpus, gpus=self.gpus)
-            if device is not None and is_list:
+            if device is not None and self._is_list:
                 device, spread = over_devices(device)
                 actors = replace(spread, cpus=self.cpus, gpus=spread.gpus / len(settings.models))
                 settings = _on_device(settings, device)
@@ -132,6 +141,8 @@ def serve(
     for package in PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra(package, "serve")
+    if not placement.is_on_ray:  # it waits until there is someone to take it: what is imported takes a second or two
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     from secondpass.server.security import check_exposure, read_keys
     from secondpass.server.settings import PREFIX, SettingsError, load_settings, parse_settings
 

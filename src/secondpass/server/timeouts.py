@@ -79,12 +79,21 @@ class TimedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             words = "Invalid HTTP request received."
             self.logger.warning(words)
-            self.send_400_response(words)
+            if self._is_behind_another():  # which would get the refusal as its answer; after its own comes the end
+                self._is_refused, self.cycle.keep_alive = True, False
+            else:
+                self.send_400_response(words)
             return
         # What is left of a body that was answered before it was whole is no head; it has the time of one. A head that
         # comes while an earlier request is not answered yet has no time of its own, but this limit.
         if self._received > MAX_HEAD and not self._is_in_body:
             self._refuse_head()
+
+    def _is_behind_another(self) -> bool:
+        """Whether a request before the one that is being read is not answered yet."""
+        if self._is_in_body:
+            return len(self.pipeline) > 0
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _feed(self, data: memoryview) -> None:
         """Parse. An offer to go on in another protocol is not taken up: the request is read as if it were not there.

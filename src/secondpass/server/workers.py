@@ -85,13 +85,23 @@ class PlainServer(uvicorn.Server):
         self.service.abandon()
 
     def reload(self) -> None:
-        """Read the keys anew; the old ones hold where that fails."""
+        """Read the keys and the certificate anew; the old ones hold where that fails."""
         try:
             self.guard.reload(os.environ.get(PREFIX + "API_KEYS"))
         except SettingsError as error:
             log.error("the keys stay as they were: %s", error)
         else:
             log.info("the keys were read anew")
+        settings, context = self.service.settings, self.config.ssl
+        if context is None or settings.tls_certificate is None:
+            return
+        try:
+            check_tls(settings)  # apart, since a half of a new pair would already be in use when the other fails
+            context.load_cert_chain(settings.tls_certificate, settings.tls_key, password=_no_phrase)
+        except (SettingsError, OSError) as error:
+            log.error("the certificate stays as it was: %s", error)
+        else:
+            log.info("the certificate was read anew")
 
 
 def run(settings: Settings, keys: tuple[str, ...], on_ready: Callable[[int], None]) -> int:
@@ -223,7 +233,7 @@ def _config(settings: Settings, app: Starlette) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=int(settings.keep_alive_s),
+        timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]  # seconds for a timer; int made 0 of 0.5
         timeout_graceful_shutdown=math.ceil(settings.grace_s + STOP_MARGIN_S),
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
