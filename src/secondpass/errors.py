@@ -62,3 +62,7 @@ class StoreError(SecondpassError):
 
 class IndexGone(StoreError):
     """An index was removed, or made anew, while it was open."""
+
+
+class NoSuchChunk(StoreError):
+    """An index has no chunk of this id, or has it no more."""

@@ -190,6 +190,14 @@ def test_what_is_not_there_is_said(url: str) -> None:
     assert httpx.post(f"{url}/admin/models", json={}).status_code == 404
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", "/health"), ("DELETE", "/"), ("PUT", "/ai/admin/models")])
+def test_a_method_that_an_address_does_not_take_is_refused_as_all_else(guarded: str, method: str, path: str) -> None:
+    """In plain text it ended as an error of its own in clients that read JSON."""
+    answer = httpx.request(method, f"{guarded}{path}", headers={"x-api-key": KEYS[0]})
+    assert (answer.status_code, answer.headers["content-type"]) == (405, "application/json")
+    assert answer.headers["allow"] in answer.json()["message"]
+
+
 def metric(url: str, name: str, **labels: str) -> float:
     wanted = {f'{key}="{value}"' for key, value in labels.items()}
     for line in httpx.get(f"{url}/metrics").text.splitlines():

@@ -20,6 +20,7 @@ from secondpass.checkpoint.checkpoint import has_multilingual
 from secondpass.search.index import Index
 from secondpass.server.index import ServedIndex
 from secondpass.server.settings import Settings
+from secondpass.wire.calls import MAX_WORDS
 from tests.server.live import serving, until
 
 
@@ -153,7 +154,9 @@ def test_an_index_that_is_made_anew_is_opened_anew(tmp_path: Path) -> None:
     with serving(index="notes", index_folder=str(tmp_path / "data")) as url:
         assert "ninety" in post(url, "search", {"query": "beans"}).text
         dropped()
-        assert "there is no index" in post(url, "search", {"query": "beans"}).json()["error"]
+        gone = post(url, "search", {"query": "beans"})
+        assert "there is no index" in gone.json()["error"]
+        assert (gone.status_code, gone.headers["retry-after"]) == (503, "5")  # 400 was for what the client did
         made("Dry beans cook for an hour.\n")
         answers = [post(url, "search", {"query": "beans"}).json()["results"] for _ in range(2)]
         assert [[hit["text"] for hit in results] for results in answers] == [["Dry beans cook for an hour."]] * 2
@@ -218,6 +221,13 @@ def test_its_addresses_are_described(url: str) -> None:
     assert described["components"]["schemas"]["SearchBody"]["required"] == ["query"]
     page = httpx.get(f"{url}/docs").text
     assert "<h2><code>POST /v1/index/search</code></h2>" in page and "<h2><code>POST /mcp</code></h2>" in page
+
+
+@pytest.mark.parametrize("wrong", [{"diversity": "x" * 500_000}, {"path": "\ud800" * 9999}])
+def test_a_refusal_is_short_whatever_it_quotes(url: str, wrong: dict[str, str]) -> None:
+    content = json.dumps({"query": "q", **wrong}).encode()
+    answer = httpx.post(f"{url}/v1/index/search", content=content, headers={"X-API-Key": "key"}, timeout=60)
+    assert (answer.status_code, len(answer.json()["message"])) == (400, MAX_WORDS)
 
 
 def test_an_error_of_the_server_is_json_and_counted_as_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

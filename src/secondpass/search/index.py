@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from secondpass.atomic import lasting
 from secondpass.checkpoint.checkpoint import MULTILINGUAL, has_multilingual, open_checkpoint
 from secondpass.cognitive import Cognitive, end_of, seconds_of
-from secondpass.errors import CheckpointError, MissingExtra, StoreError
+from secondpass.errors import CheckpointError, MissingExtra, NoSuchChunk, StoreError
 from secondpass.public import Closing, opened_once
 from secondpass.retrieval.vectors import ScriptReader, TextEmbedder
 from secondpass.scoring.ranking import check_budget
@@ -206,7 +206,7 @@ class Index(Closing):
         """A chunk by its id. Raises StoreError where it is gone."""
         found = self.store.fetch([id])
         if not found:
-            raise StoreError(f"{self.name}: there is no chunk {id}; it may have changed since the search")
+            raise NoSuchChunk(f"{self.name}: there is no chunk {id}; it may have changed since the search")
         return found[0]
 
     def feedback(self, ranking: Ranking, hit: Hit, kind: str, *, now: float | None = None) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -18,6 +19,7 @@ from secondpass.errors import MissingExtra
 from secondpass.server.admin import admin_routes
 from secondpass.server.api import HttpApi
 from secondpass.server.batching import Batch
+from secondpass.server.dialects import refusals
 from secondpass.server.index import ServedIndex
 from secondpass.server.metrics import CONTENT_TYPE, Metrics
 from secondpass.server.openapi import describe, reference
@@ -25,6 +27,7 @@ from secondpass.server.page import HEADERS, asset
 from secondpass.server.security import Gate, Guard, read_keys
 from secondpass.server.service import Answering, Service
 from secondpass.server.settings import PREFIX, Settings
+from secondpass.wire.calls import Fault, Refusal
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -80,11 +83,20 @@ def create_app(
             routes.append(route)
     guard = Guard(settings, keys)
     gate = Middleware(Gate, api=api, guard=guard, settings=settings)
-    app = Starlette(routes=routes, lifespan=lifespan, middleware=[gate])
+    app = Starlette(routes=routes, lifespan=lifespan, middleware=[gate], exception_handlers={405: _not_allowed})
     # What no route has is a dialect's, or refused in its form; a mount would leave out paths with a line end in them.
     app.router.default, app.router.redirect_slashes = api, False
     app.state.service, app.state.metrics, app.state.guard, app.state.index = service, metrics, guard, index
     return app
+
+
+async def _not_allowed(request: Request, error: Exception) -> Response:
+    """Another method than an address of the server's own takes, in the form of its other refusals."""
+    assert isinstance(error, HTTPException)
+    headers = error.headers or {}
+    words = f"no {request.method} at {request.scope['path'][:200]}; it takes {headers.get('Allow', 'others')}"
+    reply = refusals.cohere(Refusal(Fault.not_found, words), request.state.request_id)
+    return JSONResponse(reply.body, 405, headers=headers)
 
 
 def _agent_server(settings: Settings) -> MCPServer[Any]:

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from secondpass.errors import IndexGone, SecondpassError
+from secondpass.errors import IndexGone, NoSuchChunk, SecondpassError, StoreError
 from secondpass.search.index import Index
 from secondpass.search.pipeline import document_of
 from secondpass.server.admin import refusing
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 MAX_RESULTS = 100
 USUAL_RESULTS = 30
+RETRY_S = 5.0  # to whoever asks an index that cannot be read
 THREADS = 4  # searches at a time; what waits for one holds up nothing else
 
 
@@ -143,8 +144,14 @@ class ServedIndex:
             async with api.body(request.receive, headers) as raw:
                 asked = read(model, await parsed(raw or b"{}", max_depth=self.settings.max_depth))
                 self._check_query(getattr(asked, "query", None))
-                working = self._begin(threads, work, asked)
-                answer = await connected(within(asyncio.wrap_future(working), deadline), request.receive)
+                working = asyncio.wrap_future(self._begin(threads, work, asked))
+                try:
+                    answer = await connected(within(working, deadline), request.receive)
+                except NoSuchChunk:
+                    raise
+                except StoreError as error:  # gone, damaged, on a full disk: no other request would fare better
+                    log.error("the index %s cannot be used: %s", self.index.name, error)
+                    raise Refusal(Fault.unavailable, str(error), retry_after=RETRY_S) from error
             return JSONResponse(answer)
 
         return Route(f"/v1/index/{name}", refusing(answered), methods=["POST"])

@@ -200,12 +200,17 @@ class Fault(str, Enum):
     internal = "internal"
 
 
+MAX_WORDS = 2000  # characters of a refusal
+
+
 class Refusal(Exception):
     """A call that was refused or failed, in words for the caller; never carries document text."""
 
     def __init__(
         self, fault: Fault, message: str, *, parameter: str | None = None, retry_after: float | None = None
     ) -> None:
+        if len(message) > MAX_WORDS:  # of a wrong value that it quotes; some answers say it three times
+            message = message[: MAX_WORDS - 3] + "..."
         super().__init__(message)
         self.fault, self.message, self.parameter, self.retry_after = fault, message, parameter, retry_after
 
