@@ -31,6 +31,7 @@ def test_waits_grow_within_bounds() -> None:
     assert patience.wait(0, None, 0.0) == 0.5
     assert patience.wait(0, 7.0, 0.5) == 7.0
     assert patience.wait(1000, math.nan, 1.0) == 8
+    assert patience.wait(5000, None, 1.0) == 8  # an OverflowError, which no fail_open caught
 
 
 @pytest.mark.parametrize(("name", "value"), [("ALL_PROXY", "ftp://127.0.0.1:9"), ("NO_PROXY", "fe80::/10")])
@@ -143,6 +144,37 @@ def test_closing_ends_calls_that_are_under_way_and_a_later_call_works() -> None:
 
 
 @pytest.mark.slow
+def test_closing_is_no_cancellation_of_who_waits() -> None:
+    """It ended the caller's own task, as if that had been cancelled."""
+
+    async def outcome(fail_open: bool) -> str | None:
+        with loopback(in_turn(Reply(is_silent=True))) as server:
+            reranker = client(server, fail_open=fail_open)
+            task = asyncio.create_task(reranker.arank("q", TEXTS))
+            while not server.seen:
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(reranker.close)
+            return (await task).failure
+
+    assert asyncio.run(outcome(True)) == "closed while the call was under way"
+    with pytest.raises(RemoteError, match="closed while the call was under way"):
+        asyncio.run(outcome(False))
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_an_answer_that_cannot_be_unpacked_is_said_to_be_that(status: int) -> None:
+    broken = Reply(b"none", status, {"Content-Encoding": "gzip"})
+    with loopback(in_turn(broken)) as server, pytest.raises(RemoteError, match="the answer cannot be unpacked"):
+        client(server, retries=0).score("q", TEXTS)
+
+
+def test_a_servers_words_move_no_cursor(caplog: pytest.LogCaptureFixture) -> None:
+    with loopback(in_turn(Reply({"message": "\x1b[2J\x1b[31mRED \x9b \ud800"}, 400))) as server:
+        failure = client(server, fail_open=True).rank("q", TEXTS).failure
+    assert failure is not None and failure.endswith("400 Bad Request: \ufffd[2J\ufffd[31mRED \ufffd \ufffd")
+    assert "\x1b" not in caplog.text
+
+
 def test_a_forgotten_reranker_ends_its_thread(lengths: Loopback) -> None:
     before = set(threading.enumerate())
     remote = client(lengths)

@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 RETRIED = frozenset({429, 502, 503, 504})
 LONGEST_BACKOFF_S = 8.0
+MOST_DOUBLINGS = 100  # far beyond the longest back-off; 2.0**1024 is more than a double holds
 LONGEST_CLOSE_S = 5.0
 DEADLINE_HEADER = "x-deadline-ms"
 MAX_ANSWER_BYTES = 64 << 20
 LARGE_BODY = 1 << 20  # bytes that a server may refuse before it has read them
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _TITLE = re.compile(r"<title[^>]*>([^<]{1,200})", re.IGNORECASE)
 
 
@@ -58,7 +60,7 @@ class Patience:
         Doubles from try to try, and takes between half and all of it, so that clients that failed together do not
         come back together. Never less than the server asked for.
         """
-        backoff = min(self.backoff_s * 2.0**attempt, LONGEST_BACKOFF_S) * (0.5 + draw / 2)
+        backoff = min(self.backoff_s * 2.0 ** min(attempt, MOST_DOUBLINGS), LONGEST_BACKOFF_S) * (0.5 + draw / 2)
         return max(backoff, retry_after or 0.0)
 
 
@@ -77,6 +79,7 @@ class _Background:
         self.client = _open_client(headers, ca_file)
         self.loop = asyncio.new_event_loop()
         self.process = os.getpid()
+        self.is_ending = False
         self._thread = threading.Thread(target=self._run, name="secondpass-remote", daemon=True)
         self._thread.start()
 
@@ -93,8 +96,18 @@ class _Background:
 
     def _run(self) -> None:
         self.loop.run_forever()
+        self.is_ending = True
         self.loop.run_until_complete(self._finish())
         self.loop.close()
+
+    async def until_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """What work returns. Its end by this one's is an error: a cancellation would look like the caller's own."""
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self.is_ending:
+                raise RemoteError("closed while the call was under way") from None
+            raise
 
     async def _finish(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -184,6 +197,8 @@ class Transport:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise failure from None
             raise _TryAgain(failure) from None
+        except httpx.DecodingError as error:
+            raise self._failure(f"the answer cannot be unpacked: {error}") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._failure(f"cannot be asked: {error}") from None
 
@@ -231,13 +246,15 @@ class Transport:
     def _failure(self, what: str, response: httpx.Response | None = None) -> RemoteError:
         for secret in self._secrets:
             what = what.replace(secret, "[secret]")
+        what = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", what)  # a server's words end in logs and on terminals
         return RemoteError(
             f"{shown(self.address)}: {what}", status=None if response is None else response.status_code
         )
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         try:
-            return asyncio.run_coroutine_threadsafe(work, self._live().loop)
+            background = self._live()
+            return asyncio.run_coroutine_threadsafe(background.until_end(work), background.loop)
         except BaseException:
             work.close()
             raise
