@@ -185,8 +185,25 @@ def test_a_calibration_is_of_the_model_that_it_names() -> None:
     assert found("a.json", models=(small, vectors)) == ["a.json", None]
     with pytest.raises(SettingsError, match=r"calibration is 'vectors=a.json'; give NAME=FILE, with NAME of small"):
         found("vectors=a.json")
-    with pytest.raises(SettingsError, match="only a reranker takes a calibration"):
-        ModelSource(name="vectors", path="v", kind="embedder", calibration="a.json")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"engine": "openvino"},
+        {"long_documents": "chunk"},
+        {"instruction": "find"},
+        {"cutoff_layer": 8},
+        {"score_cache": "s.db"},
+        {"calibration": "a.json"},
+    ],
+    ids=str,
+)
+def test_what_has_no_effect_on_an_embedder_is_refused(option: dict[str, Any]) -> None:
+    """It was taken without a word, a wrong value too."""
+    (name,) = option
+    with pytest.raises(SettingsError, match=f"models.vectors is an embedder; only a reranker takes {name}"):
+        ModelSource(name="vectors", path="v", kind="embedder", **option)
 
 
 @pytest.mark.parametrize("pair", ["port", "prot=1", "=1"])

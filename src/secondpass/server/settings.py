@@ -25,6 +25,7 @@ SERVICE_LINK = re.compile(r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP
 SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 
+OF_RERANKERS = ("engine", "long_documents", "instruction", "cutoff_layer", "score_cache", "calibration")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 EVERYWHERE = ("0.0.0.0/0", "::/0")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/*]+/?|null", re.IGNORECASE)
@@ -56,8 +57,9 @@ class ModelSource:
     def __post_init__(self) -> None:
         if not self.name.isprintable() or not self.name.strip() or len(self.name) > 200:
             raise SettingsError(f"models has the name {self.name[:40]!r}; give 1 to 200 printable characters")
-        if self.calibration is not None and self.kind == "embedder":
-            raise SettingsError(f"models.{self.name} is an embedder; only a reranker takes a calibration")
+        for each in fields(self) if self.kind == "embedder" else ():
+            if each.name in OF_RERANKERS and getattr(self, each.name) != each.default:
+                raise SettingsError(f"models.{self.name} is an embedder; only a reranker takes {each.name}")
 
 
 @dataclass(frozen=True, kw_only=True)
