@@ -63,14 +63,20 @@ def test_it_ranks_as_the_library_does(url: str, right: list[float]) -> None:
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_containers_health_check_asks_the_port_of_the_environment(url: str) -> None:
+def health_check() -> list[str]:
+    """What the container runs to see whether its server is healthy."""
     file = Path(__file__).parents[2] / "deploy" / "Dockerfile"
     if not file.exists():
         pytest.skip("needs the folder deploy")
     found = re.search(r"HEALTHCHECK [^\n]*\n +CMD (\[.*\])", file.read_text("utf-8"))
     assert found is not None
-    environment = {**os.environ, "SECONDPASS_PORT": str(urlsplit(url).port)}
-    subprocess.run([sys.executable, *json.loads(found[1])[1:]], env=environment, check=True)
+    return [sys.executable, *json.loads(found[1])[1:]]
+
+
+def test_the_containers_health_check_asks_the_port_of_the_environment(url: str) -> None:
+    """And never a proxy, which Docker names in each container where it is told of one."""
+    environment = {**os.environ, "SECONDPASS_PORT": str(urlsplit(url).port), "http_proxy": "http://127.0.0.1:9"}
+    subprocess.run(health_check(), env=environment, check=True)
 
 
 def test_a_slash_at_the_end_of_an_address_is_no_harm(url: str) -> None:

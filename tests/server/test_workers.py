@@ -25,9 +25,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from secondpass.search.index import Index
 from secondpass.server.settings import open_socket
 from tests.checkpoints import tiny_bert
 from tests.server.live import until
+from tests.server.test_app import health_check
 
 BODY = {"query": "where is the bridge", "documents": ["a river", "the old bridge in the city"]}
 LONG = {"query": "a", "documents": [f"{place} " + "word " * 200 for place in range(60)]}
@@ -337,6 +339,8 @@ def test_tls(folder: Path, tmp_path: Path) -> None:
     with served(f"tiny={folder}", "--tls-certificate", str(certificate), "--tls-key", str(key)) as (url, found):
         assert url.startswith("https://")
         assert httpx.post(f"{url}/v2/rerank", json=BODY, verify=trusted).status_code == 200
+        said = {"SECONDPASS_PORT": str(urlsplit(url).port), "SECONDPASS_TLS_CERTIFICATE": str(certificate)}
+        subprocess.run(health_check(), env={**os.environ, **said}, check=True)
         assert found.stopped()[0] == 0
 
 
@@ -550,6 +554,24 @@ def test_a_worker_that_starts_has_the_keys_of_the_last_sighup_and_survives_one(f
             until(lambda key=key: statuses(key) == {200})
             assert statuses("first") == {401}
             assert children(found.pid) == started
+
+
+@pytest.mark.promise("docs/serving.md", "`--offline` stops that too")
+@pytest.mark.slow
+def test_offline_is_offline_for_the_models_of_an_index_too(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "note.md").write_text("Beans cook for ninety minutes.")
+    with Index("notes", folder=tmp_path / "data", embedder="none", create=True) as index:
+        index.add(tmp_path / "note.md")
+        index.store.set_meta({"embedder": "nobody/embedder"})
+    given = (f"tiny={folder}", "--offline", "--index", "notes", "--index-folder", str(tmp_path / "data"))
+    with open_socket("127.0.0.1", 0) as hub:
+        hub.listen()
+        hub.setblocking(False)
+        with served(*given, HF_ENDPOINT=f"http://127.0.0.1:{hub.getsockname()[1]}") as (url, _):
+            answer = httpx.post(f"{url}/v1/index/search", json={"query": "beans"}, timeout=60)
+            assert "nobody/embedder" in answer.json()["message"]
+        with pytest.raises(BlockingIOError):
+            hub.accept()
 
 
 IMPORTED = """

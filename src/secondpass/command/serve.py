@@ -155,6 +155,8 @@ def serve(
         check_exposure(settings, keys)
     except SettingsError as error:
         raise WrongUse(str(error)) from error
+    if settings.local_files_only:  # for the models of an index and of /mcp too, which are opened by name alone
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
     def say(port: int) -> None:
         ranks = any(model.kind == "reranker" for model in settings.models)
