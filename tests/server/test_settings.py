@@ -206,6 +206,12 @@ def test_what_has_no_effect_on_an_embedder_is_refused(option: dict[str, Any]) ->
         ModelSource(name="vectors", path="v", kind="embedder", **option)
 
 
+def test_an_alias_that_a_model_of_its_name_hides_is_refused() -> None:
+    models = (ModelSource(name="small", path="s"), ModelSource(name="large", path="l"))
+    with pytest.raises(SettingsError, match="small is the name of a model too"):
+        Settings(models=models, aliases={"small": "large"})
+
+
 @pytest.mark.parametrize("pair", ["port", "prot=1", "=1"])
 def test_a_wrong_pair_is_refused(pair: str) -> None:
     with pytest.raises(SettingsError, match="is not a setting; give NAME=VALUE"):

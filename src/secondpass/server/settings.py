@@ -152,6 +152,8 @@ class Settings:
         if len(set(names)) < len(names):
             raise SettingsError(f"models has a name twice: {', '.join(names)}")
         for alias, name in self.aliases.items():
+            if alias in names:
+                raise SettingsError(f"aliases.{alias} is the name of a model too, which it would never stand for")
             if name not in names and not self.allow_model_changes:
                 raise SettingsError(f"aliases.{alias} is {name!r}; there are {', '.join(names)}")
         _calibrations(self.calibration, self.models)
