@@ -253,6 +253,35 @@ def test_a_body_to_mcp_has_the_limits_of_every_other(url: str) -> None:
             assert said in b"".join(iter(lambda here=connection: here.recv(1 << 16), b""))
 
 
+def test_a_call_of_an_agent_that_left_is_not_computed_and_holds_up_no_other(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls of tools come one after the other; each that was given up kept the next ones waiting for its end."""
+    from anyio import from_thread
+
+    begun, is_over = threading.Event(), threading.Event()
+
+    def rank(self: object, query: str, documents: object, **options: object) -> None:
+        begun.set()
+        while not is_over.wait(0.01):
+            from_thread.check_cancelled()
+
+    monkeypatch.setattr("secondpass.mcp.StoppableReranker.rank", rank)
+    headers = {"X-API-Key": "key", "Accept": "application/json, text/event-stream"}
+
+    def asked(tool: str, timeout: float, **arguments: object) -> httpx.Response:
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+        return httpx.post(f"{url}/mcp", json=body, headers=headers, timeout=timeout)
+
+    try:
+        with pytest.raises(httpx.ReadTimeout):
+            asked("rerank", 0.5, query="q", documents=["a"])
+        assert begun.is_set()
+        assert '\\"facts\\": 0' in asked("status", 20).text
+    finally:
+        is_over.set()
+
+
 @pytest.mark.slow
 def test_agents_find_it_at_mcp_with_the_key_alone(url: str) -> None:
     anyio = pytest.importorskip("anyio")

@@ -72,7 +72,10 @@ class HttpApi:
         await self.finish(exchange, reply, send)
 
     def bounded(self, app: types.ASGIApp) -> types.ASGIApp:
-        """An application that reads bodies without an end of time or a bound together: it gets what was read here."""
+        """An application that reads bodies without an end of time or a bound together: it gets what was read here.
+
+        It is cancelled when its client goes away, since it does not look.
+        """
 
         async def reading(scope: Scope, receive: types.Receive, send: Send) -> None:
             try:
@@ -82,7 +85,7 @@ class HttpApi:
                     async def read() -> MutableMapping[str, Any]:
                         return messages.pop() if messages else await receive()
 
-                    await app(scope, read, send)
+                    await connected(app(scope, read, send), receive)
             except Disconnected:
                 return
             except Refusal as refusal:
