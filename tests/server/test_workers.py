@@ -124,6 +124,33 @@ def test_it_says_where_it_is_and_how_to_try_it_and_stops_with_0(arguments: tuple
     assert urlsplit(url).hostname == "127.0.0.1"
 
 
+# What Windows' Python has not, of all that the server uses.
+WINDOWS = """
+import asyncio, signal, sys
+
+sys.modules["resource"] = None
+for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "pthread_sigmask", "setitimer"):
+    delattr(signal, name)
+
+def add_signal_handler(self, number, action):
+    raise NotImplementedError
+
+asyncio.unix_events._UnixSelectorEventLoop.add_signal_handler = add_signal_handler
+"""
+
+
+@pytest.mark.slow
+def test_it_serves_in_one_process_where_there_are_the_signals_of_windows_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WINDOWS, "utf-8")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    with served(f"tiny={folder}", PYTHONPATH=path) as (url, found):
+        body = {"query": "the river", "texts": ["the river", "a bridge"]}
+        assert httpx.post(f"{url}/rerank", json=body).status_code == 200
+        assert found.stopped(signal.SIGINT)[0] == 0
+    code, words = failed("--workers", "2", f"tiny={folder}", PYTHONPATH=path)
+    assert (code, "workers is 2; this system has no signals to tell them, give 1" in words) == (1, True)
+
+
 def is_ready(url: str) -> bool:
     try:
         return httpx.get(f"{url}/ready").status_code == 200

@@ -141,7 +141,8 @@ def serve(
     for package in PACKAGES:
         if find_spec(package) is None:
             raise MissingExtra(package, "serve")
-    if not placement.is_on_ray:  # it waits until there is someone to take it: what is imported takes a second or two
+    if not placement.is_on_ray and hasattr(signal, "SIGHUP"):
+        # It waits until there is someone to take it: what is imported takes a second or two.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     from secondpass.server.security import check_exposure, read_keys
     from secondpass.server.settings import PREFIX, SettingsError, load_settings, parse_settings

@@ -7,7 +7,6 @@ import gc
 import logging
 import math
 import os
-import resource
 import signal
 import socket
 import ssl
@@ -26,6 +25,11 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from types import FrameType
 
+try:
+    import resource
+except ImportError:  # Windows, which has no limit of descriptors to heed
+    resource = None  # type: ignore[assignment]
+
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 from starlette.applications import Starlette
@@ -43,7 +47,8 @@ from secondpass.server.timeouts import TimedProtocol
 log = logging.getLogger(__name__)
 
 OK, FAILED = 0, 1
-AT_ONCE = signal.SIGUSR1  # to a worker whose parent was told twice to stop
+HANGUP: int = getattr(signal, "SIGHUP", 0)  # Windows has none: keys are read anew at a restart
+AT_ONCE: int = getattr(signal, "SIGUSR1", 0)  # to a worker whose parent was told twice to stop
 STOP_MARGIN_S = 5.0
 MAX_PENDING = 2048  # connections that wait to be taken
 SPARE_FILES = 128  # descriptors for what are no connections: models, logs, libraries
@@ -106,7 +111,9 @@ class PlainServer(uvicorn.Server):
 
 def run(settings: Settings, keys: tuple[str, ...], on_ready: Callable[[int], None]) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. on_ready is called with the port once requests are answered."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # it waits until there is someone to take it
+    hold_hangup(True)
+    if settings.workers > 1 and not AT_ONCE:
+        raise SettingsError(f"workers is {settings.workers}; this system has no signals to tell them, give 1")
     set_up_logs(log_format=settings.log_format, level=settings.log_level)
     settings = with_room(settings)
     check_tls(settings)
@@ -119,8 +126,16 @@ def run(settings: Settings, keys: tuple[str, ...], on_ready: Callable[[int], Non
         return Workers(settings, keys, listening).run(lambda: on_ready(port))
 
 
+def hold_hangup(is_held: bool) -> None:
+    """Have a SIGHUP wait until there is someone to take it, or let it come."""
+    if HANGUP:
+        signal.pthread_sigmask(signal.SIG_BLOCK if is_held else signal.SIG_UNBLOCK, {HANGUP})
+
+
 def with_room(settings: Settings) -> Settings:
     """The settings with no more connections than this process may have descriptors, whose soft limit is raised."""
+    if resource is None:
+        return settings
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = settings.max_connections + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -178,11 +193,10 @@ async def _until_told(
     server: PlainServer, listening: socket.socket, on_ready: Callable[[], None], *, is_replacement: bool
 ) -> int:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
-    loop.add_signal_handler(AT_ONCE, server.end)
-    loop.add_signal_handler(signal.SIGHUP, server.reload)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    actions = {signal.SIGTERM: server.stop, signal.SIGINT: server.stop, AT_ONCE: server.end, HANGUP: server.reload}
+    for number in filter(None, actions):
+        _heed(loop, number, actions[number])
+    hold_hangup(False)
     threading.Thread(target=_watch_parent, args=(loop, server), daemon=True).start()
     # Requests are answered meanwhile: /health with 200, calls with 503.
     loading = asyncio.create_task(_load(server, on_ready))
@@ -191,6 +205,14 @@ async def _until_told(
     await server.serve([listening])
     has_failed = loading.done() and not loading.result()
     return FAILED if has_failed else OK
+
+
+def _heed(loop: asyncio.AbstractEventLoop, number: int, action: Callable[[], None]) -> None:
+    """Have the loop do it when the signal comes."""
+    try:
+        loop.add_signal_handler(number, action)
+    except NotImplementedError:  # the loops of Windows
+        signal.signal(number, lambda number, frame: loop.call_soon_threadsafe(action))
 
 
 async def _load(server: PlainServer, on_ready: Callable[[], None]) -> bool:
@@ -255,11 +277,11 @@ class Workers:
         """Serve until told to stop; the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGHUP, self._reload)
+        signal.signal(HANGUP, self._reload)
         try:
             for _ in range(self.settings.workers):
                 self.running.append(self._start())
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            hold_hangup(False)
             return self._ended(self._watch(on_ready))
         except BaseException:  # Python waits for its processes at its end, and SIGTERM does not end that
             self._ended(FAILED)
@@ -301,7 +323,7 @@ class Workers:
 
     def _start(self, *, is_replacement: bool = False) -> _Worker:
         """A new process; a SIGHUP before it can take one waits there, since what is blocked here is blocked in it."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {HANGUP})
         try:
             context = get_context("spawn")
             ready = context.Event()
@@ -323,7 +345,7 @@ class Workers:
         """Have all workers read the keys anew; those that come later get what was read now."""
         with suppress(SettingsError):  # which the workers log
             self.keys = read_keys(self.settings, os.environ.get(PREFIX + "API_KEYS"))
-        self._tell(signal.SIGHUP)
+        self._tell(HANGUP)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """Told twice, the workers end at once."""
