@@ -470,6 +470,36 @@ def test_searches_go_on_while_files_are_added(index: Index, notes: Path) -> None
     assert index.status().files == 64
 
 
+def test_what_the_first_stages_like_less_loses_up_to_two_logits_of_the_embedded_models(
+    tmp_path: Path, notes: Path
+) -> None:
+    index = Index("notes", folder=tmp_path / "data", embedder=WordEncoder(), reranker="default", create=True)
+    index.add(notes)
+    question = "when are roses and the ssh port pruned"
+    hits = list(index.search(question, 10, explain=True))
+    parts = [dict(hit.parts or {}) for hit in hits]
+    lost = {hit.index: float(each["first_stages"]) for hit, each in zip(hits, parts, strict=True)}
+    fused = {hit.index: float(each["fused"]) for hit, each in zip(hits, parts, strict=True)}
+    best, last = max(fused.values()), min(fused.values())
+    assert lost == pytest.approx({each: -2 * (best - score) / (best - last) for each, score in fused.items()})
+    reranker = Reranker("default")
+    for hit in hits:
+        own = reranker.probability(hit.score)
+        assert hit.probability == pytest.approx(1 / (1 + (1 / own - 1) * np.exp(-lost[hit.index])))
+        assert hit.probability <= own + 1e-12
+    assert [hit.index for hit in hits] == sorted(lost, key=lambda each: -{h.index: h.probability for h in hits}[each])
+    alone = index.search(question, 1, candidates=1, explain=True)[0]
+    assert (alone.parts or {})["first_stages"] == 0
+    assert alone.probability == pytest.approx(reranker.probability(alone.score))
+
+
+def test_the_order_of_another_reranker_is_its_own(index: Index, notes: Path) -> None:
+    index.add(notes)
+    hits = list(index.search("when are roses and the ssh port pruned", 10, explain=True))
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert not any("first_stages" in (hit.parts or {}) for hit in hits)
+
+
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The texts, as ids, that the embedded reranker reads from now on."""

@@ -25,6 +25,9 @@ from secondpass.types import Document, Hit, Ranking, Scorer, Usage
 
 MMR_BALANCE = 0.7  # of relevance against likeness to what stands above; Carbonell and Goldstein 1998
 DIVERSITIES = ("mmr", "file")
+# Logits that the last candidate by the first stages loses against the first, where an embedded model reranks: the
+# words and meaning that these models read are weighed there by all texts that there are. docs/search.md has figures.
+BEHIND = 2.0
 
 
 class PairReader(Protocol):
@@ -97,6 +100,7 @@ class PooledChunk:
     score: float = math.nan
     probability: float = math.nan
     is_scored: bool = False
+    behind: float | None = None
     weighed: Weighed | None = None
 
 
@@ -134,6 +138,8 @@ class Pipeline:
             if question.budget_ms is not None:
                 left = max(1.0, question.budget_ms - 1000 * (time.perf_counter() - started))
             pool, read = _reranked(reranker, question.text, pool, left)
+            if isinstance(reranker, StateReader) and reranker.states_mark is not None:
+                pool = _with_first_stages(pool)
         pool = _weighed(pool, question, self.store)
         chosen = _diverse(pool, question)[: question.top_n]
         hits = tuple(_hit(each, rank, question) for rank, each in enumerate(chosen, start=1))
@@ -292,6 +298,19 @@ def _reranked(
     return ordered, ranking
 
 
+def _with_first_stages(pool: Sequence[PooledChunk]) -> list[PooledChunk]:
+    """The scored candidates in the order of logits of which the first stages took their part; the unscored follow."""
+    scored = [each for each in pool if each.is_scored]
+    firsts = [each.fused.score for each in scored]
+    span = max(firsts, default=0.0) - min(firsts, default=0.0)
+    behind = [BEHIND * (max(firsts) - first) / span if span else 0.0 for first in firsts]
+    lowered = [
+        replace(each, behind=lost, probability=sigmoid(_logit(each.probability) - lost))
+        for each, lost in zip(scored, behind, strict=True)
+    ]
+    return sorted(lowered, key=lambda each: -each.probability) + [each for each in pool if not each.is_scored]
+
+
 def _weighed(pool: list[PooledChunk], question: Question, store: Store) -> list[PooledChunk]:
     """The scored candidates with cognitive evidence, in its order; the unscored follow."""
     settings = question.cognitive
@@ -365,6 +384,7 @@ def _hit(candidate: PooledChunk, rank: int, question: Question) -> Hit:
     if question.explain:
         parts |= _stages(candidate.fused)
         parts |= {"logit": candidate.score} if candidate.is_scored else {}
+        parts |= {} if candidate.behind is None else {"first_stages": -candidate.behind}
     if candidate.weighed is not None:
         parts |= candidate.weighed.parts
     if not candidate.is_scored and not question.is_reranked:
