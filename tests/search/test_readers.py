@@ -146,6 +146,21 @@ def test_a_notebook_is_its_cells_under_its_headings(tmp_path: Path) -> None:
     assert page.file_lines(5, 6) == (1, 1)
 
 
+@pytest.mark.parametrize("is_ascii", [False, True])
+def test_a_cell_stands_where_its_text_begins(tmp_path: Path, is_ascii: bool) -> None:
+    cells = [
+        {"outputs": [{"text": ["豆\n", "total\n"]}], "source": ["one = 1\n", "total = one\n", "豆"]},
+        {"outputs": [{"text": ["total\n"]}], "source": ["total"]},
+        {"cell_type": "markdown", "source": "豆"},
+    ]
+    text = json.dumps({"cells": cells}, indent=1, ensure_ascii=is_ascii)
+    (page,) = read(written(tmp_path, "a.ipynb", text))
+    rows = text.split("\n")
+    begins = [number for number, row in enumerate(rows, 2) if row.strip() == '"source": [']
+    assert [line for _, line in page.places[:2]] == begins
+    assert rows[page.places[2][1] - 1].strip().startswith('"source": "')
+
+
 @pytest.mark.parametrize("data", ["{", "[]", '{"worksheets": []}', '{"cells": 3}'])
 def test_what_is_no_notebook_is_named(tmp_path: Path, data: str) -> None:
     with pytest.raises(

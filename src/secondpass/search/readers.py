@@ -30,6 +30,7 @@ _CHARSET = re.compile(
     rb"<(?:meta|\?xml)\s[^>]*?(?:charset|encoding)\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE | re.ASCII
 )
 _DECLARED_IN = 1024  # bytes of a page, as HTML asks
+_SOURCE = re.compile(r'"source"\s*:\s*\[?\s*')  # what stands before the text of a notebook's cell
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _TIMES = ("created", "timestamp", "date", "time")  # fields of records and front matter, the first that is there
 CODE = (
@@ -117,16 +118,17 @@ def _read_notebook(file: Path) -> Iterator[Page]:
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(cells, list):
         raise DataError(f'{file}: has no list of "cells"; notebooks of nbformat 4 are read')
-    rows, at = text.split("\n"), 0
-    parts = list[tuple[str, int]]()
+    parts, line, at = list[tuple[str, int]](), 1, 0
     for cell in cells:
         source = cell.get("source") if isinstance(cell, dict) else None
-        said = ("".join(map(str, source)) if isinstance(source, list) else str(source or "")).strip("\n")
-        if not said.strip():
+        whole = "".join(map(str, source)) if isinstance(source, list) else str(source or "")
+        if not (said := whole.strip("\n")).strip():
             continue
-        begin = json.dumps(said.split("\n")[0], ensure_ascii=False)[1:-1]
-        at = next((row for row in range(at, len(rows)) if begin in rows[row]), at)
-        parts.append((f"````\n{said}\n````" if cell.get("cell_type") == "code" else said, at + 1))
+        begin = json.dumps(whole.partition("\n")[0], ensure_ascii=text.isascii())[:-1]
+        before, places = at, (found.end() for found in _SOURCE.finditer(text, at))
+        at = next((place for place in places if text.startswith(begin, place)), at)
+        line += text.count("\n", before, at)
+        parts.append((f"````\n{said}\n````" if cell.get("cell_type") == "code" else said, line))
     title = next((found[1].strip() for part, _ in parts if (found := re.match(r"# +(.+)", part))), "")
     yield markdown_page(parts, title, _date_in_name(file))
 
