@@ -6,6 +6,7 @@ it is.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -105,6 +106,12 @@ def is_packed(file: Path) -> bool:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
     _check_mark(beginning, file)
     return beginning.startswith(_GZIP)
+
+
+def is_list(file: Path) -> bool:
+    """Whether a JSON file begins as a list does, which may be one line of any length."""
+    with _opened(file) as stream:
+        return stream.peek(_BEGINNING).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
 def _check_mark(beginning: bytes, file: Path | Piped) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from secondpass.atomic import at_home, write_lines
-from secondpass.data.files import Source, files_below, lines, parsed, suffix, values
+from secondpass.data.files import Source, files_below, is_list, lines, parsed, suffix, values
 from secondpass.errors import DataError
 from secondpass.text.documents import clean_query
 
@@ -122,7 +122,7 @@ def read_data(
 
 def _rows(file: Path) -> Iterator[tuple[Source, Callable[[], Any]]]:
     """What reads each line of a file, or each item where the file is one JSON list."""
-    if suffix(file) == ".json" and next(lines(file), ("", ""))[1].lstrip().startswith("["):
+    if suffix(file) == ".json" and is_list(file):
         for source, value in values(file):
             yield source, lambda value=value: value  # type: ignore[misc]
     else:
