@@ -197,6 +197,7 @@ class DataFrame(list[str]):
         (lambda r: r.rank_many([QUERY], []), ValueError, "1 queries and 0 lists"),
         (lambda r: r.rank_many(["a", None], [["b"], []]), TypeError, r"of queries\[1\], query is None"),
         (lambda r: r.rank_many(["a", "b"], [[], [None]]), TypeError, r"of queries\[1\], documents\[0\] is None"),
+        (lambda r: r.rank_many(["a"], [(b.decode() for b in [b"\xff"])]), UnicodeDecodeError, "byte 0xff"),
         (lambda r: r.score(QUERY, ["a"], compress_ratio=1.5), TypeError, "compress_ratio is a float; give a whole"),
         (lambda r: r.score(QUERY, ["a"], compress_layers=2), TypeError, "compress_layers is a int; give a list"),
         (lambda r: r.score(QUERY, ["a"], cutoff_layer=[2]), TypeError, "cutoff_layer is a list; .* score_layers"),

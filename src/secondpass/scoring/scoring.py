@@ -368,6 +368,8 @@ def _asked_of(index: int, query: str, documents: Iterable[DocumentLike], options
     try:
         return _asked(query, documents, options)
     except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):
+            raise  # of what gives the documents, as of a file that is read; others are not made of a message alone
         raise type(error)(f"of queries[{index}], {error}") from error
 
 
