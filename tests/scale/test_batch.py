@@ -250,6 +250,20 @@ def test_a_job_that_cannot_be_begun_leaves_no_folder(tmp_path: Path) -> None:
     assert (folder / "score.json").is_file()  # a job that was begun is left as it is
 
 
+def test_a_job_that_is_ended_while_its_rows_are_counted_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    table = tmp_path / "in.csv"
+    table.write_text("query,passage\na,b\n")
+    monkeypatch.setattr("secondpass.scale.batch._blocks", ended)
+    with pytest.raises(KeyboardInterrupt):
+        open_job([table], tmp_path / "out", ModelOptions())
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
 def test_a_pipe_is_scored_and_another_is_another_job(tmp_path: Path) -> None:
     pipe, folder = tmp_path / "pipe", tmp_path / "out"

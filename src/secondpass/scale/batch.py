@@ -215,7 +215,8 @@ def _claimed(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        (folder / FACTS).unlink(missing_ok=True)
+        for name in (FACTS, ROWS):
+            (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / ERRORS, ignore_errors=True)
         if not was_there:
             with suppress(OSError):
