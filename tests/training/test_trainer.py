@@ -6,6 +6,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -480,6 +481,13 @@ def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
         (tmp_path / "new" / "training" / "data.json").write_text("{}")
         raise KeyError
     assert (tmp_path / "new" / "training" / "data.json").is_file()
+
+
+def test_a_run_whose_folder_was_removed_says_why_it_ended(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(KeyError), claimed(tmp_path / "new"):
+            shutil.rmtree(tmp_path / "new")
+            raise KeyError
 
 
 HOLD = """

@@ -62,9 +62,9 @@ def claimed(output: Path) -> Iterator[None]:
 
 def _remove_unused(lock: Path, output: Path | None) -> None:
     """Remove a lock beside which nothing stands, its folder and `output`, so that other commands may write there."""
-    if any(path != lock for path in lock.parent.iterdir()):
-        return
-    with suppress(OSError):  # on Windows an open file stays
+    with suppress(OSError):  # on Windows an open file stays; and somebody may have removed it all
+        if any(path != lock for path in lock.parent.iterdir()):
+            return
         lock.unlink()
         lock.parent.rmdir()
         if output is not None:
