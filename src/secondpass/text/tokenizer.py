@@ -232,10 +232,10 @@ class Tokenizer:
             ids += self.encode(part) if found is None else [found]
         return ids
 
-    def _check(self, ids: list[int]) -> None:
+    def _checked(self, ids: list[int]) -> list[int]:
         """Raises CheckpointError for a word that the model has not: engines read anything, or end, at its id."""
         if self._num_ids is None or (largest := max(ids, default=0)) < self._num_ids:
-            return
+            return ids
         raise CheckpointError(
             f"the tokenizer makes {self.token_of(largest)!r} of a text, with the id {largest}, and the model has "
             f"{self._num_ids} words (vocab_size in config.json); take the tokenizer that belongs to the weights"
@@ -279,23 +279,21 @@ class Tokenizer:
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         with _library_errors():
             encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        for encoding in encodings:
-            self._check(encoding.ids)
-        return [self._in_letters(encoding.ids) for encoding in encodings]
+        return [self._in_letters(self._checked(encoding.ids)) for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and for each the (start, end) range of characters that it came from."""
         with _library_errors():
             encoding = self._inner.encode(text, add_special_tokens=False)
-        self._check(encoding.ids)
-        if self._spelled.keys().isdisjoint(encoding.ids):
-            return encoding.ids, encoding.offsets
+        ids = self._checked(encoding.ids)
+        if self._spelled.keys().isdisjoint(ids):
+            return ids, encoding.offsets
         offsets = [
             offset
-            for token, offset in zip(encoding.ids, encoding.offsets, strict=True)
+            for token, offset in zip(ids, encoding.offsets, strict=True)
             for _ in self._spelled.get(token, (token,))
         ]
-        return self._in_letters(encoding.ids), offsets
+        return self._in_letters(ids), offsets
 
     def encode_with_words(self, text: str) -> tuple[list[int], list[int | None]]:
         """Ids, and for each the word that it is a piece of, by the tokenizer's own borders; None for no word."""
