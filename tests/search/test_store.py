@@ -327,14 +327,17 @@ def test_codes_are_the_same_after_they_were_saved(tmp_path: Path) -> None:
 
 
 def test_words_are_written_anew_when_their_rules_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secondpass.search.stores.sqlite.COMMON_FROM", 1)
     place = tmp_path / "notes.sqlite"
     first = SqliteStore(place)
     first.write([change("/notes/a", chunk("Dogs run"))])
+    first.finish()
     first.close()
     for module in ("store", "sqlite"):
         monkeypatch.setattr(f"secondpass.search.stores.{module}.terms", lambda text: [w[:3] for w in terms(text)])
     second = SqliteStore(place)
     assert [id for id, _ in second.search_text(["dog"], 5, ANY)]
+    assert second._common.postings == {"dog": 1, "run": 1}
     second.remove(["/notes/a"])
     assert second.search_text(["dog"], 5, ANY) == []
 

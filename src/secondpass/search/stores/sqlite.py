@@ -247,9 +247,7 @@ class SqliteStore:
     def finish(self) -> None:
         with self._database.transaction() as connection:
             connection.execute("insert into postings(postings) values('optimize')")
-            connection.execute(
-                "insert or replace into meta values('common', ?)", (as_json(asdict(_Common.counted(connection))),)
-            )
+            _count_common(connection)
         self._refresh()
         with self._database.reading() as connection:
             connection.execute("pragma wal_checkpoint(passive)")
@@ -309,6 +307,7 @@ class SqliteStore:
             for id, heading, text in connection.execute("select id, heading, text from chunks"):
                 words = " ".join(terms(passage_of(heading, text)))
                 connection.execute("insert into postings(rowid, words) values(?, ?)", (id, words))
+            _count_common(connection)
             connection.execute("insert or replace into meta values('words', ?)", (mark,))
 
 
@@ -413,6 +412,11 @@ class _Common:
         totals = dict(zip(ordered, accumulate(counts[word] for word in ordered), strict=True))
         each, most = MAX_SHARE * self.num_chunks, max(MAX_POSTINGS, MAX_SHARE * self.num_chunks)
         return [word for word in words if word == ordered[0] or (counts[word] <= each and totals[word] <= most)]
+
+
+def _count_common(connection: sqlite3.Connection) -> None:
+    said = as_json(asdict(_Common.counted(connection)))
+    connection.execute("insert or replace into meta values('common', ?)", (said,))
 
 
 def _quoted(word: str) -> str:
