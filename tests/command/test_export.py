@@ -51,6 +51,16 @@ def test_a_model_is_compared_on_pairs_that_it_can_read(
 
 
 @pytest.mark.slow
+def test_a_model_that_reads_none_of_the_pairs_is_compared_on_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_bert(tmp_path / "model") / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "scripts": ["ARABIC"]}))
+    assert run(["export", str(config.parent), "--output", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pairs"] == len(sample_pairs())
+
+
+@pytest.mark.slow
 def test_an_adapter_is_merged(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
     from transformers import BertForSequenceClassification

@@ -149,7 +149,7 @@ def _inputs(checkpoint: Checkpoint, pairs: Sequence[Pair]) -> list[Inputs]:
 
 
 def _report(checkpoint: Checkpoint, folder: Path, check: Sequence[Pair] | None, writing: Writing) -> ParityReport:
-    """How far the export is from the model, on `check`, or on those of the built-in pairs that the model can read."""
+    """How far the export is from the model, on `check`, or on the built-in pairs: those that it can read."""
     from secondpass.data.pairs import sample_pairs
     from secondpass.reranker import Reranker
 
@@ -166,7 +166,7 @@ def _report(checkpoint: Checkpoint, folder: Path, check: Sequence[Pair] | None, 
         folder, engine="torch" if merged else "openvino", device="cpu", dtype="float32" if merged else "auto"
     )
     if check is None:
-        check = [(query, passage) for query, passage in sample_pairs() if reference.unread(query) is None]
+        check = [pair for pair in sample_pairs() if reference.unread(pair[0]) is None] or sample_pairs()
     written = [folder / "model.safetensors"] if merged else list((folder / writing.format).iterdir())
     return compare(reference, exported, check, sizes=(num_bytes(written), num_bytes(checkpoint.weight_files())))
 
