@@ -383,6 +383,7 @@ class Frame:
     [
         ({"query": ["a"], "document": ["b", "c"]}, "the batch has 1 rows of 'query' and 2 of 'document'"),
         ({"query": "ab", "document": ["b", "c"]}, "column 'query' is a str; a list of texts is needed"),
+        ({"query": b"ab", "document": ["b", "c"]}, "column 'query' is a bytes; a list of texts is needed"),
         (Frame(), r"the batch is a Frame; give a mapping of columns, as frame.to_dict\(as_series=False\)"),
         ([{"query": "a", "document": "b"}], "the batch is a list; give a mapping of columns"),
     ],

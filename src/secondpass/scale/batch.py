@@ -440,8 +440,8 @@ class ScoreBatch:
 
 def _column_texts(values: Iterable[Any], name: str) -> list[str]:
     """The values as texts, numbers too. Raises DataError for another, which would be read as the word None or nan."""
-    if isinstance(values, str):  # one query for all would be read as its letters
-        raise DataError(f"column {name!r} is a str; a list of texts is needed, one for each row")
+    if isinstance(values, str | bytes):  # one query for all would be read as its letters
+        raise DataError(f"column {name!r} is a {type(values).__name__}; a list of texts is needed, one for each row")
     found = [value.as_py() if hasattr(value, "as_py") else value for value in values]  # of Arrow
     for row, value in enumerate(found):
         is_missing = value != value  # NaN, as pandas has it
