@@ -185,6 +185,26 @@ def test_two_processes_at_one_job_do_not_disturb_each_other(tmp_path: Path, monk
     assert second.totals() == (4, 0)
 
 
+def test_a_folder_in_which_another_process_begins_the_job_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, folder = write(tmp_path / "in.jsonl", rows_of(2)), tmp_path / "out"
+    folder.mkdir()
+    (folder / ".score.json.partial-1").write_text("")  # what it writes first
+    assert open_job([file], folder, ModelOptions()).blocks
+    facts = (folder / "score.json").read_text()
+    (folder / "score.json").unlink()
+    listed = Path.iterdir
+
+    def begun(path: Path) -> list[Path]:
+        found = [each for each in listed(path) if each.name != "score.json"]
+        (folder / "score.json").write_text(facts)
+        return found
+
+    monkeypatch.setattr(Path, "iterdir", begun)
+    assert open_job([file], folder, ModelOptions()).blocks
+
+
 def test_a_table_of_another_kind_is_refused_at_its_first_line(tmp_path: Path) -> None:
     file = tmp_path / "in.tsv"
     file.write_text("\nquery\tpassage\na\tb\n")

@@ -195,7 +195,16 @@ def _identity(options: ModelOptions) -> str:
 @contextmanager
 def _claimed(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
     """The folder is this job's, or is made so; one that is new is as it was before where its job cannot be begun."""
-    if (folder / FACTS).is_file():
+    was_there = folder.exists()
+    try:
+        found = [each.name for each in folder.iterdir()] if was_there else []
+        is_begun = (folder / FACTS).is_file()  # asked after that: another process may begin the same job just now
+        if not is_begun and any(not name.startswith(f".{FACTS}.") for name in found):
+            raise DataError(f"{folder}: is not empty and holds no scores; name another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror or error}; name another folder") from error
+    if is_begun:
         known = _facts(folder)
         changed = sorted(name for name in facts if known.get(name) != facts[name])
         if changed:
@@ -204,13 +213,6 @@ def _claimed(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
             )
         yield
         return
-    was_there = folder.exists()
-    try:
-        if was_there and any(folder.iterdir()):
-            raise DataError(f"{folder}: is not empty and holds no scores; name another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror or error}; name another folder") from error
     write_text(folder / FACTS, json.dumps(facts, indent=2))
     try:
         yield
