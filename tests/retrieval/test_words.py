@@ -83,6 +83,8 @@ def test_terms_are_words_and_the_parts_of_names(text: str, parts: list[str]) -> 
         ("मंज़िल २०२६ हाँ", "मंजिल 2026 हां"),
         ("電腦與資料庫裡的檔案，後來乾燥", "电脑与资料库里的档案，后来干燥"),
         ("國際機\n場", "国际机\n场"),
+        ("\u2fba上連\uf99a", "马上连连"),  # a radical and a compatible form, as PDFs have them for characters
+        ("\u2fba", "马"),
     ],
 )
 def test_terms_are_without_what_writers_leave_out(written: str, asked: str) -> None:

@@ -43,7 +43,8 @@ _NO_MARKS = (
     "\u30a0\u30fb\uff00-\uffff\U0001f000-\U0001ffff"
 )
 _ODD = re.compile(f"[^\\w{_NO_MARKS}]")
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
+_HAN = re.compile("[\u2e80-\u2fdf\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_COMPATIBLE = (*range(0x2E80, 0x2FE0), *range(0xF900, 0xFB00))  # radicals and others, as PDFs have them
 _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # which form of a character is drawn
 _WORD = re.compile("\\w+")
 _SCRIPTS = re.compile(f"([{_UNSPACED}]+)|([^{_UNSPACED}]+)")  # (unspaced, word) of a run without marks
@@ -110,7 +111,8 @@ def terms(text: str) -> list[str]:
 def _simplified() -> dict[int, str]:
     """Of han.txt: a line is one form and what it stands for, by Unicode's Unihan database (recipes/words/han.py)."""
     lines = Path(__file__).with_name("han.txt").read_text("utf-8").splitlines()
-    return {ord(each): line[0] for line in lines for each in line[1:]}
+    found = {ord(each): line[0] for line in lines for each in line[1:]}
+    return found | {code: unicodedata.normalize("NFKC", chr(code)).translate(found) for code in _COMPATIBLE}
 
 
 @lru_cache(maxsize=1 << 16)
