@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from secondpass.errors import IndexGone, NoSuchChunk, SecondpassError, StoreError
 from secondpass.search.index import Index
-from secondpass.search.pipeline import document_of
+from secondpass.search.pipeline import Question, document_of
 from secondpass.server.admin import refusing
 from secondpass.server.api import HttpApi, connected
 from secondpass.server.body import deadline_of
@@ -36,7 +36,6 @@ from secondpass.wire.calls import Fault, Refusal
 log = logging.getLogger(__name__)
 
 MAX_RESULTS = 100
-USUAL_RESULTS = 30
 RETRY_S = 5.0  # to whoever asks an index that cannot be read
 THREADS = 4  # searches at a time; what waits for one holds up nothing else
 
@@ -208,7 +207,7 @@ class ServedIndex:
 
     def _feedback(self, asked: FeedbackBody) -> dict[str, Any]:
         """The search is run again, so that the figures of what was shown are kept with the judgement."""
-        for top_n in (USUAL_RESULTS, MAX_RESULTS):  # more than the usual candidates are read for a hit beyond them
+        for top_n in (Question.candidates, MAX_RESULTS):  # the more for a hit beyond the usual ones
             ranking = self.index.search(clean_query(asked.query), **asked.options(top_n=top_n))
             if (hit := next((hit for hit in ranking if hit.index == asked.id), None)) is not None:
                 break
