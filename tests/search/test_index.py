@@ -470,7 +470,7 @@ def test_searches_go_on_while_files_are_added(index: Index, notes: Path) -> None
     assert index.status().files == 64
 
 
-def test_what_the_first_stages_like_less_loses_up_to_two_logits_of_the_embedded_models(
+def test_what_the_first_stages_like_less_loses_up_to_one_logit_of_the_embedded_models(
     tmp_path: Path, notes: Path
 ) -> None:
     index = Index("notes", folder=tmp_path / "data", embedder=WordEncoder(), reranker="default", create=True)
@@ -481,7 +481,7 @@ def test_what_the_first_stages_like_less_loses_up_to_two_logits_of_the_embedded_
     lost = {hit.index: float(each["first_stages"]) for hit, each in zip(hits, parts, strict=True)}
     fused = {hit.index: float(each["fused"]) for hit, each in zip(hits, parts, strict=True)}
     best, last = max(fused.values()), min(fused.values())
-    assert lost == pytest.approx({each: -2 * (best - score) / (best - last) for each, score in fused.items()})
+    assert lost == pytest.approx({each: -(best - score) / (best - last) for each, score in fused.items()})
     reranker = Reranker("default")
     for hit in hits:
         own = reranker.probability(hit.score)

@@ -25,9 +25,9 @@ from secondpass.types import Document, Hit, Ranking, Scorer, Usage
 
 MMR_BALANCE = 0.7  # of relevance against likeness to what stands above; Carbonell and Goldstein 1998
 DIVERSITIES = ("mmr", "file")
-# Logits that the last candidate by the first stages loses against the first, where an embedded model reranks: the
+# Logit that the last candidate by the first stages loses against the first, where an embedded model reranks: the
 # words and meaning that these models read are weighed there by all texts that there are. docs/search.md has figures.
-BEHIND = 2.0
+BEHIND = 1.0
 
 
 class PairReader(Protocol):
