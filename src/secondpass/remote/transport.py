@@ -79,7 +79,6 @@ class _Background:
         self.client = _open_client(headers, ca_file)
         self.loop = asyncio.new_event_loop()
         self.process = os.getpid()
-        self.is_ending = False
         self._thread = threading.Thread(target=self._run, name="secondpass-remote", daemon=True)
         self._thread.start()
 
@@ -96,18 +95,8 @@ class _Background:
 
     def _run(self) -> None:
         self.loop.run_forever()
-        self.is_ending = True
         self.loop.run_until_complete(self._finish())
         self.loop.close()
-
-    async def until_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """What work returns. Its end by this one's is an error: a cancellation would look like the caller's own."""
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if self.is_ending:
-                raise RemoteError("closed while the call was under way") from None
-            raise
 
     async def _finish(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -167,8 +156,17 @@ class Transport:
             background.close()
 
     async def post(self, body: Any, until: float) -> Any:
-        """The JSON of the answer. Tries again until `until` (time.monotonic); raises RemoteError."""
-        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        """The JSON of the answer. Tries again until `until` (time.monotonic); raises RemoteError.
+
+        So does its end by `close`: a cancellation would look like the caller's own.
+        """
+        try:
+            return await self._tried(json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(), until)
+        except asyncio.CancelledError:
+            self._own_background()
+            raise
+
+    async def _tried(self, content: bytes, until: float) -> Any:
         attempt = 0
         while True:
             try:
@@ -209,10 +207,9 @@ class Transport:
         return {DEADLINE_HEADER: str(max(int(seconds * 1000), 1))}
 
     async def _exchange(self, content: bytes, headers: Mapping[str, str]) -> Any:
-        background = self._background
-        if background is None or background.loop is not asyncio.get_running_loop():
-            raise self._failure("closed while the call was under way")
-        async with background.client.stream("POST", self.address, content=content, headers=headers) as response:
+        async with self._own_background().client.stream(
+            "POST", self.address, content=content, headers=headers
+        ) as response:
             answer = bytearray()
             async for part in response.aiter_bytes():
                 answer += part
@@ -253,11 +250,17 @@ class Transport:
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         try:
-            background = self._live()
-            return asyncio.run_coroutine_threadsafe(background.until_end(work), background.loop)
+            return asyncio.run_coroutine_threadsafe(work, self._live().loop)
         except BaseException:
             work.close()
             raise
+
+    def _own_background(self) -> _Background:
+        """That in whose loop this runs. Raises RemoteError where it was closed."""
+        background = self._background
+        if background is None or background.loop is not asyncio.get_running_loop():
+            raise self._failure("closed while the call was under way") from None
+        return background
 
     def _live(self) -> _Background:
         """The background of this process, started when there is none."""
