@@ -34,8 +34,8 @@ def convex(runs: Mapping[str, Found], weights: Mapping[str, float] = WEIGHTS) ->
     scores: dict[int, float] = {}
     for name, run in runs.items():
         weight = weights.get(name, 1.0) / total if run else 0.0
-        for (index, _), scaled in zip(run, _scaled([score for _, score in run]), strict=True):
-            scores[index] = scores.get(index, 0.0) + weight * scaled
+        for (index, _), share in zip(run, scaled([score for _, score in run]), strict=True):
+            scores[index] = scores.get(index, 0.0) + weight * share
     return _fused(runs, scores)
 
 
@@ -51,7 +51,7 @@ def reciprocal(runs: Mapping[str, Found], *, constant: int = RANK_CONSTANT) -> l
 FUSIONS: Mapping[str, Callable[[Mapping[str, Found]], list[Fused]]] = {"convex": convex, "rrf": reciprocal}
 
 
-def _scaled(scores: Sequence[float]) -> list[float]:
+def scaled(scores: Sequence[float]) -> list[float]:
     """Scores to 0..1 by their least and greatest; all 1 where they are equal."""
     if not scores:
         return []

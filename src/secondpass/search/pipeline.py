@@ -14,7 +14,7 @@ import numpy as np
 from secondpass.calibration import sigmoid
 from secondpass.cognitive import Cognitive, Signals, Weighed, by_subject, order, seconds_of, signals_of, weigh
 from secondpass.colbert.maxsim import unit
-from secondpass.retrieval.fusion import FUSIONS, Fused
+from secondpass.retrieval.fusion import FUSIONS, Fused, scaled
 from secondpass.retrieval.vectors import ScriptReader, TextEmbedder
 from secondpass.retrieval.words import terms
 from secondpass.scoring.ranking import check_budget
@@ -301,9 +301,7 @@ def _reranked(
 def _with_first_stages(pool: Sequence[PooledChunk]) -> list[PooledChunk]:
     """The scored candidates in the order of logits of which the first stages took their part; the unscored follow."""
     scored = [each for each in pool if each.is_scored]
-    firsts = [each.fused.score for each in scored]
-    span = max(firsts, default=0.0) - min(firsts, default=0.0)
-    behind = [BEHIND * (max(firsts) - first) / span if span else 0.0 for first in firsts]
+    behind = [BEHIND * (1 - share) for share in scaled([each.fused.score for each in scored])]
     lowered = [
         replace(each, behind=lost, probability=sigmoid(_logit(each.probability) - lost))
         for each, lost in zip(scored, behind, strict=True)
