@@ -5,6 +5,7 @@ Hu et al. 2021; the scale of rsLoRA is Kalajdzievski 2023's. A merged model cost
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondpass.atomic import whole_folder
+from secondpass.atomic import whole_folder, write_text
 from secondpass.checkpoint.checkpoint import Checkpoint
-from secondpass.checkpoint.layout import ADAPTER, ADAPTER_WEIGHTS, INDEX, LENGTH, tokenizer_files
+from secondpass.checkpoint.config import read_config
+from secondpass.checkpoint.layout import ADAPTER, ADAPTER_WEIGHTS, INDEX, LENGTH, MODULES, tokenizer_files
 from secondpass.checkpoint.save import write_tensors
+from secondpass.checkpoint.scoring_modules import head_of
 from secondpass.checkpoint.weights import Change, read_tensors
 from secondpass.errors import CheckpointError
 from secondpass.json_file import read_json
@@ -107,8 +110,12 @@ def check_words(checkpoint: Checkpoint) -> None:
 
 
 def change_of(checkpoint: Checkpoint) -> Change | None:
-    """What `load_weights` does to the tensors of this checkpoint; None where it has no adapter."""
-    return None if checkpoint.adapter is None else open_adapter(checkpoint.adapter).applied
+    """What `load_weights` does to the tensors of this checkpoint; None where it takes them as they are."""
+    head = head_of(checkpoint.folder, checkpoint.config)
+    if checkpoint.adapter is None:
+        return head
+    adapted = open_adapter(checkpoint.adapter).applied
+    return adapted if head is None else lambda tensors: adapted(head(tensors))
 
 
 def open_adapter(folder: Path) -> Adapter:
@@ -160,8 +167,12 @@ def write_merged(checkpoint: Checkpoint, folder: Path) -> None:
     settings = {file for file in checkpoint.folder.glob("*.json") if not file.name.endswith(INDEX)}
     for file in (*settings.union(tokenizer_files(checkpoint.folder)), *([own] if own.is_file() else [])):
         shutil.copyfile(file, folder / file.name)
-    adapter, files = open_adapter(checkpoint.adapter), checkpoint.weight_files()
+    if checkpoint.config != read_config(checkpoint.folder):  # what modules told of the score is now said there
+        write_text(folder / "config.json", json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n")
+        (folder / MODULES).unlink(missing_ok=True)
+    files, changed = checkpoint.weight_files(), change_of(checkpoint)
+    assert changed is not None  # there is an adapter
     precision = {name: tensor.dtype for name, tensor in read_tensors(files)}
-    merged = adapter.applied(read_tensors(files))
+    merged = changed(read_tensors(files))
     tensors = {name: tensor.to(precision.get(name, tensor.dtype)) for name, tensor in merged}
     write_tensors(folder / "model.safetensors", tensors)

@@ -15,10 +15,11 @@ from typing import Any
 from secondpass.atomic import at_home
 from secondpass.checkpoint.config import read_config
 from secondpass.checkpoint.layout import ADAPTER, GRAPHS, INDEX, WEIGHED, WEIGHTS, read_header, shard_names
+from secondpass.checkpoint.scoring_modules import told
 from secondpass.checkpoint.sentence_transformers import named_length
 from secondpass.errors import CheckpointError, DownloadError
 from secondpass.json_file import read_json
-from secondpass.text.families import recipe_for, unlabelled_head
+from secondpass.text.families import FAMILIES, OWN_PROMPT, named_prompt, recipe_for, unlabelled_head
 from secondpass.text.recipe import Recipe
 from secondpass.text.tokenizer import Tokenizer
 
@@ -148,10 +149,20 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _configured(found: Checkpoint) -> Checkpoint:
-    configured = replace(found, config=read_config(found.folder))
+    configured = replace(found, config=_told(found, read_config(found.folder)))
     head = unlabelled_head(configured.config)
     labels = None if head is None else _num_rows(configured, head)
     return configured if labels is None else replace(configured, config={**configured.config, "num_labels": labels})
+
+
+def _told(found: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with what the checkpoint's modules and its name tell of the score."""
+    if OWN_PROMPT in config or config.get("model_type") not in FAMILIES:
+        return dict(config)
+    own, named = told(found.adapter or found.folder, config), named_prompt(found.name, config)
+    if OWN_PROMPT in own and OWN_PROMPT in named:
+        own = {OWN_PROMPT: {**named[OWN_PROMPT], **own[OWN_PROMPT]}}
+    return {**config, **named, **own}
 
 
 def _num_rows(checkpoint: Checkpoint, name: str) -> int | None:
@@ -185,7 +196,8 @@ def _adapted(found: Checkpoint, *, local_files_only: bool) -> Checkpoint:
     if _is_adapter(base.folder):
         raise CheckpointError(f"{found.folder}: the base {name} is an adapter too; merge that one first")
     base = _configured(base)
-    return replace(found, folder=base.folder, config=base.config, adapter=found.folder, base=base)
+    adapted = replace(found, folder=base.folder, adapter=found.folder, base=base)
+    return replace(adapted, config=_told(adapted, base.config))
 
 
 def has_multilingual() -> bool:

@@ -15,6 +15,9 @@ MAX_NAME = 255  # characters of a path in a checkpoint
 MAX_HEADER = 4 << 20  # bytes; a shard of a thousand tensors has 0.1 MB
 INDEX = ".index.json"
 LENGTH = "sentence_bert_config.json"
+MODULES = "modules.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 COLBERT = "artifact.metadata"  # of the colbert-ai library
 REPORT = "export.json"  # beside an exported graph
 ADAPTER = "adapter_config.json"
@@ -33,9 +36,10 @@ SETTINGS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "modules.json",
+    MODULES,
     "config_*.json",
     LENGTH,
+    CHAT_TEMPLATE,
     "[0-9]*_*/config.json",
     "[0-9]*_*/model.safetensors",
     "[0-9]*_*/pytorch_model.bin",
@@ -57,8 +61,9 @@ TOKENIZER_FILES = (
     "merges.txt",
     "sentencepiece.bpe.model",
     "spm.model",
+    CHAT_TEMPLATE,
 )
-WEIGHED = (".safetensors", ".bin", ".pt", ".xml", ".onnx", ".json")  # files that scores depend on
+WEIGHED = (".safetensors", ".bin", ".pt", ".xml", ".onnx", ".json", ".jinja")  # files that scores depend on
 
 
 def shard_names(index: Path) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondpass.atomic import whole_file, write_text
-from secondpass.checkpoint.layout import GRAPHS, REPORT, graph_parts, tokenizer_files
+from secondpass.checkpoint.layout import GRAPHS, REPORT, TOKENIZER_SETTINGS, graph_parts, tokenizer_files
 from secondpass.checkpoint.weights import Renames, rename
 from secondpass.json_file import read_json
 from secondpass.text.families import SavedHead, is_classifier
@@ -18,7 +18,6 @@ from secondpass.text.families import SavedHead, is_classifier
 if TYPE_CHECKING:
     from torch import Tensor
 
-TOKENIZER_SETTINGS = "tokenizer_config.json"
 _NOT_KEPT = ("_name_or_path", "num_labels", "problem_type", "torch_dtype")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secondpass.checkpoint.layout import COLBERT, LENGTH, inside
+from secondpass.checkpoint.layout import COLBERT, LENGTH, MODULES, inside
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.json_file import read_json, read_json_list
 from secondpass.text.documents import clean
@@ -30,7 +30,7 @@ _POOLING_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_SETTINGS = "config_sentence_transformers.json"
+SETTINGS = "config_sentence_transformers.json"
 # What is computed here, in the only order; Dropout does nothing but in training
 _MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
 # Names that checkpoints use for the prompt of a kind, first come, first taken.
@@ -59,7 +59,7 @@ def read_settings(folder: Path) -> SentenceSettings:
     """
     if (folder / COLBERT).is_file():
         raise UnknownModel(f"{folder}: {COLBERT} makes it late interaction; open it with secondpass.ColBERT")
-    modules = [module for module in _read_modules(folder) if module[0] != "Dropout"]
+    modules = [module for module in read_modules(folder) if module[0] != "Dropout"]
     unknown = [kind for kind, _ in modules if kind not in _MODULES]
     if unknown:
         raise UnknownModel(f"{folder}: modules.json asks for {unknown[0]}; there are {', '.join(_MODULES)}")
@@ -72,12 +72,12 @@ def read_settings(folder: Path) -> SentenceSettings:
     apart = [path for kind, path in modules if kind == "Transformer" and path]  # where it has a length of its own
     own = inside(folder, apart[0]) if apart else folder
     return SentenceSettings(
-        pooling=_pooling(inside(folder, pooling[0]) / "config.json") if pooling else "mean",
+        pooling=pooling_of(inside(folder, pooling[0]) / "config.json") if pooling else "mean",
         dense=tuple(inside(folder, path) for kind, path in modules if kind == "Dense"),
         is_normalized=any(kind == "Normalize" for kind, _ in modules),
-        prompts=_prompts(folder / _SETTINGS),
+        prompts=_prompts(folder / SETTINGS),
         max_length=named_length(own),
-        has_lowered_case=_read(own / LENGTH).get("do_lower_case") is True,
+        has_lowered_case=read_if_there(own / LENGTH).get("do_lower_case") is True,
     )
 
 
@@ -86,7 +86,7 @@ def dense_layers(folder: Path) -> list[Path]:
 
     Raises UnknownModel for a layer that is more than linear.
     """
-    modules = _read_modules(folder)
+    modules = read_modules(folder)
     if not modules or modules[0][0] != "Transformer" or {kind for kind, _ in modules[1:]} != {"Dense"}:
         return []
     layers = [inside(folder, path) for _, path in modules[1:]]
@@ -102,10 +102,18 @@ def dense_settings(layer: Path) -> dict[str, Any]:
     return read_json(layer / "config.json")
 
 
+def layer_file(layer: Path) -> Path:
+    """The weights of a layer's folder. Raises CheckpointError where there are none."""
+    file = next((f for f in (layer / "model.safetensors", layer / "pytorch_model.bin") if f.is_file()), None)
+    if file is None:
+        raise CheckpointError(f"{layer}: no model.safetensors or pytorch_model.bin")
+    return file
+
+
 def named_length(folder: Path) -> int | None:
     """The length in tokens that sentence-transformers cuts at, where it wrote one; for cross-encoders too."""
     file = folder / LENGTH
-    length = _read(file).get("max_seq_length")
+    length = read_if_there(file).get("max_seq_length")
     if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
         raise CheckpointError(f"{file}: max_seq_length is {length!r}; a whole number from 1 is needed")
     return length
@@ -113,16 +121,17 @@ def named_length(folder: Path) -> int | None:
 
 def named_activation(folder: Path) -> str | None:
     """The activation of a cross-encoder's logits that sentence-transformers wrote, from version 5.4 on only there."""
-    return _read(folder / _SETTINGS).get("activation_fn")
+    return read_if_there(folder / SETTINGS).get("activation_fn")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_if_there(file: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file."""
     return read_json(file) if file.is_file() else {}
 
 
-def _read_modules(folder: Path) -> list[tuple[str, str]]:
+def read_modules(folder: Path) -> list[tuple[str, str]]:
     """(kind, path) of each module; a kind is the last part of its class's name."""
-    file = folder / "modules.json"
+    file = folder / MODULES
     if not file.is_file():
         return []
     try:
@@ -131,7 +140,8 @@ def _read_modules(folder: Path) -> list[tuple[str, str]]:
         raise CheckpointError(f"{file}: not a list of modules with 'type' and 'path': {error}") from error
 
 
-def _pooling(file: Path) -> str:
+def pooling_of(file: Path) -> str:
+    """The pooling that a module's config.json asks for. Raises UnknownModel for one that is not computed here."""
     config = read_json(file)
     names = [
         _POOLING_KEYS.get(key, key) for key, value in config.items() if key.startswith("pooling_mode_") and value
@@ -153,7 +163,7 @@ def _prompts(file: Path) -> dict[str, str]:
 
     Newer versions write empty prompts where a model's own were never told to them: these count as none.
     """
-    config = _read(file)
+    config = read_if_there(file)
     prompts, default = config.get("prompts") or {}, str(config.get("default_prompt_name"))
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values() if text):
         raise CheckpointError(f"{file}: prompts is no object of texts")

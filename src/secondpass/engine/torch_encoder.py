@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secondpass.checkpoint.adapter import change_of
 from secondpass.checkpoint.checkpoint import Checkpoint
 from secondpass.checkpoint.config import MAX_WIDTH
-from secondpass.checkpoint.sentence_transformers import dense_settings
+from secondpass.checkpoint.sentence_transformers import dense_settings, layer_file
 from secondpass.checkpoint.weights import FULL_PRECISION, load_weights, read_tensors
 from secondpass.engine.batches import Budget, budget_of, filled, in_batches
 from secondpass.engine.cpu.linear_int8 import put_kernels
@@ -192,15 +192,8 @@ def _dense_layer(folder: Path, width: int) -> Dense:
         raise CheckpointError(f"{folder}: is a layer from {sizes[0]} to {sizes[1]}; one from {width} is needed")
     with torch.device("meta"):
         layer = Dense(width, sizes[1], has_bias=bool(settings.get("bias", True)), activation=DENSE_ACTIVATIONS[name])
-    load_weights(layer, [_layer_file(folder)], renames=(), dtype=torch.float32)
+    load_weights(layer, [layer_file(folder)], renames=(), dtype=torch.float32)
     return layer
-
-
-def _layer_file(folder: Path) -> Path:
-    file = next((f for f in (folder / "model.safetensors", folder / "pytorch_model.bin") if f.is_file()), None)
-    if file is None:
-        raise CheckpointError(f"{folder}: no model.safetensors or pytorch_model.bin")
-    return file
 
 
 def load_linear(file: Path, num_in: int, num_out: int | None = None) -> Linear:
@@ -218,7 +211,7 @@ def _joined(folders: Sequence[Path], width: int) -> Linear:
     """Linear layers one after the other, as one. Raises CheckpointError for what is not whole or does not fit."""
     weight, bias = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
     for folder in folders:
-        file = _layer_file(folder)
+        file = layer_file(folder)
         found = {name: tensor.double() for name, tensor in read_tensors([file])}
         matrix = found.get("linear.weight")
         if matrix is None or matrix.ndim != 2 or matrix.shape[1] != len(weight):

@@ -227,7 +227,9 @@ class Scoring:
 
     def logit(self, score: float) -> float:
         """A raw logit as that of the probability."""
-        return score - self.reader.recipe.midpoint if self.calibration is None else self.calibration.logit(score)
+        recipe = self.reader.recipe
+        own = (score - recipe.midpoint) / recipe.temperature
+        return own if self.calibration is None else self.calibration.logit(score)
 
     def info(self) -> Info:
         """What it runs on, and why."""

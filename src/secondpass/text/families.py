@@ -5,9 +5,10 @@ Nothing of models/ is imported here: a row names its classes, and models/ finds 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from secondpass.errors import UnknownModel
 from secondpass.text.recipe import Prompt, Recipe
@@ -69,7 +70,25 @@ _QWEN3 = Recipe(
     answers=("yes", "no"),
     default_length=8192,
 )
-
+_ZERANK = {  # zeroentropy/zerank-1, -1-small and -2, whose probability is sigmoid(logit / 5)
+    "system": "<|im_start|>system\n",
+    "separator": "<|im_end|>\n<|im_start|>user\n",
+    "answer": "<|im_end|>\n<|im_start|>assistant\n",
+    "answers": ["Yes"],
+    "temperature": 5.0,
+}
+# In a config.json as it is read: the words around a pair that a checkpoint has of its own, and its answers.
+OWN_PROMPT = "pair_prompt"
+PROMPT_PARTS = ("system", "separator", "answer", "instruction")
+# What the last part of a name says of language models whose files do not tell how they read a pair
+_NAMED: tuple[tuple[str, Mapping[str, Any]], ...] = ((r"zerank-\d.*", _ZERANK),)
+_REFUSED = (
+    (
+        "JinaForRanking",
+        "jina-reranker-v3 reads all candidates of a query in one text, so that a score depends on the others",
+    ),
+    ("ctxl-rerank", "ctxl-rerank-v2 reads the passage before the query"),
+)
 
 _NEMOTRON = Recipe(
     family="llama_bidirec",
@@ -212,8 +231,24 @@ def family_of(config: Mapping[str, Any]) -> Family:
     return FAMILIES[model_type]
 
 
+def named_prompt(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's name adds to its config.json: the words around a pair, of one whose files do not tell them.
+
+    Raises UnknownModel for one that reads pairs as nothing here does.
+    """
+    if not family_of(config).backbone.startswith("decoder."):
+        return {}
+    tail = name.rstrip("/").rsplit("/", 1)[-1].lower()
+    for mark, why in _REFUSED:
+        if mark in (config.get("architectures") or ()) or tail.startswith(mark):
+            raise UnknownModel(f"{name}: {why}; that is not computed here")
+    return next(({OWN_PROMPT: dict(own)} for pattern, own in _NAMED if re.fullmatch(pattern, tail)), {})
+
+
 def recipe_for(config: Mapping[str, Any]) -> Recipe:
     """The recipe that a checkpoint's config.json asks for. Raises UnknownModel where there is none."""
+    if OWN_PROMPT in config:
+        return _own_recipe(config)
     has_layers = config.get("start_layer") is not None
     family = FAMILIES.get(str(config.get("model_type")))
     recipe = None if family is None else _recipe_of(family, has_layers)
@@ -231,6 +266,40 @@ def recipe_for(config: Mapping[str, Any]) -> Recipe:
         _check_classifier(config)
         recipe = replace(recipe, head="label" if recipe.head == "token" else recipe.head, answers=())
     return replace(recipe, midpoint=family.midpoints.get(config.get("hidden_size", 0), recipe.midpoint))
+
+
+def _own_recipe(config: Mapping[str, Any]) -> Recipe:
+    """The recipe of words and answers that are told. Raises UnknownModel for what is not as it is written here."""
+    own, family = config[OWN_PROMPT], family_of(config)
+    if not isinstance(own, Mapping) or not family.backbone.startswith("decoder."):
+        raise UnknownModel(f"config.json: {OWN_PROMPT} is of language models, an object of words; it is {own!r}")
+    parts = {part: own.get(part, "") for part in PROMPT_PARTS}
+    answers, temperature = own.get("answers"), own.get("temperature", 1.0)
+    is_warm = isinstance(temperature, int | float) and temperature > 0
+    if not all(isinstance(part, str) for part in parts.values()) or not _are_answers(answers) or not is_warm:
+        raise UnknownModel(
+            f"config.json: {OWN_PROMPT} has {', '.join(PROMPT_PARTS)}, answers and temperature; {own!r}"
+        )
+    has_label = is_classifier(config)
+    if has_label:
+        _check_classifier(config)
+    return Recipe(
+        family=str(config["model_type"]) if family.recipe is None else family.recipe.family,
+        truncation="only_second" if any(parts.values()) else "longest_first",
+        template="turns" if any(parts.values()) else "pair",
+        prompt=Prompt(**parts),
+        head="label" if has_label else "token",
+        answers=() if has_label else tuple(answers),
+        temperature=float(temperature),
+    )
+
+
+def _are_answers(answers: Any) -> TypeGuard[list[str | int]]:
+    return (
+        isinstance(answers, list)
+        and 1 <= len(answers) <= 2
+        and all((isinstance(x, str) and x) or (isinstance(x, int) and x >= 0) for x in answers)
+    )
 
 
 def _recipe_of(family: Family, has_layers: bool) -> Recipe | None:

@@ -207,12 +207,15 @@ def chat(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -> Fr
     )
 
 
-def one_text(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -> Frame:
+def one_text(
+    prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits, *, before: Sequence[int] | None = None
+) -> Frame:
     """A chat whose instruction, query and document are one text, cut on the right: Qwen3-Reranker.
 
     A long query pushes the document out. max_length counts everything, in either truncation.
     """
-    before, after = tokenizer.encode_prompt(prompt.system), tokenizer.encode_prompt(prompt.answer)
+    before = tokenizer.encode_prompt(prompt.system) if before is None else before
+    after = tokenizer.encode_prompt(prompt.answer)
     if limits.max_query_length is not None:
         offsets = tokenizer.encode_with_offsets(query)[1][: limits.max_query_length]
         query = query[: offsets[-1][1]] if offsets else ""
@@ -230,6 +233,35 @@ def one_text(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -
     )
 
 
+def turns(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -> Frame:
+    """What a chat template of the checkpoint's own writes around a pair, tokenised as one text and cut on the right.
+
+    Special tokens end a text for a tokenizer, so what stands between them can be read apart. max_length counts
+    everything, in either truncation, and a long query pushes the passage out.
+    """
+    before, opening = tokenizer.encode_head(prompt.filled(prompt.system))
+    if not tokenizer.names_special(prompt.separator):  # query and passage are one text
+        return one_text(
+            replace(prompt, query=opening, passage="", system=""), tokenizer, query, limits, before=before
+        )
+    between, lead = tokenizer.encode_head(prompt.separator)
+    after = tokenizer.encode_prompt(prompt.answer)
+    num_special = len(before) + len(between) + len(after)
+    cap = limits.max_query_length
+    room = max(limits.max_length - num_special, 0)
+    return Frame(
+        limits=replace(limits, truncation="only_second", max_query_length=room if cap is None else min(cap, room)),
+        before=before,
+        query=tokenizer.encode(opening + query),
+        between=between,
+        after=after,
+        num_special=num_special,
+        lead=lead,
+        lead_ids=tokenizer.encode(lead.rstrip(" ")),
+        keeps_end=tokenizer.keeps_end,
+    )
+
+
 def _with_parts(limits: Limits, max_length: int, extra: int) -> Limits:
     """Limits for query and passage alone; the query's share is counted without the `extra` tokens."""
     cap = limits.max_query_length
@@ -238,17 +270,23 @@ def _with_parts(limits: Limits, max_length: int, extra: int) -> Limits:
 
 
 FrameOf = Callable[[Prompt, Tokenizer, str, Limits], Frame]
-TEMPLATES: dict[str, FrameOf] = {"pair": pair, "lettered": lettered, "chat": chat, "one_text": one_text}
+TEMPLATES: dict[str, FrameOf] = {
+    "pair": pair,
+    "lettered": lettered,
+    "chat": chat,
+    "one_text": one_text,
+    "turns": turns,
+}
 
 __all__ = ["TRUNCATIONS", "Limits", "Prompt", "Recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One family's way with a pair. probability = sigmoid(score - midpoint).
+    """One family's way with a pair. probability = sigmoid((score - midpoint) / temperature).
 
-    head names the head that reads the score (models/heads.py); answers are the texts whose first tokens' logits
-    make it: the first, less the second where there are two.
+    head names the head that reads the score (models/heads.py); answers are the tokens whose logits make it, each an
+    id or a text whose first token it is: the first, less the second where there are two.
     """
 
     family: str
@@ -256,8 +294,9 @@ class Recipe:
     template: str = "pair"
     prompt: Prompt = field(default_factory=Prompt)
     head: str = "classifier"
-    answers: tuple[str, ...] = ()
+    answers: tuple[str | int, ...] = ()
     midpoint: float = 0.0
+    temperature: float = 1.0
     max_length: int | None = None  # None: as long as the checkpoint allows
     default_length: int | None = None  # what the reference takes where nobody asks; None: the longest
 
@@ -270,8 +309,8 @@ class Recipe:
         return TEMPLATES[self.template](self.prompt, tokenizer, query, limits)
 
     def answer_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """The first token of each answer."""
-        return [tokenizer.encode(answer)[0] for answer in self.answers]
+        """The token of each answer."""
+        return [answer if isinstance(answer, int) else tokenizer.encode(answer)[0] for answer in self.answers]
 
     def instructed(self, instruction: str | None) -> Recipe:
         """The recipe with another instruction; None leaves the family's own. Raises ValueError for an encoder."""
@@ -279,4 +318,6 @@ class Recipe:
             return self
         if self.template == "pair":
             raise ValueError(f"instruction is given, but a {self.family} model reads only query and passage")
+        if self.template == "turns" and "{instruction}" not in self.prompt.system:
+            raise ValueError("instruction is given, but the checkpoint's chat template has no place for one")
         return replace(self, prompt=replace(self.prompt, instruction=instruction))

@@ -104,6 +104,7 @@ _NORMALIZER = {
 _BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer")
 _ROBERTA_CLASSES = ("RobertaTokenizer", "GPT2Tokenizer")
 _SPECIAL_KEYS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")  # since transformers 5 the second
 _SPECIAL = {"special": True, "normalized": False}
 _TOKEN_OPTIONS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # transformers writes this where no limit is known
@@ -231,6 +232,19 @@ class Tokenizer:
             found = self.token_id(part) if self._special.fullmatch(part) else None
             ids += self.encode(part) if found is None else [found]
         return ids
+
+    def names_special(self, words: str) -> bool:
+        """Whether there is a special token in words of our own."""
+        return self._special.search(words) is not None
+
+    def begins_special(self, words: str) -> bool:
+        """Whether words of our own begin with a special token."""
+        return self._special.match(words) is not None
+
+    def encode_head(self, words: str) -> tuple[list[int], str]:
+        """Ids of words of our own up to the last special token in them, and the words after it."""
+        last = max((match.end() for match in self._special.finditer(words)), default=0)
+        return self.encode_prompt(words[:last]), words[last:]
 
     def _checked(self, ids: list[int]) -> list[int]:
         """Raises CheckpointError for a word that the model has not: engines read anything, or end, at its id."""
@@ -431,7 +445,10 @@ def _add_tokens(inner: tokenizers.Tokenizer, folder: Path, settings: Mapping[str
             tokens = [
                 {"content": content, "normalized": False} for content in sorted(ids, key=lambda name: ids[name])
             ]
-        special = [settings.get(key) for key in _SPECIAL_KEYS] + list(settings.get("additional_special_tokens") or ())
+        special = [settings.get(key) for key in _SPECIAL_KEYS]
+        for key in _MORE_SPECIAL:
+            more = settings.get(key) or ()
+            special += more.values() if isinstance(more, dict) else more
         tokens += [x if isinstance(x, dict) else {"content": x} | _SPECIAL for x in special if x]
         missing = [token for token in tokens if token["content"] not in present]
         for token in missing:

@@ -1,0 +1,124 @@
+"""Rerankers that sentence-transformers saves in modules score here what they score there.
+
+In an environment of its own: make test-frameworks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secondpass import Reranker
+from tests.goldens import SHARED
+
+pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
+
+PAIRS = [
+    ("what is a bridge", "A bridge spans a river."),
+    ("what is a bridge", "Paris is in France. " * 30),
+    ("水管漏水", "先关掉总阀门，再换垫圈。"),
+    ("q", "d"),
+]
+TURNS = (
+    "{{- '<|im_start|>system\n' + (messages | selectattr('role', 'eq', 'query') | first).content }}"
+    "{{- '<|im_end|>\n<|im_start|>user\n' + (messages | selectattr('role', 'eq', 'document') | first).content }}"
+    "{{- '<|im_end|>\n' }}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+ONE_TURN = (
+    "{%- set told = messages | selectattr('role', 'eq', 'system') | map(attribute='content') | first"
+    " | default('Find the answer') -%}\n<|im_start|>user\n<Instruct>: {{ told }}\n"
+    "<Query>: {{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }}\n"
+    "<Document>: {{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }}"
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n\n"
+)
+
+
+def golden(name: str) -> Path:
+    folder = SHARED / "golden" / name
+    if not folder.is_dir():
+        pytest.skip("no reference checkpoints here")
+    return folder
+
+
+def theirs() -> Any:
+    return pytest.importorskip("sentence_transformers", minversion="5.4")
+
+
+def check(model: Any, folder: Path, **options: Any) -> None:
+    import torch
+
+    model.save_pretrained(str(folder))
+    expected: Sequence[float] = model.predict(PAIRS, activation_fn=torch.nn.Identity(), batch_size=1).tolist()
+    ours = Reranker(folder, device="cpu", dtype="float32", special_tokens="parse", **options)
+    assert [ours.score(query, [text])[0] for query, text in PAIRS] == pytest.approx(expected, abs=1e-4)
+
+
+def language_model(template: str | None, **options: Any) -> Any:
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.cross_encoder.modules import LogitScore
+
+    processor = {} if template is None else {"chat_template": template}
+    read = Transformer(
+        str(golden("qwen3-llm-reranker")),
+        transformer_task="text-generation",
+        processor_kwargs=processor,
+        processing_kwargs={"chat_template": {"add_generation_prompt": True}},
+    )
+    words = [read.tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "no")]
+    return theirs().CrossEncoder(modules=[read, LogitScore(words[0], options.pop("other", words[1]))], **options)
+
+
+@pytest.mark.parametrize("name", ["bert-cross-encoder", "modernbert-cross-encoder-cls", "xlm-roberta-cross-encoder"])
+def test_a_classifier_with_modules_json(name: str, tmp_path: Path) -> None:
+    check(theirs().CrossEncoder(str(golden(name))), tmp_path)
+
+
+@pytest.mark.parametrize("template", [TURNS, ONE_TURN, None])
+def test_a_language_model_with_a_chat_template(template: str | None, tmp_path: Path) -> None:
+    theirs()
+    check(language_model(template), tmp_path / "two")
+    check(language_model(template, other=None), tmp_path / "one")
+
+
+def test_its_prompt_is_the_instruction(tmp_path: Path) -> None:
+    theirs()
+    prompts = {"web": "Find the bridge", "other": "Find the river"}
+    check(language_model(ONE_TURN, prompts=prompts, default_prompt_name="web"), tmp_path / "own")
+    model = language_model(ONE_TURN, prompts=prompts, default_prompt_name="other")
+    check(model, tmp_path / "other", instruction="Find the river")
+
+
+def test_what_is_too_long_is_cut_as_there(tmp_path: Path) -> None:
+    theirs()
+    for name, template in {"turns": TURNS, "one": ONE_TURN}.items():
+        model = language_model(template)
+        model.max_seq_length = 96
+        check(model, tmp_path / name, max_length=96)
+
+
+def test_a_head_of_layers_in_modules(tmp_path: Path) -> None:
+    theirs()
+    import torch
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+    from transformers import AutoTokenizer, ModernBertConfig, ModernBertModel
+
+    source = golden("modernbert-cross-encoder-cls")
+    config = ModernBertConfig.from_pretrained(source)
+    ModernBertModel(config).save_pretrained(tmp_path / "backbone")
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "backbone")
+    width = config.hidden_size
+    norm = LayerNorm(width)
+    for weight in norm.norm.parameters():
+        torch.nn.init.normal_(weight, 0.5, 0.3)
+    layers = [
+        Transformer(str(tmp_path / "backbone"), transformer_task="feature-extraction"),
+        Pooling(width, "cls"),
+        Dense(width, width, bias=False, activation_function=torch.nn.GELU()),
+        norm,
+        Dense(width, 1, activation_function=torch.nn.Identity(), module_output_name="scores"),
+    ]
+    check(theirs().CrossEncoder(modules=layers), tmp_path / "out")
