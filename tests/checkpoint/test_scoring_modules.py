@@ -1,6 +1,6 @@
 """Rerankers in modules, as sentence-transformers saves them, against transformers and the modules written out.
 
-What sentence-transformers itself says of them is in tests/integrations/test_cross_encoders.py.
+What sentence-transformers itself says of them is in tests/integrations/test_sentence_transformers.py.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -454,3 +456,59 @@ def test_what_pylate_could_not_have_written_is_refused(
         (folder / file).write_text(json.dumps({**content, **changes}))
     with pytest.raises(error, match=said):
         ColBERT(folder, device="cpu")
+
+
+def tiny_multi_vector(folder: Path, *, mask: dict[str, object] | None = None, **changes: object) -> Path:
+    """The weights of `tiny_pylate` as sentence-transformers 6 saves a MultiVectorEncoder."""
+    tiny_pylate(folder)
+    modules = json.loads((folder / "modules.json").read_text())
+    for kind in ("MultiVectorMask", "Normalize"):
+        modules.append({"idx": len(modules), "name": kind, "path": f"{len(modules)}_{kind}", "type": f"x.{kind}"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "2_MultiVectorMask").mkdir()
+    skipped = {
+        "skiplist_words": list(string.punctuation),
+        "skiplist_tasks": ["document"],
+        "keep_only_token_ids": None,
+    }
+    (folder / "2_MultiVectorMask/config.json").write_text(json.dumps(skipped | (mask or {})))
+    filled = {"strategy": "fixed", "attend": False, "token": None, "length": METADATA["query_maxlen"]}
+    lengths = {"document_length": METADATA["doc_maxlen"], "query_expansion": filled}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(lengths | changes))
+    said = {"model_type": "MultiVectorEncoder", "prompts": {"query": "q ", "document": "d "}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(said))
+    return folder
+
+
+def test_a_multi_vector_encoder_scores_as_the_same_checkpoint_of_colbert_ai(tmp_path: Path, colbert: ColBERT) -> None:
+    folder = tiny_multi_vector(tmp_path / "a")
+    expected = colbert.score(QUERY, TEXTS)
+    assert ColBERT(folder, dtype="float32", device="cpu").score(QUERY, TEXTS) == pytest.approx(expected, abs=1e-5)
+    inner = json.loads((folder / "tokenizer.json").read_text())
+    ids = {token: inner["model"]["vocab"][token] for token in "qd"}
+    inner["added_tokens"] += [dict(inner["added_tokens"][0], id=i, content=token) for token, i in ids.items()]
+    (folder / "tokenizer.json").write_text(json.dumps(inner))  # now the markers are special tokens
+    assert ColBERT(folder, dtype="float32", device="cpu").score(QUERY, TEXTS) == pytest.approx(expected, abs=1e-5)
+    plain = ColBERT(tiny_multi_vector(tmp_path / "b", mask={"skiplist_words": []}), dtype="float32", device="cpu")
+    assert plain.encode(TEXTS).lengths[-1] > colbert.encode(TEXTS).lengths[-1]
+
+
+def test_a_multi_vector_encoder_whose_queries_are_not_filled_up_has_a_vector_for_each_token(tmp_path: Path) -> None:
+    folder = tiny_multi_vector(tmp_path, query_expansion=None, query_length=9, document_length=None)
+    vectors = ColBERT(folder, dtype="float32", device="cpu").encode_queries([QUERY])[0]
+    assert len(vectors) == 9 and np.linalg.norm(vectors, axis=1) == pytest.approx([1] * 7 + [0] * 2, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"query_expansion": {"strategy": "min", "length": 8}}, "query_expansion is .*'min'"),
+        ({"mask": {"keep_only_token_ids": [4]}}, "all but some"),
+        ({"mask": {"skiplist_tasks": ["query", "document"]}}, "skips tokens of"),
+    ],
+)
+def test_a_multi_vector_encoder_that_is_not_computed_here_is_refused(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnknownModel, match=said):
+        ColBERT(tiny_multi_vector(tmp_path, **changes), device="cpu")

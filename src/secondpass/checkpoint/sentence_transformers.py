@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,18 +75,17 @@ def read_settings(folder: Path) -> SentenceSettings:
         pooling=pooling_of(inside(folder, pooling[0]) / "config.json") if pooling else "mean",
         dense=tuple(inside(folder, path) for kind, path in modules if kind == "Dense"),
         is_normalized=any(kind == "Normalize" for kind, _ in modules),
-        prompts=_prompts(folder / SETTINGS),
+        prompts=prompts_of(folder / SETTINGS),
         max_length=named_length(own),
         has_lowered_case=read_if_there(own / LENGTH).get("do_lower_case") is True,
     )
 
 
-def dense_layers(folder: Path) -> list[Path]:
-    """Folders of the linear layers over each token, in order, where a folder has nothing else (PyLate); else none.
+def dense_layers(folder: Path, modules: Sequence[tuple[str, str]]) -> list[Path]:
+    """Folders of the linear layers over each token, in order, where the modules are nothing else; else none.
 
     Raises UnknownModel for a layer that is more than linear.
     """
-    modules = read_modules(folder)
     if not modules or modules[0][0] != "Transformer" or {kind for kind, _ in modules[1:]} != {"Dense"}:
         return []
     layers = [inside(folder, path) for _, path in modules[1:]]
@@ -158,7 +157,7 @@ def pooling_of(file: Path) -> str:
     return "+".join(ours for theirs, ours in _POOLING_MODES.items() if theirs in names)
 
 
-def _prompts(file: Path) -> dict[str, str]:
+def prompts_of(file: Path) -> dict[str, str]:
     """By kind; default_prompt_name is of texts of any kind that has none of its own.
 
     Newer versions write empty prompts where a model's own were never told to them: these count as none.

@@ -17,8 +17,15 @@ from typing import Any
 import numpy as np
 
 from secondpass.checkpoint.checkpoint import open_checkpoint
-from secondpass.checkpoint.layout import COLBERT
-from secondpass.checkpoint.sentence_transformers import dense_layers, dense_settings
+from secondpass.checkpoint.layout import COLBERT, LENGTH, inside
+from secondpass.checkpoint.sentence_transformers import (
+    SETTINGS,
+    dense_layers,
+    dense_settings,
+    prompts_of,
+    read_if_there,
+    read_modules,
+)
 from secondpass.cognitive import Cognitive
 from secondpass.colbert.maxsim import maxsim, unit
 from secondpass.colbert.store import Origin, TokenVectors
@@ -37,14 +44,19 @@ __all__ = ["ColBERT", "TokenVectors"]
 
 # [CLS], marker and [SEP]
 MIN_LENGTH = 3
+# Where a MultiVectorEncoder names no length: of queries, which have as many vectors, and of documents
+MAX_QUERY, NO_LIMIT = 512, 1 << 30
+_MASK = "MultiVectorMask"
+_MODULES = f"Transformer, Dense, {_MASK} and Normalize"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColbertSettings:
-    """What artifact.metadata, or PyLate's config, says; the defaults are those of the libraries.
+    """What artifact.metadata, PyLate's config or a MultiVectorEncoder's modules say; defaults are the libraries'.
 
     An empty marker is none. skipped: words that documents have no vectors of, as tokens of the vocabulary; None is
-    all punctuation, as colbert-ai finds it. expands: queries are filled up with [MASK], whose vectors count.
+    all punctuation, as colbert-ai finds it. expands: queries are filled up with a token, [MASK] where `filler` is
+    None, whose vectors count. prompted: the markers are words before a text, that may begin with a token.
     """
 
     token_width: int
@@ -56,20 +68,25 @@ class ColbertSettings:
     skips_punctuation: bool = True
     skipped: Sequence[str] | None = None
     expands: bool = True
+    filler: str | None = None
+    prompted: bool = False
     layers: Sequence[Path] = ()
 
     @classmethod
     def read(cls, folder: Path) -> ColbertSettings:
-        """Raises UnknownModel for a folder of neither library."""
+        """Raises UnknownModel for a folder of none of the libraries."""
         if (folder / COLBERT).is_file():
             return cls._of_colbert_ai(read_json(folder / COLBERT))
-        file = folder / "config_sentence_transformers.json"
-        config = read_json(file) if file.is_file() else {}
-        layers = dense_layers(folder) if "query_length" in config else []
+        file = folder / SETTINGS
+        config = read_if_there(file)
+        modules = read_modules(folder)
+        if any(kind == _MASK for kind, _ in modules):
+            return cls._of_modules(folder, modules)
+        layers = dense_layers(folder, modules) if "query_length" in config else []
         if not layers:
             raise UnknownModel(
-                f"{folder}: neither an artifact.metadata of the colbert-ai library, nor PyLate's modules.json and "
-                "config_sentence_transformers.json; one of these makes a checkpoint ColBERT's"
+                f"{folder}: neither an artifact.metadata of the colbert-ai library, nor modules.json and "
+                f"{SETTINGS} of PyLate or of a MultiVectorEncoder; one of these makes a checkpoint ColBERT's"
             )
         expands = bool(config.get("do_query_expansion", True))
         return cls(
@@ -81,6 +98,37 @@ class ColbertSettings:
             attends_to_masks=expands and bool(config.get("attend_to_expansion_tokens", False)),
             skipped=[str(word) for word in config.get("skiplist_words", string.punctuation)],
             expands=expands,
+            layers=layers,
+        )
+
+    @classmethod
+    def _of_modules(cls, folder: Path, modules: Sequence[tuple[str, str]]) -> ColbertSettings:
+        """Of a MultiVectorEncoder, which sentence-transformers has from version 6 on."""
+        kinds = [kind for kind, _ in modules]
+        layers = dense_layers(folder, [module for module in modules if module[0] not in (_MASK, "Normalize")])
+        if sorted(kinds)[-2:] != ["Normalize", "Transformer"] or kinds.count(_MASK) != 1 or not layers:
+            raise UnknownModel(f"{folder}: modules.json has {', '.join(kinds)}; {_MODULES} are needed")
+        file, mask = folder / LENGTH, inside(folder, dict(modules)[_MASK]) / "config.json"
+        saved, said = read_if_there(file), read_json(mask)
+        filled = saved.get("query_expansion")
+        if filled is not None and (not isinstance(filled, dict) or filled.get("strategy") != "fixed"):
+            raise UnknownModel(f"{file}: query_expansion is {filled}; there are 'fixed', and none")
+        tasks = said.get("skiplist_tasks") or ["document"]
+        if said.get("keep_only_token_ids") is not None or tasks != ["document"]:
+            raise UnknownModel(f"{mask}: skips tokens of {tasks}, or all but some; of documents by words are needed")
+        prompts = prompts_of(folder / SETTINGS)
+        query = _whole(file, filled, "length", None) if filled else _whole(file, saved, "query_length", MAX_QUERY)
+        return cls(
+            token_width=_whole(mask, dense_settings(layers[-1]), "out_features", None),
+            max_query_length=query,
+            max_length=_whole(file, saved, "document_length", NO_LIMIT),
+            query_marker=prompts.get("query", ""),
+            document_marker=prompts.get("document", ""),
+            attends_to_masks=bool(filled and filled.get("attend")),
+            skipped=[str(word) for word in said.get("skiplist_words") or ()],
+            expands=bool(filled),
+            filler=filled.get("token") if filled else None,
+            prompted=True,
             layers=layers,
         )
 
@@ -100,7 +148,8 @@ class ColbertSettings:
 
 
 def _whole(file: Path, config: Mapping[str, Any], name: str, default: int | None) -> int:
-    value = config.get(name, default)
+    value = config.get(name)
+    value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(f"{file}: {name} is {value!r}; a whole number from 1 is needed")
     return value
@@ -109,8 +158,8 @@ def _whole(file: Path, config: Mapping[str, Any], name: str, default: int | None
 class ColBERT(Opened):
     """Late interaction: ranks documents by their token vectors, which can be computed beforehand and stored.
 
-    model: a folder in the layout of colbert-ai (artifact.metadata) or of PyLate (modules.json with its layers), or a
-    hub name such as "colbert-ir/colbertv2.0" or "lightonai/GTE-ModernColBERT-v1".
+    model: a folder in the layout of colbert-ai (artifact.metadata), of PyLate (modules.json with its layers) or of a
+    MultiVectorEncoder of sentence-transformers, or a hub name such as "colbert-ir/colbertv2.0".
     max_length and max_query_length count tokens with markers; a query always has max_query_length vectors. Every
     option that is None is as the checkpoint says. special_tokens: "text", so that "[SEP]" in a text is just letters,
     or "parse", as the references do. Safe to use from several threads. Raises CheckpointError,
@@ -146,9 +195,9 @@ class ColBERT(Opened):
         skips = _or(skips_punctuation, settings.skips_punctuation)
         self._token_width = settings.token_width
         self._expands = settings.expands
-        self._query_marker = _marker(self._tokenizer, settings.query_marker)
-        self._document_marker = _marker(self._tokenizer, settings.document_marker)
-        self._mask_id = _token_id(self._tokenizer, "[MASK]", "<mask>")
+        self._query_marker, self._query_prompt = _marker(self._tokenizer, settings.query_marker, settings.prompted)
+        self._document_marker, self._prompt = _marker(self._tokenizer, settings.document_marker, settings.prompted)
+        self._mask_id = _token_id(self._tokenizer, *((settings.filler,) if settings.filler else ("[MASK]", "<mask>")))
         self._pad_id = _token_id(self._tokenizer, "[PAD]", "<pad>")
         words = _punctuation(self._tokenizer) if settings.skipped is None else _ids(self._tokenizer, settings.skipped)
         self._skipped = np.array([self._pad_id, *(words if skips else ())])
@@ -170,12 +219,14 @@ class ColBERT(Opened):
         """
         if isinstance(queries, str):
             raise TypeError("queries is a str; give a list of queries, [query] for one")
-        rows, visible = self._query_rows([clean_query(query) for query in queries])
-        seen = None if self._attends_to_masks else visible
-        shape = (len(rows), self._max_query_length, self._token_width)
-        vectors = self._token_vectors(rows, seen).reshape(shape)
-        if not self._expands:
-            vectors[np.arange(shape[1]) >= np.array(visible)[:, None]] = 0.0
+        cleaned = [clean_query(query) for query in queries]
+        shape = (len(cleaned), self._max_query_length, self._token_width)
+        if self._expands:
+            rows, visible = self._query_rows(cleaned)
+            return self._token_vectors(rows, None if self._attends_to_masks else visible).reshape(shape)
+        own = self._own_rows(cleaned)
+        vectors = np.zeros(shape, np.float32)
+        vectors[np.arange(shape[1]) < np.array([len(row) for row in own], int)[:, None]] = self._token_vectors(own)
         return vectors
 
     def score(self, query: str, documents: Iterable[DocumentLike] | TokenVectors) -> list[float]:
@@ -265,7 +316,8 @@ class ColBERT(Opened):
             return documents, [], [document.text for document in documents.documents]
         candidates = as_documents(documents, rank_fields)
         texts = [text_of(document, rank_fields, index) for index, document in enumerate(candidates)]
-        rows = single_rows(self._tokenizer, texts, max_length=self._max_length, marker=self._document_marker)
+        prompted = [self._prompt + text for text in texts] if self._prompt else texts
+        rows = single_rows(self._tokenizer, prompted, max_length=self._max_length, marker=self._document_marker)
         vectors = self._token_vectors(rows)
         ids = np.array([token for row in rows for token in row.ids], np.int64)
         owners = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
@@ -276,11 +328,13 @@ class ColBERT(Opened):
         )
         return kept, rows, texts
 
+    def _own_rows(self, queries: Sequence[str]) -> list[Row]:
+        prompted = [self._query_prompt + query for query in queries]
+        return single_rows(self._tokenizer, prompted, max_length=self._max_query_length, marker=self._query_marker)
+
     def _query_rows(self, queries: Sequence[str]) -> tuple[list[Row], list[int]]:
         """Rows of max_query_length tokens, filled up with [MASK], and how many tokens of each are the query's."""
-        length = self._max_query_length
-        rows = single_rows(self._tokenizer, queries, max_length=length, marker=self._query_marker)
-        filled = []
+        length, rows, filled = self._max_query_length, self._own_rows(queries), []
         for row in rows:
             ids = [*row.ids, *[self._pad_id] * (length - len(row))]
             # A literal [PAD] in the query becomes [MASK] too, as in colbert-ai.
@@ -375,8 +429,16 @@ def _pin(origin: Origin) -> str:
     return origin.model if origin.revision is None else f"{origin.model}@{origin.revision}"
 
 
-def _marker(tokenizer: Tokenizer, name: str) -> int | None:
-    return _token_id(tokenizer, name) if name else None
+def _marker(tokenizer: Tokenizer, name: str, is_prompt: bool) -> tuple[int | None, str]:
+    """The token that stands after the first one, and the words that stand before a text: of a prompt what is left."""
+    if not name:
+        return None, ""
+    if not is_prompt:
+        return _token_id(tokenizer, name), ""
+    ids, words = tokenizer.encode_head(name)
+    if len(ids) > 1:
+        raise UnknownModel(f"the prompt {name!r} begins with {len(ids)} tokens; one, and words after it, are needed")
+    return ids[0] if ids else None, words
 
 
 def _ids(tokenizer: Tokenizer, words: Sequence[str]) -> set[int]:

@@ -183,6 +183,19 @@ def test_only_the_first_tokens_of_a_row_are_seen_where_it_says_so(kernel: Kernel
         torch.testing.assert_close(found[row].float(), wanted, atol=tolerance, rtol=0.02)
 
 
+@pytest.mark.parametrize("kernel", [attend_reference, attend_sdpa, attend_cpu_bf16])
+def test_what_stands_far_behind_the_tokens_that_are_seen_sees_nothing(kernel: Kernel) -> None:
+    batch = replace(rows_of((600,)), visible=(5,))
+    dtype = torch.bfloat16 if kernel is attend_cpu_bf16 else torch.float32
+    q, k, v = random_heads(600, 2, dtype)
+    with torch.inference_mode():
+        found = kernel(q, k, v, batch, rule=Rule(scale=SCALE, window=64)).float()
+    heads = (x.float().transpose(0, 1)[None] for x in (q[:64], k[:5], v[:5]))
+    near = masked_attention(*heads, None, scale=SCALE, softcap=None)[0].transpose(0, 1)
+    torch.testing.assert_close(found[:64], near, atol=0.04 if dtype == torch.bfloat16 else 1e-6, rtol=0.02)
+    assert not found[70:].any()
+
+
 @pytest.mark.parametrize(
     ("dtype", "has_gradient", "wanted"),
     [

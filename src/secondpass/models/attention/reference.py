@@ -108,7 +108,10 @@ def by_rows(
         rows = by_head(parts[0], count, length)
         row_keys, row_values = (by_head(x, count, stored)[:, :, :seen_keys] for x in parts[1:])
         if bias is None:
-            found = attend(rows, row_keys, row_values, rule, None)
+            # what follows the keys by more than the window sees none of them, and is 0
+            reach = length if rule.window is None or seen_keys == stored else min(seen_keys + rule.window, length)
+            found = attend(rows[:, :, :reach], row_keys, row_values, rule, None)
+            found = found if reach == length else torch.nn.functional.pad(found, (0, 0, 0, length - reach))
         else:
             found = _biased(attend, rows, row_keys, row_values, rule, bias)
         outs.append(by_token(found))

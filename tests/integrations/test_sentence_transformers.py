@@ -1,4 +1,4 @@
-"""Rerankers that sentence-transformers saves in modules score here what they score there.
+"""Rerankers and late interaction that sentence-transformers saves in modules score here what they score there.
 
 In an environment of its own: make test-frameworks.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from secondpass import Reranker
+from secondpass import ColBERT, Reranker
 from tests.goldens import SHARED
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
@@ -122,3 +122,13 @@ def test_a_head_of_layers_in_modules(tmp_path: Path) -> None:
         Dense(width, 1, activation_function=torch.nn.Identity(), module_output_name="scores"),
     ]
     check(theirs().CrossEncoder(modules=layers), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["colbertv2", "bert-cross-encoder", "modernbert-cross-encoder-cls"])
+def test_a_multi_vector_encoder(name: str, tmp_path: Path) -> None:
+    model = pytest.importorskip("sentence_transformers", minversion="6").MultiVectorEncoder(str(golden(name)))
+    model.save_pretrained(str(tmp_path))
+    documents = [text for _, text in PAIRS]
+    expected = model.similarity(model.encode_query(["what is a bridge"]), model.encode_document(documents))[0]
+    ours = ColBERT(tmp_path, device="cpu", dtype="float32", special_tokens="parse")
+    assert ours.score("what is a bridge", documents) == pytest.approx(expected.tolist(), abs=1e-4)
