@@ -155,8 +155,6 @@ class Embedder(Opened):
         self._dimension = _check_dimension(dimension, self._encoder.current.width)
         self._weights = dict(zip(PARTS, weights, strict=True))
         self._outputs = {"pooled", *files}
-        # as sentence-transformers does; FlagEmbedding, the reference of BGE-M3, does not
-        self._is_stripped = not files
         everything = "colbert+sparse+dense" if len(files) == len(_HEAD_FILES) else "dense"
         self._mode = everything if mode is None else mode
         self._check_parts(MODES[self._mode])
@@ -324,8 +322,6 @@ class Embedder(Opened):
             self._has_warned = True
             logger.warning("%s", warning)
         prompted = [self._prompts.get(kind, "") + text for text in texts]
-        if self._is_stripped:
-            prompted = [text.strip() for text in prompted]
         if self._has_lowered_case:
             prompted = [text.lower() for text in prompted]
         return single_rows(self._tokenizer, prompted, max_length=self._max_lengths[kind])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from secondpass import ColBERT, Reranker
+from secondpass import ColBERT, Embedder, Reranker
 from tests.goldens import SHARED
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
@@ -132,3 +132,15 @@ def test_a_multi_vector_encoder(name: str, tmp_path: Path) -> None:
     expected = model.similarity(model.encode_query(["what is a bridge"]), model.encode_document(documents))[0]
     ours = ColBERT(tmp_path, device="cpu", dtype="float32", special_tokens="parse")
     assert ours.score("what is a bridge", documents) == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bert-embedder-cls", "bert-embedder-mean", "bge-m3", "modernbert-cross-encoder-cls", "qwen3-llm-reranker"],
+)
+def test_an_embedder(name: str, tmp_path: Path) -> None:
+    model = theirs().SentenceTransformer(str(golden(name)))
+    model.save_pretrained(str(tmp_path))
+    texts = [*(text for _, text in PAIRS), "  water \n", "the river "]
+    found = Embedder(tmp_path, device="cpu", dtype="float32", special_tokens="parse").encode(texts)
+    assert found.ravel().tolist() == pytest.approx(model.encode(texts).ravel().tolist(), abs=1e-4)

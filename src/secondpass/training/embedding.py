@@ -247,8 +247,6 @@ class EmbedderReading:
 
     def _rows(self, texts: Sequence[str], kind: str, max_length: int) -> TextRows:
         prompted = [self._prompts.get(kind, "") + text for text in texts]
-        if not self._trainable.model.head:  # as Embedder reads them: all but BGE-M3's
-            prompted = [text.strip() for text in prompted]
         rows = single_rows(self._trainable.tokenizer, prompted, max_length=max_length)
         return TextRows(rows=rows, counts=[[True] * len(row) for row in rows])
 
