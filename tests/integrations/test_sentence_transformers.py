@@ -21,6 +21,7 @@ PAIRS = [
     ("what is a bridge", "Paris is in France. " * 30),
     ("水管漏水", "先关掉总阀门，再换垫圈。"),
     ("q", "d"),
+    ("\n which one\n", "\n an old bridge. \n"),
 ]
 TURNS = (
     "{{- '<|im_start|>system\n' + (messages | selectattr('role', 'eq', 'query') | first).content }}"
