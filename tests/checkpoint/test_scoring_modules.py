@@ -336,6 +336,17 @@ def test_a_graph_of_a_head_in_modules_scores_as_it_does(tmp_path: Path) -> None:
     assert scores(tmp_path / "out", engine="openvino", dtype="auto") == pytest.approx(expected, abs=2e-3)
 
 
+def test_a_default_prompt_is_read_before_every_query(tmp_path: Path) -> None:
+    score, folder = ettin(tmp_path)
+    said = {"model_type": "CrossEncoder", "prompts": {"a": "old ", "b": "long "}, "default_prompt_name": "b"}
+    write(folder / "config_sentence_transformers.json", said)
+    expected = [score("long " + query, passage) for query, passage in PAIRS]
+    assert scores(folder) == pytest.approx(expected, abs=1e-5)
+    change(folder / "config_sentence_transformers.json", default_prompt_name="c")
+    with pytest.raises(CheckpointError, match="no prompt of default_prompt_name"):
+        Reranker(folder, device="cpu")
+
+
 def change(file: Path, **settings: Any) -> None:
     write(file, json.loads(file.read_text("utf-8")) | settings)
 

@@ -74,7 +74,9 @@ def language_model(template: str | None, **options: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["bert-cross-encoder", "modernbert-cross-encoder-cls", "xlm-roberta-cross-encoder"])
 def test_a_classifier_with_modules_json(name: str, tmp_path: Path) -> None:
-    check(theirs().CrossEncoder(str(golden(name))), tmp_path)
+    check(theirs().CrossEncoder(str(golden(name))), tmp_path / "plain")
+    prompts = {"other": "find ", "web": "which bridge: "}
+    check(theirs().CrossEncoder(str(golden(name)), prompts=prompts, default_prompt_name="web"), tmp_path / "prompted")
 
 
 @pytest.mark.parametrize("template", [TURNS, ONE_TURN, None])

@@ -23,7 +23,7 @@ from secondpass.checkpoint.weights import Change, read_tensors
 from secondpass.errors import CheckpointError, UnknownModel
 from secondpass.json_file import read_json, read_text
 from secondpass.text.chat_template import prompt_of
-from secondpass.text.families import OWN_PROMPT, PROMPT_PARTS, family_of, saved_head
+from secondpass.text.families import OWN_PROMPT, PROMPT_PARTS, QUERY_PROMPT, family_of, is_classifier, saved_head
 from secondpass.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def told(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if kinds[1:] == ["LogitScore"]:
         return _logit_score(folder, modules[1][1], config)
     if "LogitScore" not in kinds and not _makes_score(modules):
-        return {}
+        return _query_prompt(folder) if is_classifier(config) else {}
     if kinds[1:] != _HEAD or config.get("model_type") not in _HEADED:
         raise UnknownModel(
             f"{folder}: modules.json scores with {', '.join(kinds)} on model_type {config.get('model_type')!r}; "
             f"there are LogitScore on language models, and {', '.join(_HEAD)} on {', '.join(_HEADED)}"
         )
-    return _classifier(modules, config)
+    return _classifier(modules, config) | _query_prompt(folder)
 
 
 def head_of(folder: Path, config: Mapping[str, Any]) -> Change | None:
@@ -126,6 +126,22 @@ def _classifier(modules: Sequence[Module], config: Mapping[str, Any]) -> dict[st
     }
 
 
+def _query_prompt(folder: Path) -> dict[str, Any]:
+    prompt = _own_prompt(folder, read_if_there(folder / SETTINGS))
+    return {} if prompt is None else {QUERY_PROMPT: prompt}
+
+
+def _own_prompt(folder: Path, said: Mapping[str, Any]) -> str | None:
+    """The prompt that a CrossEncoder takes where nobody gives one."""
+    if said.get("model_type") != "CrossEncoder" or said.get("default_prompt_name") is None:
+        return None
+    prompts = said.get("prompts")
+    found = prompts.get(said["default_prompt_name"]) if isinstance(prompts, dict) else None
+    if not isinstance(found, str):
+        raise CheckpointError(f"{folder / SETTINGS}: there is no prompt of default_prompt_name among prompts")
+    return found
+
+
 def _activation(layer: Mapping[str, Any]) -> str:
     return str(layer.get("activation_function") or "Tanh").rsplit(".", 1)[-1].lower()
 
@@ -156,12 +172,11 @@ def _prompt(folder: Path, tokenizer: Tokenizer) -> dict[str, str]:
         form = ((saved.get("modality_config") or {}).get("message") or {}).get("format", "flat")
         options = {key: _content(value) for key, value in named.items() if key.endswith("_token")}
         options |= (saved.get("processing_kwargs") or {}).get("chat_template") or {}
-        own = (said.get("prompts") or {}).get(said.get("default_prompt_name"))
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: {LENGTH} or {SETTINGS} is not as sentence-transformers writes it"
         ) from error
-    prompt = prompt_of(source, instruction=own, is_flat=form == "flat", options=options)
+    prompt = prompt_of(source, instruction=_own_prompt(folder, said), is_flat=form == "flat", options=options)
     if prompt.answer and not tokenizer.begins_special(prompt.answer):
         raise UnknownModel(f"writes {prompt.answer!r} after the passage, which a tokenizer may join with its end")
     return {name: getattr(prompt, name) for name in PROMPT_PARTS}

@@ -79,6 +79,7 @@ _ZERANK = {  # zeroentropy/zerank-1, -1-small and -2, whose probability is sigmo
 }
 # In a config.json as it is read: the words around a pair that a checkpoint has of its own, and its answers.
 OWN_PROMPT = "pair_prompt"
+QUERY_PROMPT = "query_prompt"  # of an encoder: the words that it was trained to read before a query
 PROMPT_PARTS = ("system", "separator", "answer", "instruction")
 # What the last part of a name says of language models whose files do not tell how they read a pair
 _NAMED: tuple[tuple[str, Mapping[str, Any]], ...] = ((r"zerank-\d.*", _ZERANK),)
@@ -259,7 +260,8 @@ def recipe_for(config: Mapping[str, Any]) -> Recipe:
         raise UnknownModel(f"no recipe for model_type {asked}; there are {known}. {_NOT_SCORED}")
     if recipe.head == "classifier":
         _check_classifier(config)
-        return recipe
+        prompt = config.get(QUERY_PROMPT)
+        return recipe if prompt is None else replace(recipe, prompt=Prompt(query=str(prompt)))
     bos_id, max_positions = config.get("bos_token_id"), config.get("max_position_embeddings")
     recipe = replace(recipe, prompt=replace(recipe.prompt, bos_id=bos_id, max_positions=max_positions))
     if is_classifier(config):

@@ -150,7 +150,7 @@ def pair(prompt: Prompt, tokenizer: Tokenizer, query: str, limits: Limits) -> Fr
     return Frame(
         limits=limits,
         before=special.before,
-        query=tokenizer.encode(query),
+        query=tokenizer.encode(prompt.query + query),
         between=special.between,
         after=special.after,
         num_special=special.num_special,
