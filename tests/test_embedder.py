@@ -363,6 +363,17 @@ def test_prompts_of_known_models(name: str, model_type: str, query: str) -> None
     assert known_prompts(name, model_type).get("query", "") == query
 
 
+def test_nomic_is_the_same_in_the_words_of_transformers() -> None:
+    old = {"n_embd": 8, "n_head": 2, "n_layer": 1, "n_inner": 256, "n_positions": 16, "vocab_size": 100}
+    old |= {"rotary_emb_base": 1000} | dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), False)
+    new = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 256}
+    new |= {"max_position_embeddings": 16, "vocab_size": 100, "rope_parameters": {"rope_theta": 1000}}
+    assert NomicConfig.from_hf(new) == NomicConfig.from_hf(old)
+    for change in ({"hidden_act": "gelu"}, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}):
+        with pytest.raises(UnknownModel, match="nomic_bert with"):
+            NomicConfig.from_hf(new | change)
+
+
 def test_variants_of_nomic_that_are_not_computed_are_refused() -> None:
     config = {"n_embd": 8, "n_head": 2, "n_layer": 1, "n_inner": 32, "n_positions": 16, "vocab_size": 100}
     settings = NomicConfig.from_hf({**config, "pad_vocab_size_multiple": 64})

@@ -147,3 +147,23 @@ def test_an_embedder(name: str, tmp_path: Path) -> None:
     texts = [*(text for _, text in PAIRS), "  water \n", "the river "]
     found = Embedder(tmp_path, device="cpu", dtype="float32", special_tokens="parse").encode(texts)
     assert found.ravel().tolist() == pytest.approx(model.encode(texts).ravel().tolist(), abs=1e-4)
+
+
+def test_nomic_as_transformers_saves_it_since_version_5(tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    source = golden("bert-embedder-cls")
+    torch.manual_seed(1)
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = transformers.NomicBertModel(transformers.NomicBertConfig(vocab_size=1700, **small))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(0, 0.2)
+    model.save_pretrained(tmp_path / "backbone")
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "backbone")
+    embedder = theirs().SentenceTransformer(str(tmp_path / "backbone"))
+    embedder.save_pretrained(str(tmp_path / "out"))
+    texts = [text for _, text in PAIRS]
+    ours = Embedder(tmp_path / "out", device="cpu", dtype="float32", prompts={"document": ""})
+    assert ours.encode(texts).ravel().tolist() == pytest.approx(embedder.encode(texts).ravel().tolist(), abs=1e-4)

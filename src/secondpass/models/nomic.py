@@ -76,6 +76,8 @@ class NomicConfig:
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> NomicConfig:
         """Raises UnknownModel for a variant that is not computed here, such as the mixture of experts of v2."""
+        if "n_embd" not in config and "hidden_size" in config:
+            return cls._of_transformers(config)
         for name, values in _NEEDED.items():
             if config.get(name, values[0]) not in values:
                 raise UnknownModel(f"nomic_bert with {name} = {config[name]!r}; {values[0]!r} is needed")
@@ -94,6 +96,27 @@ class NomicConfig:
             qkv_has_bias=config.get("qkv_proj_bias", True),
             up_has_bias=config.get("mlp_fc1_bias", True),
             down_has_bias=config.get("mlp_fc2_bias", True),
+        )
+
+    @classmethod
+    def _of_transformers(cls, config: Mapping[str, Any]) -> NomicConfig:
+        """As transformers says it, which has the model itself from version 5 on; the tensors keep their names."""
+        rope = config.get("rope_parameters") or {}
+        if config.get("hidden_act", "silu") != "silu" or rope.get("rope_type", "default") != "default":
+            raise UnknownModel(f"nomic_bert with hidden_act {config.get('hidden_act')!r} and rope_parameters {rope}")
+        return cls(
+            num_words=config["vocab_size"],
+            num_types=config.get("type_vocab_size", 2),
+            max_length=config.get("max_position_embeddings", 2048),
+            width=config["hidden_size"],
+            num_layers=config["num_hidden_layers"],
+            num_heads=config["num_attention_heads"],
+            mlp_width=config["intermediate_size"],
+            epsilon=config.get("layer_norm_eps", 1e-12),
+            rope_theta=rope.get("rope_theta", 1000.0),
+            qkv_has_bias=False,
+            up_has_bias=False,
+            down_has_bias=False,
         )
 
     @property
