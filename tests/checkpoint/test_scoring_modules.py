@@ -227,6 +227,8 @@ def test_zerank_is_known_by_its_name_and_its_probability_is_colder(tmp_path: Pat
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ ''.__class__.__mro__ }}", "cannot be rendered"),
         ("{{ messages", "cannot be rendered"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "cannot be rendered"),
+        ("{% for i in range(99999) %}{{ i }}{% endfor %}", "at most 65,536"),
     ],
 )
 def test_a_template_that_cannot_be_read_exactly_is_refused(template: str, why: str, tmp_path: Path) -> None:
@@ -366,6 +368,23 @@ def test_a_head_that_is_not_the_family_s_is_refused(
 ) -> None:
     _, folder = ettin(tmp_path)
     change(folder / file / "config.json", **settings)
+    with pytest.raises(UnknownModel, match=why):
+        Reranker(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("own", "why"),
+    [
+        ({"answers": [5000]}, "has 263 words, and a score is of"),
+        ({"answers": []}, "answers and temperature"),
+        ({"answers": [1], "temperature": 0}, "answers and temperature"),
+        ({"answers": [1], "system": 3}, "answers and temperature"),
+        ([1], "an object of words"),
+    ],
+)
+def test_words_of_its_own_that_are_none_are_refused(own: object, why: str, tmp_path: Path) -> None:
+    folder = Language(tmp_path, None).folder
+    change(folder / "config.json", pair_prompt=own)
     with pytest.raises(UnknownModel, match=why):
         Reranker(folder, device="cpu")
 

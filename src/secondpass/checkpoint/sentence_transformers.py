@@ -33,6 +33,7 @@ _POOLING_KEYS = {
 SETTINGS = "config_sentence_transformers.json"
 # What is computed here, in the only order; Dropout does nothing but in training
 _MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
+_OTHERS = {"LogitScore": "secondpass.Reranker", "MultiVectorMask": "secondpass.ColBERT"}
 # Names that checkpoints use for the prompt of a kind, first come, first taken.
 _KINDS = {"query": ("query", "search_query"), "document": ("document", "passage", "corpus", "search_document")}
 
@@ -62,7 +63,8 @@ def read_settings(folder: Path) -> SentenceSettings:
     modules = [module for module in read_modules(folder) if module[0] != "Dropout"]
     unknown = [kind for kind, _ in modules if kind not in _MODULES]
     if unknown:
-        raise UnknownModel(f"{folder}: modules.json asks for {unknown[0]}; there are {', '.join(_MODULES)}")
+        other = f"; open it with {_OTHERS[unknown[0]]}" if unknown[0] in _OTHERS else ""
+        raise UnknownModel(f"{folder}: modules.json asks for {unknown[0]}; there are {', '.join(_MODULES)}{other}")
     kinds = [kind for kind, _ in modules]
     if kinds != sorted(kinds, key=_MODULES.index) or ("Dense" in kinds and "Pooling" not in kinds):
         raise UnknownModel(

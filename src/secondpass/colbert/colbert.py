@@ -113,7 +113,9 @@ class ColbertSettings:
         filled = saved.get("query_expansion")
         if filled is not None and (not isinstance(filled, dict) or filled.get("strategy") != "fixed"):
             raise UnknownModel(f"{file}: query_expansion is {filled}; there are 'fixed', and none")
-        tasks = said.get("skiplist_tasks") or ["document"]
+        tasks, words = said.get("skiplist_tasks") or ["document"], said.get("skiplist_words") or []
+        if not isinstance(words, list):
+            raise CheckpointError(f"{mask}: skiplist_words is {words!r}; a list of words is needed")
         if said.get("keep_only_token_ids") is not None or tasks != ["document"]:
             raise UnknownModel(f"{mask}: skips tokens of {tasks}, or all but some; of documents by words are needed")
         prompts = prompts_of(folder / SETTINGS)
@@ -125,7 +127,7 @@ class ColbertSettings:
             query_marker=prompts.get("query", ""),
             document_marker=prompts.get("document", ""),
             attends_to_masks=bool(filled and filled.get("attend")),
-            skipped=[str(word) for word in said.get("skiplist_words") or ()],
+            skipped=[str(word) for word in words],
             expands=bool(filled),
             filler=filled.get("token") if filled else None,
             prompted=True,

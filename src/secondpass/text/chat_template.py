@@ -58,7 +58,15 @@ def _rendered(template: str, instruction: str | None, is_flat: bool, options: Ma
     environment.globals["raise_exception"] = _refused
     try:
         rendered = environment.from_string(template).render({**options, "messages": messages})
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UnknownModel(f"cannot be rendered with a query and a document: {error}") from error
     if len(rendered) > MAX_RENDERED:
         raise UnknownModel(f"writes {len(rendered):,} characters around a pair; at most {MAX_RENDERED:,} are read")

@@ -282,6 +282,10 @@ def _own_recipe(config: Mapping[str, Any]) -> Recipe:
         raise UnknownModel(
             f"config.json: {OWN_PROMPT} has {', '.join(PROMPT_PARTS)}, answers and temperature; {own!r}"
         )
+    if any(isinstance(answer, int) and answer >= config.get("vocab_size", 0) for answer in answers):
+        raise UnknownModel(
+            f"config.json has {config.get('vocab_size')} words, and a score is of {answers} among them"
+        )
     has_label = is_classifier(config)
     if has_label:
         _check_classifier(config)
