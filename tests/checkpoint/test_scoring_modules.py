@@ -20,7 +20,7 @@ from tokenizers import models, pre_tokenizers
 from secondpass import Reranker
 from secondpass.checkpoint.adapter import save_merged
 from secondpass.checkpoint.checkpoint import open_checkpoint
-from secondpass.errors import CheckpointError, UnknownModel
+from secondpass.errors import CheckpointError, MissingExtra, UnknownModel
 from tests.models.test_decoder import BASE
 from tests.random_checkpoints import random_checkpoint
 
@@ -234,6 +234,15 @@ def test_zerank_is_known_by_its_name_and_its_probability_is_colder(tmp_path: Pat
 def test_a_template_that_cannot_be_read_exactly_is_refused(template: str, why: str, tmp_path: Path) -> None:
     folder = Language(tmp_path, template).write()
     with pytest.raises(UnknownModel, match=why):
+        Reranker(folder, device="cpu")
+
+
+def test_a_template_is_not_rendered_by_a_jinja_whose_sandbox_it_could_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Language(tmp_path, TURNS).write()
+    monkeypatch.setattr("secondpass.text.chat_template.version", lambda name: "3.1.5")
+    with pytest.raises(MissingExtra, match=r"jinja2 3\.1\.6, whose sandbox is whole, is not installed"):
         Reranker(folder, device="cpu")
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 from secondpass.errors import MissingExtra, UnknownModel
 from secondpass.text.recipe import Prompt
 
 MAX_RENDERED = 1 << 16  # characters
+SAFE = (3, 1, 6)  # of jinja2: a template could leave the sandbox of an older one
 # What stands for a text while the words around it are found; no template spells them.
 _QUERY, _PASSAGE, _INSTRUCTION = "\ue000query\ue001", "\ue000document\ue001", "\ue000system\ue001"
 
@@ -45,6 +47,8 @@ def _rendered(template: str, instruction: str | None, is_flat: bool, options: Ma
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
         raise MissingExtra("jinja2", "torch") from error
+    if tuple(map(int, version("jinja2").split(".")[:3])) < SAFE:
+        raise MissingExtra(f"jinja2 {'.'.join(map(str, SAFE))}, whose sandbox is whole,", "torch")
     texts = {"query": _QUERY, "document": _PASSAGE}
     roles = texts if instruction is None else {"system": instruction, **texts}
     messages = [
