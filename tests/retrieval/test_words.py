@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secondpass.retrieval import words as module
-from secondpass.retrieval.words import _marked_words, terms, words
+from secondpass.retrieval.words import _marked_words, indexed_terms, terms, words
 
 
 @pytest.mark.parametrize(
@@ -113,6 +113,20 @@ def test_traditional_characters_have_one_simplified_form_each() -> None:
 )
 def test_a_word_of_chinese_or_japanese_may_go_on_in_the_next_line(text: str, across: list[str]) -> None:
     assert terms(text) == words(text) + across
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("记得带伞。喝茶", ["伞", "茶"]),
+        ("帶傘", ["伞"]),
+        ("伞 tea 用Docker", []),
+        ("お茶を飲む。日本", ["本"]),
+        ("책을 읽다", []),
+    ],
+)
+def test_a_chinese_character_is_a_term_where_no_pair_begins_with_it(text: str, last: list[str]) -> None:
+    assert indexed_terms(text) == terms(text) + last
 
 
 @pytest.mark.parametrize("text", ["ال", "ولا", "سالم", "йод", "がガ", "ไทย", "किताब", "학교"])

@@ -107,6 +107,7 @@ def test_the_newest_chunk_of_those_that_pass(store: Store) -> None:
         ("dogs", "the dogs ran"),
         ("重排序", "什么是重排序模型"),
         ("猫", "猫在哪里"),
+        ("傘", "下雨了，记得带伞。"),
         ("タワー", "東京タワーです"),
         ("ไทย", "ภาษาไทย"),
         ("किताब", "किताब पढ़ो"),
@@ -334,7 +335,8 @@ def test_words_are_written_anew_when_their_rules_change(tmp_path: Path, monkeypa
     first.finish()
     first.close()
     for module in ("store", "sqlite"):
-        monkeypatch.setattr(f"secondpass.search.stores.{module}.terms", lambda text: [w[:3] for w in terms(text)])
+        name = f"secondpass.search.stores.{module}.indexed_terms"
+        monkeypatch.setattr(name, lambda text: [w[:3] for w in terms(text)])
     second = SqliteStore(place)
     assert [id for id, _ in second.search_text(["dog"], 5, ANY)]
     assert second._common.postings == {"dog": 1, "run": 1}
@@ -349,7 +351,7 @@ def test_words_that_another_process_has_written_anew_are_not_written_again(
         first.write([change("/notes/a", chunk("Dogs run"))])
     meta = SqliteStore.meta
     monkeypatch.setattr(SqliteStore, "meta", lambda self, name: "old" if name == "words" else meta(self, name))
-    monkeypatch.setattr("secondpass.search.stores.sqlite.terms", None)  # would be called
+    monkeypatch.setattr("secondpass.search.stores.sqlite.indexed_terms", None)  # would be called
     with closing(SqliteStore(tmp_path / "notes.sqlite")) as second:
         assert second.search_text(["dogs"], 5, ANY)
 

@@ -54,6 +54,7 @@ _PARTS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+|[0-9]+")
 # Where a line ends between two characters of a script without spaces, so that it may end within a word.
 _HAN_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 _LINE_END = re.compile(f"([{_HAN_KANA}])[ \t\r]*\n[ \t]*(?=([{_HAN_KANA}]))")
+_LAST_HAN = re.compile(f"(?<=[{_UNSPACED}])[\u3400-\u4dbf\u4e00-\u9fff](?![{_UNSPACED}])")
 _INNER_CAPITAL = re.compile("[a-z0-9][A-Z]|[A-Z]{2}[a-z]")
 _MIXED = re.compile("[A-Za-z0-9]*[a-z0-9][A-Z][A-Za-z0-9]*|[A-Z]{2,}[a-z][A-Za-z0-9]*")
 
@@ -104,6 +105,17 @@ def terms(text: str) -> list[str]:
         return found
     for name in _MIXED.findall(text):
         found += [part.lower() for part in _PARTS.findall(name)]
+    return found
+
+
+def indexed_terms(text: str) -> list[str]:
+    """The terms of a text that is searched: of pairs of characters the last one of a run again, alone.
+
+    A Chinese character that is asked for alone is then what some term begins with, wherever it stands.
+    """
+    found = terms(text)
+    if not text.isascii() and _HAN.search(text):
+        found += _LAST_HAN.findall(text.translate(_simplified()))
     return found
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from secondpass.errors import StoreError
 from secondpass.retrieval.bm25 import Found
-from secondpass.retrieval.words import terms
+from secondpass.retrieval.words import indexed_terms
 from secondpass.search.stores.postgres_database import PostgresDatabase, condition, index_names
 from secondpass.search.stores.postgres_readings import TABLE, PostgresReadings
 from secondpass.search.stores.store import (
@@ -133,7 +133,7 @@ class PostgresStore:
         }
 
     def write(self, changes: Sequence[Change], *, embedder: str | None = None) -> None:
-        words = [[Counter(terms(chunk.passage)) for chunk in change.chunks] for change in changes]
+        words = [[Counter(indexed_terms(chunk.passage)) for chunk in change.chunks] for change in changes]
         with self._db.transaction() as connection:
             check_embedder(self, embedder)
             gone = self._forget(connection, [each.file.path for each in changes])
@@ -363,7 +363,7 @@ class PostgresStore:
             if known is not None:
                 connection.execute(self._db.sql("truncate {s}.postings"))
                 rows = connection.execute(self._db.sql("select id, heading, text from {s}.chunks")).fetchall()
-                counted = [(id, Counter(terms(passage_of(heading, text)))) for id, heading, text in rows]
+                counted = [(id, Counter(indexed_terms(passage_of(heading, text)))) for id, heading, text in rows]
                 postings = [(word, id, count) for id, counts in counted for word, count in counts.items()]
                 _copy(connection, self._db.sql("copy {s}.postings(word, chunk, count) from stdin"), postings)
             self._set_meta(connection, {"words": mark})

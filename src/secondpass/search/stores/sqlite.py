@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secondpass.retrieval.bm25 import Found
-from secondpass.retrieval.words import terms
+from secondpass.retrieval.words import indexed_terms
 from secondpass.search.stores.sqlite_database import SqliteDatabase, condition, has_superseded
 from secondpass.search.stores.sqlite_readings import SqliteReadings
 from secondpass.search.stores.sqlite_states import SqliteStates
@@ -305,7 +305,7 @@ class SqliteStore:
                 return  # another process has done it meanwhile
             connection.execute("insert into postings(postings) values('delete-all')")
             for id, heading, text in connection.execute("select id, heading, text from chunks"):
-                words = " ".join(terms(passage_of(heading, text)))
+                words = " ".join(indexed_terms(passage_of(heading, text)))
                 connection.execute("insert into postings(rowid, words) values(?, ?)", (id, words))
             _count_common(connection)
             connection.execute("insert or replace into meta values('words', ?)", (mark,))
@@ -340,7 +340,7 @@ def _insert(
 
 
 def _words_of(chunk: Chunk) -> str:
-    return " ".join(terms(chunk.passage))
+    return " ".join(indexed_terms(chunk.passage))
 
 
 def _forget(connection: sqlite3.Connection, path: str) -> list[bytes]:
@@ -351,7 +351,7 @@ def _forget(connection: sqlite3.Connection, path: str) -> list[bytes]:
     chunks = connection.execute("select id, digest from chunks where file = ?", row).fetchall()
     for id, _ in chunks:  # the texts one by one, for a file may have very many
         heading, text = connection.execute("select heading, text from chunks where id = ?", (id,)).fetchone()
-        said = " ".join(terms(passage_of(heading, text)))
+        said = " ".join(indexed_terms(passage_of(heading, text)))
         connection.execute("insert into postings(postings, rowid, words) values('delete', ?, ?)", (id, said))
         connection.execute("delete from vectors where chunk = ?", (id,))
         connection.execute("delete from entities where chunk = ?", (id,))
@@ -401,7 +401,7 @@ class _Common:
             return cls()
         step = max(1, (last - first) // SAMPLE)
         texts = connection.execute("select text from chunks where (id - ?) % ? = 0", (first, step)).fetchall()
-        seen = Counter(word for (text,) in texts for word in set(terms(text)))
+        seen = Counter(word for (text,) in texts for word in set(indexed_terms(text)))
         postings = {w: n * count // len(texts) for w, n in seen.items() if n > COMMON_SHARE * len(texts)}
         return cls(num_chunks=count, postings=postings)
 

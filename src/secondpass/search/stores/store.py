@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from secondpass.errors import StoreError
 from secondpass.retrieval.bm25 import Found
-from secondpass.retrieval.words import terms
+from secondpass.retrieval.words import indexed_terms
 from secondpass.search.stores.gathered import Gathered, Parts
 
 Vectors = NDArray[np.float32]
@@ -419,7 +419,7 @@ def check_embedder(store: Store, embedder: str | None) -> None:
 
 def words_mark() -> str:
     """Names the rules by which `terms` makes words; an index that was made by others is written anew."""
-    return hashlib.blake2b(" ".join(terms(_PROBE)).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(" ".join(indexed_terms(_PROBE)).encode(), digest_size=8).hexdigest()
 
 
 def missing(name: str, names: list[str]) -> str:
