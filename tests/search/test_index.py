@@ -142,6 +142,15 @@ def test_what_was_removed_does_not_come_back_until_it_is_added_again(index: Inde
     assert index.add(notes).added == 1  # the code
 
 
+def test_a_path_of_which_nothing_is_there_cannot_be_removed(index: Index, notes: Path) -> None:
+    for path in (notes / "gardn.md", notes.parent / "nope"):
+        with pytest.raises(StoreError, match=f"{path}: there is nothing of it in the index 'notes'; added was"):
+            index.remove(notes / "garden.md", path)
+    assert index.status().files == 4
+    (notes / "garden.md").unlink()
+    assert index.remove(notes / "garden.md") > 0
+
+
 def test_a_disk_that_is_unplugged_takes_nothing_with_it(
     index: Index, notes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

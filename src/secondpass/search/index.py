@@ -134,11 +134,17 @@ class Index(Closing):
     def remove(self, *paths: str | Path) -> int:
         """Forget files, or folders with all below them; `update` leaves them out, until they are added again.
 
-        Returns how many chunks went.
+        Returns how many chunks went. Raises StoreError for a path that is neither in the index nor below what was
+        added.
         """
         from secondpass.search.folder import is_below, placed
 
-        asked = list(map(placed, paths))
+        asked, known = list(map(placed, paths)), [*self.store.files(), *self.roots]
+        for path in asked:
+            is_left_out = os.path.lexists(path) and any(is_below(path, root) for root in self.roots)
+            if not is_left_out and not any(is_below(each, path) for each in known):
+                there = ", ".join(self.roots) or "nothing"
+                raise StoreError(f"{path}: there is nothing of it in the index {self.name!r}; added was {there}")
         gone = [file for file in self.store.files() if any(is_below(file, path) for path in asked)]
         left = [Path(root) for root in self.roots if not any(is_below(placed(root), path) for path in asked)]
         out = [str(path) for path in asked if any(is_below(path, root) for root in left)]
