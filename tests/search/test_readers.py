@@ -129,6 +129,20 @@ def test_a_record_whose_text_is_none_is_named_with_what_is_there(tmp_path: Path)
         list(read(written(tmp_path, "c.jsonl", b'{"title": "one"}\n')))
 
 
+def test_a_list_in_json_is_records_and_other_json_of_a_folder_is_left_out(tmp_path: Path) -> None:
+    listed = json.dumps([{"text": "奶奶的生日是五月四日", "title": "奶奶"}, {"content": "茶"}], ensure_ascii=False)
+    for name, data in (("a.json", b"\xef\xbb\xbf" + listed.encode()), ("b.json.gz", gzip.compress(listed.encode()))):
+        pages = list(read(written(tmp_path, name, data)))
+        assert [(page.text, page.title) for page in pages] == [("奶奶的生日是五月四日", "奶奶"), ("茶", "")]
+    written(tmp_path, "c.json", listed.encode("gb18030"))
+    for name, text in {"package.json": '{"text": "x"}', "names.json": '["x"]', "none.json": ""}.items():
+        written(tmp_path, name, text)
+    assert [file.name for file in files_in(tmp_path)] == ["a.json", "b.json.gz", "c.json"]
+    assert [page.text for page in read(tmp_path / "c.json")] == ["奶奶的生日是五月四日", "茶"]
+    with pytest.raises(DataError, match=r"names\.json\[0\]: holds a string; a JSON object is needed"):
+        list(read(tmp_path / "names.json"))
+
+
 def test_a_notebook_is_its_cells_under_its_headings(tmp_path: Path) -> None:
     cells = [
         {"cell_type": "markdown", "metadata": {}, "source": ['# Beans "dry"\n', "Cook them for 豆 hours."]},

@@ -205,7 +205,12 @@ def columns(file: Path | Piped) -> Iterator[tuple[Source, list[str]]]:
 
 def records(file: Path | Piped) -> Iterator[tuple[Source, Mapping[str, Any]]]:
     """Objects of a JSON Lines, JSON, CSV or parquet file. Raises DataError, or MissingExtra."""
-    for source, value in values(file):
+    return objects(values(file))
+
+
+def objects(values: Iterable[tuple[Source, Any]]) -> Iterator[tuple[Source, Mapping[str, Any]]]:
+    """The values, which have to be JSON objects. Raises DataError."""
+    for source, value in values:
         if not isinstance(value, dict):
             raise DataError(f"{source}: holds {kind_of(value)}; a JSON object is needed")
         yield source, value

@@ -17,6 +17,8 @@ IGNORE_FILES = (".gitignore", ".secondpassignore")
 SKIPPED = frozenset("node_modules __pycache__ venv env build dist target vendor site-packages".split())
 # Names of secrets, which nobody means to search.
 SECRETS = ("id_rsa", "id_ed25519", "id_ecdsa", "credentials", "secrets")
+_RECORDS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{|\x1f\x8b")  # or gzipped
+_BEGINNING = 1024  # bytes that tell what a JSON file is
 BEIR_CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
 
 
@@ -105,5 +107,16 @@ def _is_readable(entry: os.DirEntry[str], path: Path, root: Path) -> bool:
         return False
     if entry.is_symlink():
         target = Path(os.path.realpath(path))  # Path.resolve raises for links that lead in a circle
-        return target.is_relative_to(root) and os.path.isfile(target)  # Path.is_file raises for some
-    return entry.is_file(follow_symlinks=False)
+        is_there = target.is_relative_to(root) and os.path.isfile(target)  # Path.is_file raises for some
+    else:
+        is_there = entry.is_file(follow_symlinks=False)
+    return is_there and (suffix_of(path) != ".json" or _holds_records(path))
+
+
+def _holds_records(path: Path) -> bool:
+    """Whether a JSON file is a list of objects, as far as its beginning tells; others are settings, and no texts."""
+    try:
+        with path.open("rb") as stream:
+            return bool(_RECORDS.match(stream.read(_BEGINNING)))
+    except OSError:
+        return True  # whoever reads it says why it cannot be read

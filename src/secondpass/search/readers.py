@@ -1,4 +1,4 @@
-"""Files to pages of text: plain text, Markdown, code, HTML, JSON Lines; other formats are in formats.py."""
+"""Files to pages of text: plain text, Markdown, code, HTML, records in JSON; other formats are in formats.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from typing import Any
 
 from secondpass.cognitive import MAX_SECONDS, seconds_of
 from secondpass.data import markdown
-from secondpass.data.files import PASSAGE_NAMES, delimiter_of, has_names, records, text_in
+from secondpass.data.files import (
+    PASSAGE_NAMES,
+    Source,
+    delimiter_of,
+    has_names,
+    json_lines,
+    json_values,
+    lines,
+    objects,
+    text_in,
+)
 from secondpass.data.files import suffix as suffix_of
 from secondpass.errors import DataError
 from secondpass.search import formats
@@ -141,8 +151,16 @@ def _read_html(file: Path) -> Iterator[Page]:
 
 
 def _read_records(file: Path) -> Iterator[Page]:
+    return _pages_of(json_lines(lines(file)))
+
+
+def _read_list(file: Path) -> Iterator[Page]:
+    return _pages_of(json_values(text_of(file), str(file)))
+
+
+def _pages_of(values: Iterable[tuple[Source, Any]]) -> Iterator[Page]:
     """Each record a page; its text in "text", and "title" as the title, the others as fields."""
-    for location, record in records(file):
+    for location, record in objects(values):
         text = next((record[name] for name in PASSAGE_NAMES if isinstance(record.get(name), str)), None)
         if text is None:
             text = text_in(record, PASSAGE_NAMES, location)
@@ -232,5 +250,6 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys((".html", ".htm", ".xhtml"), _read_html),
     ".ipynb": _read_notebook,
     **dict.fromkeys((".jsonl", ".ndjson"), _read_records),
+    ".json": _read_list,
     **dict.fromkeys((".pdf", ".docx", ".eml", ".mbox"), formats.read),
 }
