@@ -179,7 +179,7 @@ class Indexing:
                 progress(done, len(asked))
             try:
                 if storable(str(path)) != str(path):
-                    raise DataError(f"{ascii(str(path))[1:-1]}: its name is not in UTF-8; give it another one")
+                    raise DataError(f"its name is not in UTF-8, {path.name!a}; give it another one")
                 file = _file(path, root)
                 if before and before.digest == file.digest:
                     report.unchanged += 1
