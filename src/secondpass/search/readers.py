@@ -35,7 +35,13 @@ from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page, mark
 MAX_BYTES = 50_000_000  # of a file that is read whole
 _DATE_IN_NAME = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_.]?([01]\d)[-_.]?([0-3]\d)(?!\d)")
 _EAST_ASIAN_DAY = re.compile(r"(?<!\d)(\d{4})\s?[年년]\s?(\d\d?)\s?[月월]\s?(\d\d?)\s?[日일]")
-_DAY = re.compile(r"(\d{4})[-/.]?(\d\d?)[-/.]?(\d\d?)(?!\d)")  # where the time after it is no ISO 8601
+# A day where the time after it is no ISO 8601, or a month, which stands for its first day.
+_DAYS = (
+    re.compile(r"(?P<year>\d{4})(?P<month>\d\d)(?P<day>\d\d)(?!\d)"),
+    re.compile(r"(?P<year>\d{4})[-/.]\s?(?P<month>\d\d?)(?:[-/.]\s?(?P<day>\d\d?))?(?!\d)"),
+    re.compile(r"(?P<year>\d{4})\s?[年년]\s?(?P<month>\d\d?)\s?[月월](?:\s?(?P<day>\d\d?)\s?[日일])?"),
+    re.compile(r"(?P<day>\d\d?)\.\s?(?P<month>\d\d?)\.\s?(?P<year>\d{4})(?!\d)"),
+)
 _CHARSET = re.compile(
     rb"<(?:meta|\?xml)\s[^>]*?(?:charset|encoding)\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE | re.ASCII
 )
@@ -225,8 +231,8 @@ def _moment(value: object) -> float | None:
 def _written_moment(text: str) -> float | None:
     with suppress(ValueError):
         return seconds_of(text, "date")
-    found = _DAY.match(text) or _EAST_ASIAN_DAY.match(text)
-    return None if found is None else _day(*map(int, found.groups()))
+    found = next(filter(None, (pattern.match(text) for pattern in _DAYS)), None)
+    return None if found is None else _day(int(found["year"]), int(found["month"]), int(found["day"] or 1))
 
 
 def _date_in_name(file: Path) -> float | None:
