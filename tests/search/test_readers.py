@@ -260,6 +260,13 @@ def test_pages_and_mails_declare_their_encoding(tmp_path: Path) -> None:
     assert read(written(tmp_path, "a.eml", mail))[0].text.strip() == "会議室"
 
 
+def test_heads_of_a_mail_in_bare_bytes_are_in_what_its_body_is_in(tmp_path: Path) -> None:
+    heads = "From: 张三 <a@x>\nSubject: Re: 会议\n 通知\nContent-Type: text/plain; charset=gb2312"
+    mail = f"{heads}\n\n改到周六".encode("gb2312")
+    (page,) = read(written(tmp_path, "a.eml", mail))
+    assert (page.title, page.fields["from"], page.text) == ("Re: 会议 通知", "张三 <a@x>", "改到周六")
+
+
 def test_binaries_and_broken_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is a binary file"):
         read(written(tmp_path, "a.txt", b"ab\0c"))

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from secondpass.cognitive import seconds_of
 from secondpass.errors import DataError, MissingExtra
+from secondpass.search.encodings import as_declared, guessed
 from secondpass.search.pages import MAX_UNZIPPED, Page, decoded, html_page
 
 MAX_SECONDS = 60.0
@@ -114,12 +115,21 @@ def _message(message: Message) -> Page:
     text = decoded(data if isinstance(data, bytes) else b"", "the message", declared)
     if part is not None and part.get_content_type() == "text/html":
         text = html_page(text).text
-    heads = {name: str(message.get(name) or "") for name in ("from", "to")}
+    heads = {name: _head(message, name, declared) for name in ("from", "to")}
     try:
         created = seconds_of(parsedate_to_datetime(str(message.get("date"))), "date")
     except (TypeError, ValueError):
         created = None
-    return Page(text=text, title=str(message.get("subject") or ""), created=created, fields=heads)
+    return Page(text=text, title=_head(message, "subject", declared), created=created, fields=heads)
+
+
+def _head(message: EmailMessage, name: str, declared: str) -> str:
+    """A header; one that is in bytes beyond ASCII, against the rules, in what the body is in."""
+    raw = next((str(value) for key, value in message.raw_items() if key.lower() == name), "")
+    if not raw.isascii():
+        data = raw.encode("utf-8", "surrogateescape")
+        return " ".join((as_declared(data, declared) or guessed(data)).split())
+    return str(message.get(name) or "")
 
 
 FORMATS: dict[str, Callable[[Path], Iterator[Page]]] = {".pdf": _pdf, ".docx": _docx, ".eml": _eml, ".mbox": _mbox}
