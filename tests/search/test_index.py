@@ -18,6 +18,7 @@ from secondpass import ColBERT, Embedder, Reranker
 from secondpass.cognitive import Cognitive
 from secondpass.engine.late_interaction import LateInteractionEngine
 from secondpass.errors import StoreError
+from secondpass.retrieval.fusion import Fused
 from secondpass.search.index import Index
 from secondpass.search.indexing import Indexing
 from secondpass.search.pipeline import Pipeline, Question
@@ -378,6 +379,23 @@ def test_copies_are_shown_once(index: Index, notes: Path) -> None:
     hit = next(hit for hit in index.search("ssh port house server") if "2222" in hit.document.text)
     assert len(hit.document["copies"]) == 1
     assert sum("2222" in hit.document.text for hit in index.search("ssh port house server")) == 1
+
+
+def test_what_differs_in_a_word_of_the_question_is_no_copy(index: Index, notes: Path) -> None:
+    bill = (
+        "Dear customer, the electricity of {} for the flat in High Street cost {} pounds: please pay by card, cheque "
+        "or bank transfer within fourteen days; what you paid already is not counted here, the meter was read by our "
+        "staff, and if you have any question about it our office helps\n"
+    )
+    bills = {"February": 41, "July": 46, "September": 48}
+    for month, pounds in bills.items():
+        (notes / f"{pounds}.md").write_text(bill.format(month, pounds))
+    assert index.update().near_duplicates == 2
+    ids = [index.store.ids(str(notes / f"{pounds}.md"))[0] for pounds in bills.values()]
+    for question, found in {"electricity": [2], "electricity of July": [1, 0], "July or February": [0, 0, 0]}.items():
+        fused = [Fused(index=id, score=1.0, stages={}) for id in ids]  # first stages may put another month first
+        pool = index.pipeline.candidates(Question(text=question), fused, 5)
+        assert [len(each.copies) for each in pool] == found
 
 
 @pytest.mark.parametrize(

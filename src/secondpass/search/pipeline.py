@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
@@ -127,7 +128,7 @@ class Pipeline:
         if self.rescorer is not None:
             fused = self._rescored(self.rescorer, question, fused)
         count = max(question.candidates, question.top_n)
-        pool = self.candidates(fused, count, prefers_newest=question.cognitive is not None)
+        pool = self.candidates(question, fused, count)
         read = Ranking(question.text, (), Usage(rows=0, tokens=0, truncated=0, seconds=0.0))
         reranker, warnings = self.open_reranker(question.text) if question.is_reranked and pool else (None, ())
         if "dense" not in runs and (warning := self.unread(question.text)) is not None:
@@ -167,15 +168,17 @@ class Pipeline:
         """The warning for a question that the embedder cannot read; None where it can, or nobody knows."""
         return self.encoder.unread(query) if isinstance(self.encoder, ScriptReader) else None
 
-    def candidates(self, fused: Sequence[Fused], count: int, *, prefers_newest: bool = False) -> list[PooledChunk]:
+    def candidates(self, question: Question, fused: Sequence[Fused], count: int) -> list[PooledChunk]:
         """The first of the fused with their texts; near-duplicates of a better one are kept with it as copies.
 
-        prefers_newest: of near-duplicates the newest stands for all.
+        With cognitive scoring the newest of near-duplicates stands for all.
         """
         by_id = {each.index: each for each in fused}
+        asked, prefers_newest = set(terms(question.text)), question.cognitive is not None
+        said = cache(lambda passage: asked.intersection(terms(passage)))
         found: list[PooledChunk] = []
         for stored in self.store.fetch([each.index for each in fused[: 2 * count]]):
-            at = _same(stored, found)
+            at = _same(stored, found, said)
             if at is not None and prefers_newest and _is_newer(stored, found[at].stored):
                 copies = (*found[at].copies, found[at].stored)
                 found[at] = PooledChunk(stored=stored, fused=by_id[stored.id], copies=copies)
@@ -272,14 +275,21 @@ def _is_newer(stored: Stored, other: Stored) -> bool:
     return (stored.chunk.created or -math.inf) > (other.chunk.created or -math.inf)
 
 
-def _same(stored: Stored, found: Sequence[PooledChunk]) -> int | None:
-    """The index of a candidate that says nearly the same."""
+def _same(stored: Stored, found: Sequence[PooledChunk], said: Callable[[str], set[str]]) -> int | None:
+    """The index of a candidate that says nearly the same.
+
+    said: which words of the question a passage has; where these differ, as in bills of two months, it is no copy.
+    """
     if not found or not stored.chunk.similarity:
         return None
     ours = np.array([stored.chunk.similarity], np.uint64)
     theirs = np.array([each.stored.chunk.similarity for each in found], np.uint64)
-    near = np.flatnonzero(distance(ours, theirs) <= NEAR_BITS)
-    return int(near[0]) if len(near) else None
+    near = map(int, np.flatnonzero(distance(ours, theirs) <= NEAR_BITS))
+    for at in near:
+        chunk, other = stored.chunk, found[at].stored.chunk
+        if chunk.text == other.text or said(chunk.passage) == said(other.passage):
+            return at
+    return None
 
 
 def _reranked(
