@@ -159,6 +159,8 @@ def test_fields_are_asked_for_as_a_file_has_them(notes: Path, capsys: pytest.Cap
         (["search", " "], 2, "the question is empty"),
         (["add", "nowhere"], 2, "nowhere: there is no such file or folder"),
         (["update", "--name", "a/b"], 2, "the name of an index is 'a/b'"),
+        (["add", ""], 2, "a path is empty"),
+        (["rank", "q", ""], 2, "a path is empty"),
         (["remove"], 2, "name the files and folders to forget"),
     ],
 )

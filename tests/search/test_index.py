@@ -143,6 +143,14 @@ def test_what_was_removed_does_not_come_back_until_it_is_added_again(index: Inde
     assert index.add(notes).added == 1  # the code
 
 
+def test_an_empty_name_is_not_the_current_folder(index: Index, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(notes)
+    for ask in (index.add, index.remove):
+        with pytest.raises(ValueError, match="a path is empty"):
+            ask("")
+    assert index.status().files == 4
+
+
 def test_a_path_of_which_nothing_is_there_cannot_be_removed(index: Index, notes: Path) -> None:
     for path in (notes / "gardn.md", notes.parent / "nope"):
         with pytest.raises(StoreError, match=f"{path}: there is nothing of it in the index 'notes'; added was"):

@@ -8,7 +8,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from secondpass.atomic import at_home
 from secondpass.command import output
 from secondpass.command.flags import Json, wrong_use
 from secondpass.command.plain import argument, option
@@ -119,8 +118,10 @@ def add(
     from secondpass.search.folder import placed
     from secondpass.search.stores.store import storable
 
-    for path in paths:
-        if not at_home(path).exists():
+    with wrong_use():
+        places = [(path, placed(path)) for path in paths]
+    for path, place in places:
+        if not place.exists():
             raise WrongUse(f"{path}: there is no such file or folder")
     index = location.open(embedder=embedder, reranker="auto", keeps_states=states, retrievers=retrievers, create=True)
     with wrong_use(), output.watched("indexing") as progress:
@@ -128,7 +129,7 @@ def add(
     _show(index, report, is_json=json)
     if watch:
         _watch(index)
-    named = {storable(str(placed(path))) for path in paths}
+    named = {storable(str(place)) for _, place in places}
     if any(path in named for path, _ in report.failed):
         raise SystemExit(1)
 
@@ -200,7 +201,8 @@ def remove(
         raise WrongUse("name the files and folders to forget, or give --all for the whole index")
     index = location.open()
     if not all:
-        sys.stderr.write(f"{output.counted(index.remove(*(paths or [])), 'chunk')} forgotten\n")
+        with wrong_use():
+            sys.stderr.write(f"{output.counted(index.remove(*(paths or [])), 'chunk')} forgotten\n")
         return
     index.store.drop()
     sys.stderr.write(f"the index {index.name} is gone\n")

@@ -124,6 +124,8 @@ def _files_of(path: str, inputs: PassageInputs) -> list[Path | Piped]:
     """The files of a path: itself, the corpus of a BEIR folder, or every file of a folder that can be read."""
     if path == STDIN:
         return [Piped("stdin", sys.stdin.buffer)]
+    if not path:
+        raise WrongUse("a path is empty; name a file or folder, the current one as .")
     file = at_home(path)
     if not file.is_dir():
         if not file.exists():

@@ -23,7 +23,12 @@ BEIR_CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
 
 
 def placed(path: str | Path) -> Path:
-    """The path under which a file or folder is kept: absolute, through no links but that of a file itself."""
+    """The path under which a file or folder is kept: absolute, through no links but that of a file itself.
+
+    Raises ValueError for an empty name, as of a variable that is not set, which would be the current folder.
+    """
+    if path == "":
+        raise ValueError("a path is empty; name a file or folder, the current one as .")
     asked = Path(os.path.abspath(at_home(path)))
     if asked.is_dir():
         return Path(os.path.realpath(asked))
