@@ -236,8 +236,10 @@ class Memory(Closing):
 def _checked(text: str) -> str:
     if not isinstance(text, str):
         raise TypeError(f"the statement is a {type(text).__name__}; a str is needed")
-    if not text.strip() or len(text) > MAX_CHARACTERS:
-        raise ValueError(f"the statement has {len(text)} characters; give 1 to {MAX_CHARACTERS}")
+    if not text.strip():
+        raise ValueError("the statement is blank; give a sentence")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"the statement has {len(text)} characters; give {MAX_CHARACTERS} at most, or split it")
     return storable(text)
 
 
