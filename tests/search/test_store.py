@@ -178,6 +178,20 @@ def test_filters(store: Store) -> None:
         assert {each.chunk.text for each in store.fetch([id for id, _ in near])} == expected
 
 
+def test_a_path_with_the_signs_of_a_glob_is_found_by_its_name(store: Store) -> None:
+    slug, s, draft, why = "/app/[slug]/page.tsx", "/app/s/page.tsx", "/notes/[草稿]计划.md", "/notes/why?.md"
+    store.write([change(name, chunk(f"apple {name}")) for name in (slug, s, draft, why)])
+    for path, found in {
+        slug: {slug, s},  # as a glob too
+        "[slug]/": {slug},
+        draft: {draft},
+        "why?.md": {why},
+        "*page.tsx": {slug, s},
+        "[xs]/page.tsx": {s},
+    }.items():
+        assert set(texts(store, "apple", Filter(path=path))) == {f"apple {name}" for name in found}, path
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_a_path_is_found_however_its_letters_are_put_together(store: Store, form: Literal["NFC", "NFD"]) -> None:
     store.write([change(unicodedata.normalize(form, "/notes/Übung/회의.md"), chunk("apple"))])

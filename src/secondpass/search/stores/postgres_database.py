@@ -83,9 +83,12 @@ def condition(only: Filter) -> tuple[str, dict[str, Any]]:
     tests = ["true"] if only.has_superseded else ["c.superseded_by is null"]
     values: dict[str, Any] = {}
     if only.paths:
-        test = "f.path ~ %(path{})s" if only.is_glob else "position(%(path{})s in f.path) > 0"
-        tests.append(f"({' or '.join(test.format(number) for number in range(len(only.paths)))})")
-        values |= {f"path{n}": _pattern(path) if only.is_glob else path for n, path in enumerate(only.paths)}
+        globs = [_pattern(path) for path in only.paths if only.is_glob]
+        each = [f"position(%(path{n})s in f.path) > 0" for n in range(len(only.paths))]
+        each += [f"f.path ~ %(glob{n})s" for n in range(len(globs))]
+        tests.append(f"({' or '.join(each)})")
+        values |= {f"path{n}": path for n, path in enumerate(only.paths)}
+        values |= {f"glob{n}": glob for n, glob in enumerate(globs)}
     if only.since is not None:
         tests.append("c.created >= %(since)s")
         values["since"] = only.since

@@ -200,9 +200,10 @@ def condition(only: Filter, id: str) -> Condition:
     values: list[object] = []
     tests = [] if only.has_superseded else ["k.superseded_by is not null"]
     if only.paths:
-        test = "not g.path glob ?" if only.is_glob else "instr(g.path, ?) = 0"
-        tests.append(f"({' and '.join([test] * len(only.paths))})")
-        values += [f"*{path}" if only.is_glob and not path.startswith(("/", "*")) else path for path in only.paths]
+        globs = [path if path.startswith(("/", "*")) else f"*{path}" for path in only.paths if only.is_glob]
+        each = ["instr(g.path, ?) = 0"] * len(only.paths) + ["not g.path glob ?"] * len(globs)
+        tests.append(f"({' and '.join(each)})")
+        values += [*only.paths, *globs]
     times = (
         ("coalesce(k.created < ?, 1)", only.since),
         ("coalesce(k.created > ?, 1)", only.until),

@@ -91,7 +91,7 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filter:
-    """Which chunks may be found. path is a glob over the file's path or a part of it; the times are of `created`.
+    """Which chunks may be found. path is a part of the file's path or a glob over it; the times are of `created`.
 
     fields have to be equal to those of the chunk, or, where it has a list, in that. superseded records are found only
     where they are asked for; held_at leaves out those that were by that moment. Raises ValueError for what no chunk
