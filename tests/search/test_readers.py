@@ -329,7 +329,9 @@ def test_what_git_could_not_read_in_an_ignore_file_is_passed_over(tmp_path: Path
 
 def test_of_a_beir_folder_only_the_corpus_is_read(tmp_path: Path) -> None:
     written(tmp_path, "corpus.jsonl", "{}")
-    written(tmp_path, "queries.jsonl", "{}")
+    written(tmp_path, "diary.md", "beside it")
+    assert [file.name for file in files_in(tmp_path)] == ["corpus.jsonl", "diary.md"]  # any folder's file
+    written(tmp_path, "queries.jsonl.gz", gzip.compress(b"{}"))
     assert [file.name for file in files_in(tmp_path)] == ["corpus.jsonl"]
 
 

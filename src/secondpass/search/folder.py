@@ -20,6 +20,7 @@ SECRETS = ("id_rsa", "id_ed25519", "id_ecdsa", "credentials", "secrets")
 _RECORDS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{|\x1f\x8b")  # or gzipped
 _BEGINNING = 1024  # bytes that tell what a JSON file is
 BEIR_CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
+BEIR_QUERIES = ("queries.jsonl", "queries.jsonl.gz")
 
 
 def placed(path: str | Path) -> Path:
@@ -51,7 +52,7 @@ def files_in(path: Path, unread: list[tuple[Path, str]] | None = None) -> Iterat
         yield path
         return
     corpora = [path / name for name in BEIR_CORPUS if (path / name).is_file()]
-    if corpora:
+    if corpora and any((path / name).is_file() for name in BEIR_QUERIES):
         yield corpora[0]
         return
     root = placed(path)
