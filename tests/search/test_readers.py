@@ -405,9 +405,35 @@ def test_a_docx_is_read_and_a_zip_bomb_is_not(tmp_path: Path) -> None:
         read(file)
 
 
+def test_a_book_is_its_chapters_in_their_order(tmp_path: Path) -> None:
+    items = {"a": "Text/%E7%AC%AC%E4%B8%80%E7%AB%A0.xhtml", "cover": "cover.xhtml", "b": "Text/preface.xhtml"}
+    listed = "".join(f'<item id="{id}" href="{place}"/>' for id, place in items.items())
+    spine = "".join(f'<itemref idref="{id}"/>' for id in ("cover", "b", "a"))
+    title = '<metadata xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>三体</dc:title></metadata>'
+    root = '<container xmlns="urn:x"><rootfiles><rootfile full-path="O/c.opf"/></rootfiles></container>'
+    parts = {
+        "META-INF/container.xml": root,
+        "O/c.opf": f'<package xmlns="urn:y">{title}<manifest>{listed}</manifest><spine>{spine}</spine></package>',
+        "O/cover.xhtml": "<html><body><img/></body></html>",
+        "O/Text/preface.xhtml": "<html><body><p>序言。</p></body></html>",
+        "O/Text/第一章.xhtml": "<html><body><h1>第一章</h1><p>汪淼觉得奇怪。</p></body></html>",
+        "O/notes.txt": "not in the spine",
+    }
+    with zipfile.ZipFile(tmp_path / "a.epub", "w") as container:
+        for name, data in parts.items():
+            container.writestr(name, data)
+    assert [file.name for file in files_in(tmp_path)] == ["a.epub"]
+    pages = list(read(tmp_path / "a.epub"))
+    assert [(page.text, page.title, page.fields) for page in pages] == [
+        ("序言。", "三体", {"part": 2}),
+        ("# 第一章\n\n汪淼觉得奇怪。", "三体", {"part": 3}),
+    ]
+    assert {page.created for page in pages} == {None}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("data", [b"", b"%PDF-1.7\nbroken", b"PK\x03\x04 broken", os.urandom(3000)])
-@pytest.mark.parametrize("suffix", [".pdf", ".docx"])
+@pytest.mark.parametrize("suffix", [".pdf", ".docx", ".epub"])
 def test_damaged_documents_are_refused_by_name(tmp_path: Path, data: bytes, suffix: str) -> None:
     with pytest.raises(DataError, match=f"a{suffix}: cannot be read"):
         read(written(tmp_path, f"a{suffix}", data))

@@ -110,10 +110,10 @@ def add(
 ) -> None:
     """Index files and folders, so that `secondpass search` finds what is in them.
 
-    Reads text, Markdown, code, HTML, notebooks, JSON Lines, lists in JSON and BEIR corpora; with the extra `search`
-    also PDF, docx and e-mail. What .gitignore and .secondpassignore name, and what is hidden, is left out. Running it
-    again reads only what changed; ending it at any moment keeps what was done. The exit code is 1 where something
-    that was named itself, and not with its folder, is left out.
+    Reads text, Markdown, code, HTML, EPUB, notebooks, JSON Lines, lists in JSON and BEIR corpora; with the extra
+    `search` also PDF, docx and e-mail. What .gitignore and .secondpassignore name, and what is hidden, is left out.
+    Running it again reads only what changed; ending it at any moment keeps what was done. The exit code is 1 where
+    something that was named itself, and not with its folder, is left out.
     """
     from secondpass.search.folder import placed
     from secondpass.search.stores.store import storable

@@ -1,4 +1,4 @@
-"""Formats that are containers: PDF, docx, e-mail. They are read in a child process that can be ended.
+"""Formats that are containers: PDF, docx, EPUB, e-mail. They are read in a child process that can be ended.
 
 A document of somebody else may be damaged or made to do harm: the child has a limit of time and, where the system
 offers one, of memory, and what it says is only text.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email
 import mailbox
+import posixpath
 import re
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from email.policy import default
 from email.utils import parsedate_to_datetime
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import unquote
+from xml.etree.ElementTree import fromstring
 
 from secondpass.cognitive import seconds_of
 from secondpass.errors import DataError, MissingExtra
@@ -34,7 +37,7 @@ _CHILD = "from secondpass.search.formats import main; main()"
 
 
 def read(file: Path, *, seconds: float = MAX_SECONDS) -> list[Page]:
-    """The pages of a PDF, docx or e-mail file. Raises DataError, or MissingExtra without the extra `search`."""
+    """The pages of a PDF, docx, EPUB or e-mail file. Raises DataError, or MissingExtra without the extra `search`."""
     import json
 
     command = [sys.executable, "-c", _CHILD, str(file.absolute())]
@@ -88,13 +91,33 @@ def _docx(file: Path) -> Iterator[Page]:
     import mammoth
 
     with zipfile.ZipFile(file) as container:
-        size = sum(each.file_size for each in container.infolist())
-    if size > MAX_UNZIPPED:
-        raise DataError(f"has {size / 1e6:.0f} MB when unpacked; {MAX_UNZIPPED / 1e6:.0f} are read at most")
+        _check_size(container)
     with file.open("rb") as stream:
         page = html_page(mammoth.convert_to_html(stream, convert_image=lambda image: []).value)
     if page.text.strip():
         yield Page(text=page.text, kind=page.kind, title=page.title or file.stem)
+
+
+def _epub(file: Path) -> Iterator[Page]:
+    """The documents of a book's spine (EPUB 2 and 3), each a page."""
+    with zipfile.ZipFile(file) as book:
+        _check_size(book)
+        rootfile = fromstring(book.read("META-INF/container.xml")).find(".//{*}rootfile")
+        package = "" if rootfile is None else rootfile.get("full-path", "")
+        told = fromstring(book.read(package))
+        title = (told.findtext("{*}metadata/{*}title") or "").strip() or file.stem
+        places = {item.get("id"): item.get("href", "") for item in told.iterfind("{*}manifest/{*}item")}
+        for number, item in enumerate(told.iterfind("{*}spine/{*}itemref"), 1):
+            name = posixpath.normpath(posixpath.join(posixpath.dirname(package), unquote(places[item.get("idref")])))
+            page = html_page(decoded(book.read(name), name, "utf-8"))
+            if page.text.strip():  # else it may be a cover
+                yield Page(text=page.text, kind=page.kind, title=title, fields={"part": number})
+
+
+def _check_size(container: zipfile.ZipFile) -> None:
+    size = sum(each.file_size for each in container.infolist())
+    if size > MAX_UNZIPPED:
+        raise DataError(f"has {size / 1e6:.0f} MB when unpacked; {MAX_UNZIPPED / 1e6:.0f} are read at most")
 
 
 def _eml(file: Path) -> Iterator[Page]:
@@ -132,4 +155,10 @@ def _head(message: EmailMessage, name: str, declared: str) -> str:
     return str(message.get(name) or "")
 
 
-FORMATS: dict[str, Callable[[Path], Iterator[Page]]] = {".pdf": _pdf, ".docx": _docx, ".eml": _eml, ".mbox": _mbox}
+FORMATS: dict[str, Callable[[Path], Iterator[Page]]] = {
+    ".pdf": _pdf,
+    ".docx": _docx,
+    ".epub": _epub,
+    ".eml": _eml,
+    ".mbox": _mbox,
+}

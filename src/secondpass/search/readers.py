@@ -257,5 +257,5 @@ READERS: dict[str, Reader] = {
     ".ipynb": _read_notebook,
     **dict.fromkeys((".jsonl", ".ndjson"), _read_records),
     ".json": _read_list,
-    **dict.fromkeys((".pdf", ".docx", ".eml", ".mbox"), formats.read),
+    **dict.fromkeys(formats.FORMATS, formats.read),
 }
