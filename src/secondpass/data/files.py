@@ -233,8 +233,7 @@ def json_lines(numbered: Iterable[tuple[Source, str]]) -> Iterator[tuple[Source,
 
 def json_values(text: str, name: str) -> Iterator[tuple[Source, Any]]:
     """The items of a JSON list, a JSON object alone, or JSON Lines."""
-    rows = [(f"{name}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    first = rows[0][1].strip() if rows else ""
+    first = next((line.strip() for line in io.StringIO(text) if line.strip()), "")
     if first.startswith("[") or first == "{":
         value = parsed(text, name)
         if not isinstance(value, list):
@@ -243,7 +242,7 @@ def json_values(text: str, name: str) -> Iterator[tuple[Source, Any]]:
         for index, item in enumerate(value):
             yield f"{name}[{index}]", item
     else:
-        yield from json_lines(rows)
+        yield from json_lines((f"{name}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
 def has_names(table: str, delimiter: str = "\t") -> bool:
