@@ -85,6 +85,7 @@ def test_terms_are_words_and_the_parts_of_names(text: str, parts: list[str]) -> 
         ("國際機\n場", "国际机\n场"),
         ("\u2fba上連\uf99a", "马上连连"),  # a radical and a compatible form, as PDFs have them for characters
         ("\u2fba", "马"),
+        ("\u2ec4湖的⻔票，\u2ed1城⺠宿", "西湖的门票，长城民宿"),  # radicals that NFKC leaves
     ],
 )
 def test_terms_are_without_what_writers_leave_out(written: str, asked: str) -> None:
