@@ -62,9 +62,11 @@ def test_texts_without_marks_are_read_as_those_with(text: str) -> None:
         ("HTTPServer max_length", ["http", "server"]),
         ("用 readJSON 读", ["read", "json"]),
         ("Paris NATO x1", []),
+        ("花费￥1,280。$12,345,678.90", ["1280", "12345678"]),
+        ("1,2,345 and 12,34, 3.141,592 or 1,2805", []),
     ],
 )
-def test_terms_are_words_and_the_parts_of_names(text: str, parts: list[str]) -> None:
+def test_terms_are_words_parts_of_names_and_figures_without_commas(text: str, parts: list[str]) -> None:
     assert terms(text) == words(text) + parts
 
 

@@ -60,6 +60,7 @@ _PARTS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+|[0-9]+")
 # Where a line ends between two characters of a script without spaces, so that it may end within a word.
 _HAN_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 _LINE_END = re.compile(f"([{_HAN_KANA}])[ \t\r]*\n[ \t]*(?=([{_HAN_KANA}]))")
+_THOUSANDS = re.compile("(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _LAST_HAN = re.compile(f"(?<=[{_UNSPACED}])[\u3400-\u4dbf\u4e00-\u9fff](?![{_UNSPACED}])")
 _INNER_CAPITAL = re.compile("[a-z0-9][A-Z]|[A-Z]{2}[a-z]")
 _MIXED = re.compile("[A-Za-z0-9]*[a-z0-9][A-Z][A-Za-z0-9]*|[A-Z]{2,}[a-z][A-Za-z0-9]*")
@@ -96,6 +97,8 @@ def words(text: str) -> list[str]:
 def terms(text: str) -> list[str]:
     """The words of a text as a search compares them, and after them the parts of names like getUserName.
 
+    A figure with commas, as 1,280, is there without them too.
+
     Letters are without their marks in Latin, Greek and Hebrew, and Arabic words without their article: not all who
     write a word, or ask for it, write those. In Chinese and Japanese a word may go on in the next line. Traditional
     Chinese characters are simplified ones.
@@ -107,6 +110,8 @@ def terms(text: str) -> list[str]:
         found += [first + second for first, second in _LINE_END.findall(text)]
     if not text.isascii() and _VARIED.search(text):
         found = [word if word.isascii() else _bare(word) for word in found]
+    if "," in text:
+        found += [figure.replace(",", "") for figure in _THOUSANDS.findall(text)]
     if not _INNER_CAPITAL.search(text):
         return found
     for name in _MIXED.findall(text):

@@ -22,7 +22,7 @@ from secondpass.search.stores.gathered import Gathered, Parts
 Vectors = NDArray[np.float32]
 _PROBE = (
     "getUserName max_length naïve 什么是重排序 東京タワー ไทย किताब كِتَاب 학교 "
-    "Straße Łódź ёж Ζωή ज़ू الدار ٢٢ Kranken\u00adhaus 葛\U000e0100城 ⾺上⻄ 排\n序"
+    "Straße Łódź ёж Ζωή ज़ू الدار ٢٢ Kranken\u00adhaus 葛\U000e0100城 ⾺上⻄ 1,280 排\n序"
 )
 MAX_ACCESSES = 16  # kept for each chunk
 STAGES = ("sparse", "colbert")  # of retrievers, whose readings may be kept
