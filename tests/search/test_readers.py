@@ -141,7 +141,7 @@ def test_a_list_in_json_is_records_and_other_json_of_a_folder_is_left_out(tmp_pa
         pages = list(read(written(tmp_path, name, data)))
         assert [(page.text, page.title) for page in pages] == [("奶奶的生日是五月四日", "奶奶"), ("茶", "")]
     written(tmp_path, "c.json", listed.encode("gb18030"))
-    for name, text in {"package.json": '{"text": "x"}', "names.json": '["x"]', "none.json": ""}.items():
+    for name, text in {"package.json": '{"text": "x"}', "names.json": '["x"]', "ports.json": '[{"p": 1}]'}.items():
         written(tmp_path, name, text)
     assert [file.name for file in files_in(tmp_path)] == ["a.json", "b.json.gz", "c.json"]
     assert [page.text for page in read(tmp_path / "c.json")] == ["奶奶的生日是五月四日", "茶"]

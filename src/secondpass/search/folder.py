@@ -10,6 +10,7 @@ from pathlib import Path
 from pathspec import GitIgnoreSpec
 
 from secondpass.atomic import at_home
+from secondpass.data.files import PASSAGE_NAMES
 from secondpass.data.files import suffix as suffix_of
 from secondpass.search.readers import READERS
 
@@ -17,8 +18,10 @@ IGNORE_FILES = (".gitignore", ".secondpassignore")
 SKIPPED = frozenset("node_modules __pycache__ venv env build dist target vendor site-packages".split())
 # Names of secrets, which nobody means to search.
 SECRETS = ("id_rsa", "id_ed25519", "id_ecdsa", "credentials", "secrets")
-_RECORDS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{|\x1f\x8b")  # or gzipped
-_BEGINNING = 1024  # bytes that tell what a JSON file is
+_RECORDS = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*\[\s*\{.*\"(?:%s)\"\s*:|\x1f\x8b" % "|".join(PASSAGE_NAMES).encode(), re.DOTALL
+)  # or gzipped
+_BEGINNING = 8192  # bytes that tell what a JSON file is
 BEIR_CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
 BEIR_QUERIES = ("queries.jsonl", "queries.jsonl.gz")
 
@@ -120,7 +123,7 @@ def _is_readable(entry: os.DirEntry[str], path: Path, root: Path) -> bool:
 
 
 def _holds_records(path: Path) -> bool:
-    """Whether a JSON file is a list of objects, as far as its beginning tells; others are settings, and no texts."""
+    """Whether a JSON file is a list of objects with texts, as far as its beginning tells; others are settings."""
     try:
         with path.open("rb") as stream:
             return bool(_RECORDS.match(stream.read(_BEGINNING)))
