@@ -384,6 +384,12 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(StoreError, match=r"b\.sqlite: has format 99"):
         SqliteStore(tmp_path / "b.sqlite")
+    with closing(sqlite3.connect(tmp_path / "c.sqlite")) as other:
+        other.execute("create table recipes(name)")
+    before = (tmp_path / "c.sqlite").read_bytes()
+    with pytest.raises(StoreError, match=r"c\.sqlite: is not an index; move it away"):
+        SqliteStore(tmp_path / "c.sqlite")
+    assert (tmp_path / "c.sqlite").read_bytes() == before
 
 
 @pytest.mark.promise("docs/search.md", "A database that cannot grow is a clear error")

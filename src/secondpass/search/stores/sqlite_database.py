@@ -152,7 +152,11 @@ class SqliteDatabase:
         connection.execute("pragma synchronous = normal")
         connection.execute("pragma secure_delete = on")  # what is forgotten is overwritten
         connection.execute("pragma cache_size = -65536")
-        if connection.execute("pragma user_version").fetchone()[0] == 0:
+        facts = "select user_version, (select count(*) from sqlite_master) from pragma_user_version"
+        version, num_tables = connection.execute(facts).fetchone()
+        if version == 0:
+            if num_tables:
+                raise StoreError(f"{self.file}: {_ADVICE['not a database']}")
             self._create(connection)
         version = connection.execute("pragma user_version").fetchone()[0]
         if version != FORMAT:
