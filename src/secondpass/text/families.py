@@ -297,6 +297,7 @@ def _own_recipe(config: Mapping[str, Any]) -> Recipe:
         head="label" if has_label else "token",
         answers=() if has_label else tuple(answers),
         temperature=float(temperature),
+        default_length=8192,  # as others of the family; no memory for 40,960 tokens that nobody asked for
     )
 
 
