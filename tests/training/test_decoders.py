@@ -288,6 +288,12 @@ def test_names_of_no_projection_are_refused(tmp_path: Path) -> None:
         add_lora(trainable, LoraSettings(targets="q_proj,k_prj"), seed=1)
 
 
+def test_a_head_that_is_rows_of_the_output_matrix_gets_no_updates() -> None:
+    trainable = open_trainable(golden_checkpoint("qwen3-llm-reranker"), device=CPU, is_low_rank=True)
+    with pytest.raises(ValueError, match=r"head is 'low_rank'; .*qwen3-llm-reranker is rows of its output matrix"):
+        add_lora(trainable, LoraSettings(head="low_rank"), seed=1)
+
+
 def test_heads_are_not_asked_for_where_they_begin_elsewhere() -> None:
     base = golden_checkpoint("minicpm-layerwise")
     with pytest.raises(ValueError, match=r"start_layer is 99; .* has heads from layer 2 on"):

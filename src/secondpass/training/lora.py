@@ -94,10 +94,16 @@ class LowRank(nn.Module):
 def add_lora(trainable: Trainable[nn.Module], settings: LoraSettings, *, seed: int) -> None:
     """Freeze the model and put updates beside its linear layers; the head is trained as the settings say.
 
-    A head that is some rows of the output matrix stays frozen. Raises ValueError for a name that no projection has.
+    A head that is some rows of the output matrix stays frozen. Raises ValueError for a name that no projection has,
+    and for updates of such a head.
     """
     net: Any = trainable.model
     _check_targets(trainable, settings.targets)
+    if settings.head == "low_rank" and trainable.answers is not None:
+        raise ValueError(
+            f"head is 'low_rank'; that of {trainable.checkpoint.name} is rows of its output matrix, which stays as "
+            "it is; leave --lora-head out"
+        )
     net.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     positions = [(net.backbone.layers, "backbone.layers.")]
