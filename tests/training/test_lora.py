@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from secondpass import Reranker
+from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.errors import MissingExtra, TrainingError
 from secondpass.models.layers import Linear
 from secondpass.training import DevSet, LoraSettings, Trainer, TrainingSettings, dev_queries
 from secondpass.training.lora import FourBit, LowRank, check_four_bits
+from tests.checkpoints import tiny_bert
 from tests.training.toy import toy_data, toy_examples
 
 PAIRS = [("what is the river", "the river is long and cold"), ("where is a king", "snow"), ("snow", "a bridge " * 20)]
@@ -50,6 +52,16 @@ def test_merged_and_adapter_score_alike(tmp_path: Path, family: str, targets: st
         inputs = tokenizer(queries, passages, padding=True, return_tensors="pt")
         expected = model(**inputs).logits[:, 0].tolist()
     assert adapter == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_adapter_names_its_base_for_any_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_bert(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    settings = TrainingSettings(lora=LoraSettings(saves_adapter=True), device="cpu", dtype="float32")
+    Trainer("base", toy_data(2), "out", settings=settings).train()
+    monkeypatch.chdir("/")
+    base = open_checkpoint(tmp_path / "out" / "adapter").base
+    assert base is not None and base.folder == tmp_path / "base"
 
 
 def test_a_base_in_four_bits_needs_its_library_and_a_gpu() -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secondpass.atomic import write_text
+from secondpass.atomic import lasting, write_text
 from secondpass.checkpoint.layout import ADAPTER, ADAPTER_WEIGHTS, LENGTH
 from secondpass.checkpoint.save import write_tensors
 from secondpass.errors import MissingExtra, TrainingError
@@ -247,7 +247,7 @@ def save_adapter(
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if is_classifier else "CAUSAL_LM",
-        "base_model_name_or_path": str(trainable.checkpoint.name),
+        "base_model_name_or_path": lasting(str(trainable.checkpoint.name)),
         "revision": trainable.checkpoint.revision,
         "r": settings.rank,
         "lora_alpha": settings.alpha,
