@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from secondpass import EarlyExit, Reranker
+from secondpass.checkpoint.adapter import save_merged
 from secondpass.checkpoint.checkpoint import open_checkpoint
 from secondpass.engine.torch import TorchEngine
 from secondpass.errors import TrainingError
@@ -323,6 +324,23 @@ def test_a_compressed_model_scores_alike_at_every_cutoff_and_ratio(tmp_path: Pat
         found = reranker.score(query, passages, cutoff_layer=layer, compress_ratio=ratio, compress_layers=(3,))
         assert found == pytest.approx(expected, abs=1e-3)
     assert reranker.score(query, passages) == pytest.approx(objective.score(query, passages), abs=1e-3)
+
+
+def test_an_adapter_of_heads_at_layers_scores_as_the_merged_model_and_has_no_bounds_of_its_base(
+    tmp_path: Path,
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(golden_checkpoint("gemma2-lightweight"), base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"exit_bounds": {"2": 0.0}}))
+    lora = LoraSettings(rank=2, head="low_rank", saves_adapter=True)
+    trainer, passages, query = trained(base, tmp_path / "out", lora=lora, learning_rate=1e-3)
+    expected = trainer.objective.score(query, passages)
+    adapter = tmp_path / "out" / "adapter"
+    for folder in (adapter, save_merged(open_checkpoint(adapter), tmp_path / "merged")):
+        assert "exit_bounds" not in open_checkpoint(folder).config
+        found = Reranker(folder, dtype="float32", max_length=64).score(query, passages)
+        assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_weights_are_the_same_where_rows_share_their_beginning() -> None:

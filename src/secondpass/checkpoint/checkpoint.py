@@ -19,7 +19,14 @@ from secondpass.checkpoint.scoring_modules import told
 from secondpass.checkpoint.sentence_transformers import named_length
 from secondpass.errors import CheckpointError, DownloadError
 from secondpass.json_file import read_json
-from secondpass.text.families import FAMILIES, OWN_PROMPT, named_prompt, recipe_for, unlabelled_head
+from secondpass.text.families import (
+    BY_LAYER,
+    FAMILIES,
+    OWN_PROMPT,
+    named_prompt,
+    recipe_for,
+    unlabelled_head,
+)
 from secondpass.text.recipe import Recipe
 from secondpass.text.tokenizer import Tokenizer
 
@@ -197,7 +204,13 @@ def _adapted(found: Checkpoint, *, local_files_only: bool) -> Checkpoint:
         raise CheckpointError(f"{found.folder}: the base {name} is an adapter too; merge that one first")
     base = _configured(base)
     adapted = replace(found, folder=base.folder, adapter=found.folder, base=base)
-    return replace(adapted, config=_told(adapted, base.config))
+    return replace(adapted, config=_told(adapted, _adapted_config(base.config, settings)))
+
+
+def _adapted_config(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A base's config.json as it holds with an adapter of these settings: bounds of early exit are the base's own."""
+    found = {key: value for key, value in config.items() if key != "exit_bounds"}
+    return found | {BY_LAYER: True} if settings.get(BY_LAYER) is True else found
 
 
 def has_multilingual() -> bool:

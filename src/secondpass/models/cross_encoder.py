@@ -15,7 +15,7 @@ from secondpass.models.heads import Classifier, ClassifierConfig, LayerHeads, Lo
 from secondpass.models.late_interaction import LateInteraction, LateInteractionConfig
 from secondpass.models.word_match import WordMatch, WordMatchConfig
 from secondpass.packed import Packed
-from secondpass.text.families import recipe_for
+from secondpass.text.families import BY_LAYER, recipe_for
 from secondpass.text.recipe import Recipe
 from secondpass.types import EarlyExit, Run
 
@@ -85,7 +85,7 @@ class CrossEncoderModel(nn.Module):
         self.backbone: Backbone = architecture.backbone
         matching, late = WordMatchConfig.from_hf(config), LateInteractionConfig.from_hf(config)
         self.head = LateInteraction(late) if late else HEADS[self.recipe.head](architecture.config, self.recipe)
-        if isinstance(self.head, LayerHeads) and config.get("heads_by_layer"):  # as `secondpass train` leaves them
+        if isinstance(self.head, LayerHeads) and config.get(BY_LAYER):  # as `secondpass train` leaves them
             self.head.in_order = False
         self.exit_bounds = _exit_bounds(config)
         self.word_match = None if matching is None else WordMatch(matching)

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 from secondpass.errors import UnknownModel
 from secondpass.text.recipe import Prompt, Recipe
 
+BY_LAYER = "heads_by_layer"  # config.json says so where each layer is read by its own head, whatever a reference does
 YES_NO = (
     "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
     "prediction of either 'Yes' or 'No'."

@@ -22,6 +22,7 @@ from secondpass.checkpoint.save import write_tensors
 from secondpass.errors import MissingExtra, TrainingError
 from secondpass.models.heads import Classifier
 from secondpass.models.layers import ACTIVATIONS, Linear
+from secondpass.text.families import BY_LAYER
 from secondpass.training.model import Trainable
 from secondpass.training.settings import LoraSettings
 
@@ -257,6 +258,8 @@ def save_adapter(
         "modules_to_save": whole or None,
         "inference_mode": True,
     }
+    if trainable.config.get(BY_LAYER):
+        config[BY_LAYER] = True  # the base alone may be read otherwise
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / ADAPTER_WEIGHTS[0], {name: tensor.detach().clone() for name, tensor in tensors.items()})
     if max_length is not None:

@@ -23,7 +23,7 @@ from secondpass.models.attention import pick_kernel, use_kernel
 from secondpass.models.cross_encoder import CrossEncoderModel
 from secondpass.models.heads import LogitConfig
 from secondpass.models.layers import EmbeddingTable
-from secondpass.text.families import FAMILIES, SavedHead, family_of, num_labels, recipe_for, saved_head
+from secondpass.text.families import BY_LAYER, FAMILIES, SavedHead, family_of, num_labels, recipe_for, saved_head
 from secondpass.text.tokenizer import Tokenizer
 
 FRESH_STD = 0.02  # of BERT's own start (Devlin et al. 2019)
@@ -205,7 +205,7 @@ def _open_decoder(
     config = dict(checkpoint.config) if not is_raw else layered_config(checkpoint.config, int(start_layer or 0))
     recipe = recipe_for(config)
     if recipe.head == "layers_in_order":
-        config["heads_by_layer"] = True  # each layer's own head is trained, whatever a reference reads alone
+        config[BY_LAYER] = True  # each layer's own head is trained
     answer_ids = recipe.answer_ids(checkpoint.tokenizer) if recipe.answers else []
     with torch.device("meta"):
         net = CrossEncoderModel(config, recipe, answer_ids=answer_ids)
