@@ -303,6 +303,14 @@ def test_a_frozen_encoder_needs_something_else_to_train(tmp_path: Path) -> None:
         open_embedding(tiny_bert(tmp_path), settings, CPU, torch.float32)
 
 
+def test_heads_in_files_of_their_own_get_no_updates(tmp_path: Path) -> None:
+    settings = TrainingSettings(
+        embedder=EmbedderSettings(parts=("dense", "sparse")), lora=LoraSettings(head="low_rank")
+    )
+    with pytest.raises(ValueError, match=r"head is 'low_rank'; .* has none that is a tensor of its own"):
+        open_embedding(tiny_bert(tmp_path), settings, CPU, torch.float32)
+
+
 def test_token_vectors_of_bge_m3_may_be_narrower_than_the_states(tmp_path: Path) -> None:
     """FlagEmbedding's colbert_dim: a head of 16 rows scores as one of the full width whose other rows are 0."""
     base = SHARED / "golden" / "bge-m3"

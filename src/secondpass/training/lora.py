@@ -96,14 +96,15 @@ def add_lora(trainable: Trainable[nn.Module], settings: LoraSettings, *, seed: i
     """Freeze the model and put updates beside its linear layers; the head is trained as the settings say.
 
     A head that is some rows of the output matrix stays frozen. Raises ValueError for a name that no projection has,
-    and for updates of such a head.
+    and for updates of such a head or of BGE-M3's, which are files of their own.
     """
     net: Any = trainable.model
     _check_targets(trainable, settings.targets)
-    if settings.head == "low_rank" and trainable.answers is not None:
+    heads = [f"head.{name}.weight" for name, module in net.head.named_modules() if isinstance(module, Linear)]
+    if settings.head == "low_rank" and not trainable.naming.blocks.keys() >= set(heads):
         raise ValueError(
-            f"head is 'low_rank'; that of {trainable.checkpoint.name} is rows of its output matrix, which stays as "
-            "it is; leave --lora-head out"
+            f"head is 'low_rank'; {trainable.checkpoint.name} has none that is a tensor of its own among its "
+            "weights; leave --lora-head out"
         )
     net.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
