@@ -402,6 +402,12 @@ def test_trained_late_interaction_scores_alike_in_colbert(tmp_path: Path, name: 
     assert "linear.weight" in saved and all(name.startswith(("bert.", "linear.")) for name in saved)
 
 
+def test_a_length_that_late_interaction_cannot_read_is_refused(tmp_path: Path) -> None:
+    settings = TrainingSettings(colbert=LateInteractionSettings(), max_length=129)
+    with pytest.raises(ValueError, match=r"doc_maxlen is 129; .* reads 4 to 128 tokens"):
+        open_late_interaction(tiny_bert(tmp_path), settings, CPU, torch.float32)
+
+
 @pytest.mark.parametrize("asked", ["max", "mean+cls"])
 def test_a_pooling_that_cannot_be_saved_is_refused(tmp_path: Path, asked: str) -> None:
     folder = tiny_bert(tmp_path / "model")

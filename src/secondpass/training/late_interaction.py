@@ -76,7 +76,7 @@ class ColbertReading:
             **(metadata or {}),
         }
         longest = trainable.max_length
-        known["doc_maxlen"] = min(settings.max_length or known.get("doc_maxlen", DOCUMENT_LENGTH), longest)
+        known["doc_maxlen"] = settings.max_length or min(known.get("doc_maxlen", DOCUMENT_LENGTH), longest)
         known["query_maxlen"] = settings.max_query_length or known["query_maxlen"]
         least = shortest(trainable) + 1  # the marker
         for key in ("query_maxlen", "doc_maxlen"):
