@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -116,7 +117,7 @@ def masker(folder: Path, **options: Any) -> Masker:
 def test_whole_words_are_hidden_and_the_sentence_vector_is_seen(tmp_path: Path) -> None:
     made = masker(tmp_path)
     text = "water rivers ships houses lights bridging " * 4
-    ids, words = Tokenizer.from_folder(tmp_path).encode_with_words(text)
+    ids, words, _ = Tokenizer.from_folder(tmp_path).encode_with_words(text)
     assert len(set(words)) < len(ids)  # some words have pieces
     shares = []
     for seed in range(20):
@@ -132,6 +133,24 @@ def test_whole_words_are_hidden_and_the_sentence_vector_is_seen(tmp_path: Path) 
         shares.append(found.hidden.sum() / len(found.ids))
     assert 0.2 < np.mean(shares) <= 0.31
     assert made.hidden(text, np.random.default_rng(3)).shown == made.hidden(text, np.random.default_rng(3)).shown
+
+
+def test_a_sentence_without_spaces_is_hidden_in_parts(tmp_path: Path) -> None:
+    words = [["▁", -3.0], ["今", -3.0], ["天", -3.0], ["水", -3.0], ["很", -3.0], ["冷", -3.0], ["▁river", -3.0]]
+    vocabulary = [("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("<mask>", 0.0), *map(tuple, words)]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=2))
+    pre = tokenizers.pre_tokenizers
+    made.pre_tokenizer = pre.Sequence([pre.WhitespaceSplit(), pre.Metaspace()])  # as XLM-R
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    masker = Masker(Tokenizer.from_folder(tmp_path), PretrainingSettings(), max_length=64)
+    drawn = [masker.hidden("今天水很冷" * 4 + " river", np.random.default_rng(seed)) for seed in range(10)]
+    counted = drawn[0].counted
+    assert np.mean([found.hidden[counted].mean() for found in drawn]) == pytest.approx(0.3, abs=0.05)
+    assert np.mean([found.visible[:, counted].mean() for found in drawn]) == pytest.approx(0.45, abs=0.05)
+    assert not any(found.hidden[1] != found.hidden[2] for found in drawn)  # "▁" is a part of what follows it
 
 
 def test_the_reference_hides_the_start_of_other_tokenizers(tmp_path: Path) -> None:

@@ -309,11 +309,14 @@ class Tokenizer:
         ]
         return self._in_letters(ids), offsets
 
-    def encode_with_words(self, text: str) -> tuple[list[int], list[int | None]]:
-        """Ids, and for each the word that it is a piece of, by the tokenizer's own borders; None for no word."""
+    def encode_with_words(self, text: str) -> tuple[list[int], list[int | None], list[tuple[int, int]]]:
+        """Ids, and for each the word that it is a piece of, by the tokenizer's own borders, and its characters.
+
+        The word is None for no word, the characters are (start, end).
+        """
         with _library_errors():
             encoding = self._inner.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.word_ids
+        return encoding.ids, encoding.word_ids, encoding.offsets
 
     def token_of(self, token_id: int) -> str:
         """The piece of the vocabulary that an id stands for; "" for none."""

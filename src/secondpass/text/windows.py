@@ -18,7 +18,7 @@ _SENTENCE = re.compile(
 )
 _SPACE = re.compile(r"\s*")
 # Scripts without spaces between words (Thai to Khmer, Han and kana, full-width forms), and pictographs
-_UNSPACED = re.compile(
+UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\uff00-\uffef"
     "\U0001f000-\U0001faff\U00020000-\U0003ffff]"
 )
@@ -96,7 +96,7 @@ class _Borders:
             return self.is_character(position)
         if before.isascii() and after.isascii():
             return False
-        if not (_UNSPACED.match(before) or _UNSPACED.match(after)) or unicodedata.category(before) in ("Ps", "Pi"):
+        if not (UNSPACED.match(before) or UNSPACED.match(after)) or unicodedata.category(before) in ("Ps", "Pi"):
             return False
         return unicodedata.category(after) not in ("Pe", "Pf", "Po") and self.is_character(position)
 

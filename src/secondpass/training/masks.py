@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from secondpass.errors import CheckpointError
 from secondpass.text.tokenizer import Tokenizer
+from secondpass.text.windows import UNSPACED
 from secondpass.training.settings import PretrainingSettings
 
 MASKS = ("[MASK]", "<mask>")
@@ -84,19 +85,31 @@ class Masker:
 
     def _read(self, text: str) -> tuple[list[int], list[int], int]:
         """Ids with special tokens, the word that each is of, -1 for what is never hidden, and how many were cut."""
-        ids, words = self._tokenizer.encode_with_words(text)
+        ids, borders, spans = self._tokenizer.encode_with_words(text)
         room = self._max_length - len(self._before) - len(self._after)
         num_cut = max(len(ids) - room, 0)
-        ids, words = ids[:room], words[:room]
+        ids = ids[:room]
         every = [*self._before, *ids, *self._after]
         if self._settings.has_reference_masks:
             return every, _joined_by_marks([self._tokenizer.token_of(token) for token in every]), num_cut
-        last = -1
-        numbers = []
-        for index, word in enumerate(words):
-            last += index == 0 or word is None or word != words[index - 1]
-            numbers.append(last)
+        numbers = _numbered(text, borders[:room], spans[:room])
         return every, [*[-1] * len(self._before), *numbers, *[-1] * len(self._after)], num_cut
+
+
+def _numbered(text: str, borders: Sequence[int | None], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """The word of each token: the tokenizer's own, but of a script without spaces each piece by itself.
+
+    XLM-R's tokenizer takes what stands between two spaces for a word, of Chinese a sentence and more.
+    """
+    numbers: list[int] = []
+    last = -1
+    for index, (word, (start, _)) in enumerate(zip(borders, spans, strict=True)):
+        is_apart = index == 0 or word is None or word != borders[index - 1]
+        if not is_apart and start >= spans[index - 1][1]:  # not within a character, as of bytes
+            is_apart = UNSPACED.search(text, start - 1, start + 1) is not None
+        last += is_apart
+        numbers.append(last)
+    return numbers
 
 
 def _joined_by_marks(tokens: Sequence[str]) -> list[int]:
