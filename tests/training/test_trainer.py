@@ -404,6 +404,22 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, An
         trainer(tmp_path, "out", **wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "needed"),
+    [
+        ({"batch": "8"}, "batch is '8'; a whole number"),
+        ({"batch": 2.5}, r"batch is 2\.5; a whole number"),
+        ({"num_negatives": True}, "num_negatives is True; a whole number"),
+        ({"learning_rate": "2e-5"}, "learning_rate is '2e-5'; a number"),
+        ({"warmup": None}, "warmup is None; a number"),
+        ({"losses": ["cross_entropy"]}, "losses is .*; give weights by name"),
+    ],
+)
+def test_settings_of_another_type_are_named(wrong: dict[str, Any], needed: str) -> None:
+    with pytest.raises(TypeError, match=needed):
+        settings(**wrong)
+
+
 @pytest.mark.slow
 def test_tensorboard_gets_the_figures(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")

@@ -255,10 +255,7 @@ class TrainingSettings:
     has_tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in self.losses:
-            _check_choice("a loss", name, LOSSES)
-        if not self.losses or not all(0 < weight < math.inf for weight in self.losses.values()):
-            raise ValueError(f"losses is {dict(self.losses)}; give at least one, each with a weight above 0")
+        self._check_losses()
         _check_seed(self.seed)
         for name in ("batch", "epochs", "save_every", "log_every"):
             _check_at_least(name, getattr(self, name), 1)
@@ -268,6 +265,8 @@ class TrainingSettings:
                 _check_at_least(name, getattr(self, name), 1)
         for name in ("learning_rate", "temperature", "max_gradient_norm"):
             _check_positive(name, getattr(self, name))
+        for name in ("warmup", "weight_decay"):
+            _check_number(name, getattr(self, name))
         if not 0 <= self.warmup < 1 or not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"warmup is {self.warmup} (0 to below 1), weight_decay {self.weight_decay} (0 or more)")
         if sum(kind is not None for kind in (self.embedder, self.colbert, self.pretraining)) > 1:
@@ -275,6 +274,14 @@ class TrainingSettings:
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("measure", self.measure, MEASURES)
+
+    def _check_losses(self) -> None:
+        if not isinstance(self.losses, Mapping):
+            raise TypeError(f"losses is {self.losses!r}; give weights by name, as {{'cross_entropy': 1.0}}")
+        for name in self.losses:
+            _check_choice("a loss", name, LOSSES)
+        if not self.losses or not all(0 < weight < math.inf for weight in self.losses.values()):
+            raise ValueError(f"losses is {dict(self.losses)}; give at least one, each with a weight above 0")
 
     def _check_num_negatives(self) -> None:
         if self.num_negatives == 0 and not self.has_other_negatives and self.pretraining is None:
@@ -344,7 +351,9 @@ def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} is {value!r}; give {' or '.join(map(repr, choices))}")
 
 
-def _check_at_least(name: str, value: float, least: int) -> None:
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; a whole number (int) is needed")
     if value < least:
         raise ValueError(f"{name} is {value}; give {least} or more")
 
@@ -355,7 +364,13 @@ def _check_seed(seed: int) -> None:
         raise ValueError(f"seed is {seed}; give one below 2**63, which torch's generators take")
 
 
+def _check_number(name: str, value: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; a number is needed")
+
+
 def _check_positive(name: str, value: float) -> None:
+    _check_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}; give a finite number above 0")
 
