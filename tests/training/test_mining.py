@@ -64,6 +64,17 @@ def test_a_judge_filters_by_its_own_scores_which_are_kept() -> None:
     assert example.negatives == ()
 
 
+def test_what_answers_the_same_query_elsewhere_is_no_negative() -> None:
+    queries = [
+        Judged(query="q", positives=(0,)),
+        Judged(query=" Q", positives=(3,)),
+        Judged(query="r", positives=(4,)),
+    ]
+    found = list(mine(Collection(name="c", passages=PASSAGES, queries=queries), Fixed(), MiningSettings()))
+    assert [example.negatives for example in found[:2]] == [("near", "fair", "poor")] * 2
+    assert found[2].negatives == ("good", "right", "near", "poor")
+
+
 def test_mining_goes_on_at_a_place() -> None:
     queries = [Judged(query=str(number), positives=(0,)) for number in range(3)]
     collection = Collection(name="c", passages=PASSAGES, queries=queries)

@@ -114,8 +114,12 @@ def mine(
     With a judge, its scores are kept as a teacher's.
     """
     sameness = _numbered([folded(text) for text in collection.passages])
+    answers: dict[str, set[int]] = {}  # of all queries of the same text: one may be asked twice
+    for judged in collection.queries:
+        answers.setdefault(folded(judged.query), set()).update(sameness[index] for index in judged.positives)
     for judged in collection.queries[start:]:
-        candidates = _candidates(search.scores(judged.query), judged, sameness, settings)
+        known = set(answers[folded(judged.query)])
+        candidates = _candidates(search.scores(judged.query), judged, sameness, seen=known, settings=settings)
         yield _mined(collection, judged, candidates, settings, judge)
 
 
@@ -129,10 +133,9 @@ class _Candidates:
 
 
 def _candidates(
-    scores: NDArray[np.float32], judged: Judged, sameness: Sequence[int], settings: MiningSettings
+    scores: NDArray[np.float32], judged: Judged, sameness: Sequence[int], *, seen: set[int], settings: MiningSettings
 ) -> _Candidates:
-    """What is found in the range of ranks, without the positives and without texts that are there already."""
-    seen = {sameness[position] for position in judged.positives}
+    """What is found in the range of ranks, without texts that are `seen` already: answers, and what comes twice."""
     positions: list[int] = []
     for position, score in best(scores, settings.depth)[settings.first :]:
         if score > 0 and sameness[position] not in seen:
