@@ -179,4 +179,5 @@ def _key(collection: Collection, miner: Miner, settings: MiningSettings, opening
     digest.update(b"" if opening == Opening() else repr(asdict(opening)).encode())
     for text in (*collection.passages, *(judged.query for judged in collection.queries)):
         digest.update(text.encode(errors="surrogatepass") + b"\0")
+    digest.update(repr([(judged.positives, judged.prompt) for judged in collection.queries]).encode())
     return digest.hexdigest()
