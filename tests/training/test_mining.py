@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from secondpass.command.flags import Opening
+from secondpass.command.mine import Miner, _key
 from secondpass.errors import DataError
 from secondpass.evaluation.datasets.dataset import Dataset
 from secondpass.retrieval.bm25 import BM25
-from secondpass.training import Collection, Example, Judged, MiningSettings, collection_of, dev_set, mine
+from secondpass.training import Collection, Data, Example, Judged, MiningSettings, collection_of, dev_set, mine
 from secondpass.training.distilling import judged
-from secondpass.training.mining import taught
+from secondpass.training.mining import collection_of_examples, taught
 from secondpass.types import DocumentLike
 
 PASSAGES = ["right", "near", "Near", "good", "fair", "poor", "right", "none"]
@@ -73,6 +76,19 @@ def test_what_answers_the_same_query_elsewhere_is_no_negative() -> None:
     found = list(mine(Collection(name="c", passages=PASSAGES, queries=queries), Fixed(), MiningSettings()))
     assert [example.negatives for example in found[:2]] == [("near", "fair", "poor")] * 2
     assert found[2].negatives == ("good", "right", "near", "poor")
+
+
+def test_a_query_keeps_its_own_instruction() -> None:
+    examples = [Example(query="q", positives=("right",), negatives=("near",), prompt="Say Yes.")]
+    collection = collection_of_examples(Data(examples=examples), "examples")
+    (example,) = mine(collection, BM25(["right", "q near"]), MiningSettings())
+    assert (example.negatives, example.prompt) == (("near",), "Say Yes.")
+
+
+def test_mining_goes_on_where_the_positives_are_those_of_before_alone() -> None:
+    other = replace(COLLECTION, queries=[Judged(query="q", positives=(3,))])
+    keys = {_key(collection, Miner(), MiningSettings(), Opening()) for collection in (COLLECTION, COLLECTION, other)}
+    assert len(keys) == 2
 
 
 def test_mining_goes_on_at_a_place() -> None:

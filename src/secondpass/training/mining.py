@@ -24,10 +24,14 @@ from secondpass.types import Progress, Scorer
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A query with the indices of its relevant passages; source says where it comes from."""
+    """A query with the indices of its relevant passages; source says where it comes from.
+
+    prompt is the query's own instruction, which the mined example keeps.
+    """
 
     query: str
     positives: tuple[int, ...]
+    prompt: str | None = None
     source: str = ""
 
 
@@ -57,7 +61,12 @@ def collection_of_examples(data: Data, name: str) -> Collection:
     texts = dict.fromkeys(text for one in data.examples for text in (*one.positives, *one.negatives))
     positions = {text: position for position, text in enumerate(texts)}
     queries = [
-        Judged(query=one.query, positives=tuple(positions[text] for text in one.positives), source=one.source)
+        Judged(
+            query=one.query,
+            positives=tuple(positions[text] for text in one.positives),
+            prompt=one.prompt,
+            source=one.source,
+        )
         for one in data.examples
     ]
     return Collection(name=name, passages=list(texts), queries=queries)
@@ -166,6 +175,7 @@ def _mined(
         negatives=tuple(texts[position] for position in kept),
         positive_scores=None if judge is None else tuple(found.positives),
         negative_scores=None if judge is None else tuple(found.scores[position] for position in kept),
+        prompt=judged.prompt,
         source=judged.source,
     )
 
