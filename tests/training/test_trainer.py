@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -380,6 +380,35 @@ def test_a_readme_that_is_there_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"holds README.md, which the result would replace"):
         trainer(tmp_path, "run").train()
     assert (tmp_path / "run" / "README.md").read_text() == "of a project"
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_ctrl_c_ends_a_measurement_which_is_made_when_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    options: dict[str, Any] = {"dev": DEV, "eval_every": 2, "max_steps": 4}
+    trainer(tmp_path, "whole", **options).train()
+    stopped = trainer(tmp_path, "stopped", **options)
+    last = (len(DEV.queries) if step else 0) + 2  # the second query of a measurement
+    asked: list[str] = []
+    real = stopped.objective.score
+
+    def score(query: str, documents: Sequence[str]) -> list[float]:
+        asked.append(query)
+        if len(asked) == last:
+            signal.raise_signal(signal.SIGINT)
+        return real(query, documents)
+
+    monkeypatch.setattr(stopped.objective, "score", score)
+    result = stopped.train()
+    assert (result.step, result.is_finished, len(asked)) == (step, False, last)
+    trainer(tmp_path, "stopped", **options).train(resume=True)
+    assert equal(tmp_path / "whole", tmp_path / "stopped")
+    measured = [
+        [line["step"] for line in read_log(tmp_path / name / "training") if "MRR@10" in line]
+        for name in ("whole", "stopped")
+    ]
+    assert measured == [[0, 2, 4]] * 2
 
 
 @pytest.mark.parametrize(

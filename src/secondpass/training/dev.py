@@ -70,7 +70,7 @@ def dev_queries(examples: Iterable[Example], num_queries: int | None = None) -> 
     ]
 
 
-def total(queries: Sequence[DevQuery], score: Callable[[str, Sequence[str]], Sequence[float]]) -> dict[str, float]:
+def total(queries: Iterable[DevQuery], score: Callable[[str, Sequence[str]], Sequence[float]]) -> dict[str, float]:
     """The sums of the measures over the queries, each reranked by `score`."""
     sums = dict.fromkeys(MEASURES, 0.0)
     for query in queries:

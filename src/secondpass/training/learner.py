@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -141,3 +142,20 @@ def _adamw(parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -
     ]
     has_fused = every[0].device.type in ("cpu", "cuda") and not settings.has_shards
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=BETAS, fused=has_fused)
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """On a CPU the same sums in the same order, so that a run that goes on ends in the same weights, bit by bit."""
+    if device.type != "cpu":
+        yield
+        return
+    before, filling = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic
+    is_filled = filling.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    filling.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        filling.fill_uninitialized_memory = is_filled  # type: ignore[attr-defined]

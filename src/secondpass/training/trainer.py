@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from secondpass.training.data import Data, Texts
 from secondpass.training.dev import MEASURES, DevSet, total
 from secondpass.training.embedding import open_embedding
 from secondpass.training.late_interaction import open_late_interaction
-from secondpass.training.learner import Learner, Objective
+from secondpass.training.learner import Learner, Objective, deterministic
 from secondpass.training.masks import HiddenText
 from secondpass.training.model import Trainable
 from secondpass.training.pretraining import Pretraining, open_pretraining
@@ -156,7 +157,7 @@ class Trainer:
                 is_silent=not self.is_first,
                 has_tensorboard=self.settings.has_tensorboard,
             )
-            with _deterministic(self.trainable.device), Stopping(log.say) as asked:
+            with deterministic(self.trainable.device), Stopping(log.say) as asked:
                 try:
                     step = self._run(step, log, asked)
                 finally:
@@ -164,7 +165,7 @@ class Trainer:
             if step == self.num_steps:
                 self._finish()
         best = self._best()
-        start = self._history[0] if self._dev else {}
+        start = self._history[0] if self._history else {}
         return TrainingResult(
             folder=self.output,
             step=step,
@@ -180,9 +181,11 @@ class Trainer:
         pace, probe = StepPace(), Probe(step, self.num_steps)
         while True:
             if self._is_due(step):
-                self._evaluate(step, log)
+                is_measured = self._evaluate(step, log, stopping)
                 self._save(step)
                 pace.restart()
+                if not is_measured:
+                    return step
             if step == self.num_steps:
                 return step
             rate = self.settings.rate(step, self.num_steps)
@@ -206,12 +209,18 @@ class Trainer:
         is_time = step % every == 0 or step == self.num_steps
         return self._dev is not None and is_time and all(figures["step"] != step for figures in self._history)
 
-    def _evaluate(self, step: int, log: RunLog) -> None:
-        """Measure on the dev set, and write the model where it is the best so far."""
+    def _evaluate(self, step: int, log: RunLog, stopping: Stopping) -> bool:
+        """Measure on the dev set, and write the model where it is the best so far.
+
+        False where it was given up, as the one process there is was asked to stop; a run that goes on begins with it.
+        """
         assert self._dev is not None
         queries, processes = self._dev.queries, self._processes
+        may_stop = processes.count == 1 and step < self.num_steps
         own = queries if processes.has_shards else queries[processes.rank :: processes.count]
-        sums = total(own, self.objective.score)
+        sums = total(takewhile(lambda _: not (may_stop and stopping.is_asked), own), self.objective.score)
+        if may_stop and stopping.is_asked:
+            return False
         found = [sums[name] for name in MEASURES]
         exchanged = found if processes.has_shards else processes.sum_figures(found, self.trainable.device)
         figures = {name: value / len(queries) for name, value in zip(MEASURES, exchanged, strict=True)}
@@ -219,6 +228,7 @@ class Trainer:
         self._history.append({"step": step, **figures})
         if step and self._best()["step"] == step:
             self._write_model()
+        return True
 
     def _best(self) -> dict[str, float]:
         """The best measurement of a trained model, the first of equals; empty where there is none."""
@@ -378,20 +388,3 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         raise TrainingError(
             f"the run that was stopped was another one: {told}; give what it was told, or another folder"
         )
-
-
-@contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """On a CPU the same sums in the same order, so that a run that goes on ends in the same weights, bit by bit."""
-    if device.type != "cpu":
-        yield
-        return
-    before, filling = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic
-    is_filled = filling.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True)
-    filling.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        filling.fill_uninitialized_memory = is_filled  # type: ignore[attr-defined]
