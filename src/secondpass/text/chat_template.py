@@ -7,6 +7,7 @@ a prompt, where there is one, as a message of the role "system" before them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -47,7 +48,7 @@ def _rendered(template: str, instruction: str | None, is_flat: bool, options: Ma
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
         raise MissingExtra("jinja2", "torch") from error
-    if tuple(map(int, version("jinja2").split(".")[:3])) < SAFE:
+    if tuple(map(int, re.findall("[0-9]+", version("jinja2"))[:3])) < SAFE:
         raise MissingExtra(f"jinja2 {'.'.join(map(str, SAFE))}, whose sandbox is whole,", "torch")
     texts = {"query": _QUERY, "document": _PASSAGE}
     roles = texts if instruction is None else {"system": instruction, **texts}
