@@ -42,6 +42,17 @@ def test_both_engines_say_the_same_and_the_answer_is_above_another_text() -> Non
 
 
 @pytest.mark.slow
+def test_traditional_characters_score_as_simplified_ones() -> None:
+    reranker = Reranker(MODEL)
+    simplified = reranker.score("红烧肉怎么做", ["先把五花肉切块焯水，再用冰糖炒出糖色。"])
+    for query in ("红烧肉怎么做", "紅燒肉怎麼做"):
+        for text in ("先把五花肉切块焯水，再用冰糖炒出糖色。", "先把五花肉切塊焯水，再用冰糖炒出糖色。"):
+            assert reranker.score(query, [text]) == pytest.approx(simplified, abs=1e-4)
+    hits = reranker.rank("紅燒肉怎麼做", ["先把五花肉切塊焯水，再用冰糖炒出糖色。", "今天下雨。"])
+    assert hits[0].document.text == "先把五花肉切塊焯水，再用冰糖炒出糖色。"  # as it was given
+
+
+@pytest.mark.slow
 def test_the_embedder_reads_texts_as_the_reranker_does() -> None:
     query, answer, other = EVERYDAY[0]
     embedder, reranker = Embedder(MODEL), Reranker(MODEL)

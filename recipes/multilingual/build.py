@@ -48,6 +48,7 @@ def build(file: File, out: Path, weights: np.ndarray, scales: Sequence[float], b
         "num_labels": 1,
         "word_match": MATCHING,
         "late_interaction": {"num_lead": len(PASSAGE)},
+        "folds_han": True,  # a Chinese pair is read in simplified characters
         "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"},
     }
     texts = {

@@ -1,6 +1,6 @@
-"""Write src/secondpass/retrieval/han.txt from kSimplifiedVariant.txt of Unicode's Unihan database.
+"""Write src/secondpass/text/han.txt from kSimplifiedVariant.txt of Unicode's Unihan database.
 
-    python han.py kSimplifiedVariant.txt > ../../src/secondpass/retrieval/han.txt
+    python han.py kSimplifiedVariant.txt > ../../src/secondpass/text/han.txt
 
 Each line is a simplified Chinese character and those that are written so. Of several simplified forms the first
 counts that is another character; characters beyond the Basic Multilingual Plane, which few write, are left out.

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secondpass.retrieval import words as module
 from secondpass.retrieval.words import _marked_words, indexed_terms, terms, words
+from secondpass.text import han
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,11 @@ def test_terms_are_without_what_writers_leave_out(written: str, asked: str) -> N
 
 
 def test_traditional_characters_have_one_simplified_form_each() -> None:
-    lines = (Path(module.__file__).with_name("han.txt")).read_text("utf-8").splitlines()
+    lines = Path(han.__file__).with_name("han.txt").read_text("utf-8").splitlines()
     traditional = [each for line in lines for each in line[1:]]
     assert len(traditional) == len(set(traditional)) == 2815
     assert not set(traditional) & {line[0] for line in lines}
+    assert {len(form) for form in han._forms().values()} == {1}  # so that a place in a text stays the same
 
 
 @pytest.mark.parametrize(

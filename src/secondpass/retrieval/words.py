@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
+
+from secondpass.text.han import simplified
 
 # Scripts written without spaces, and Hangul, whose words carry their particles: Thai, Lao, Tibetan, Myanmar, Hangul,
 # Khmer, ideographic iteration marks, Hiragana and Katakana, Bopomofo, Han with its extensions.
@@ -43,14 +44,6 @@ _NO_MARKS = (
     "\u30a0\u30fb\uff00-\uffff\U0001f000-\U0001ffff"
 )
 _ODD = re.compile(f"[^\\w{_NO_MARKS}]")
-_HAN = re.compile("[\u2e80-\u2fdf\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-_COMPATIBLE = (*range(0x2E80, 0x2FE0), *range(0xF900, 0xFB00))  # radicals and others, as PDFs have them
-# Radicals that NFKC leaves, as PDFs have them too, each with the character that it is by Unicode's
-# EquivalentUnifiedIdeograph.txt; those that are no word by themselves are left out.
-_RADICALS = (
-    "⺄乙⺊卜⺌小⺍小⺎兀⺒巳⺓幺⺜日⺝月⺠民⺧牛⺩王⺫目⺬示⺶羊⺼肉⻁虎⻄西⻅见⻆角⻉贝⻋车⻑長⻓长⻔门⻗雨⻘青⻙韦⻚页⻛风⻜飞⻝食⻢马"
-    "⻣骨⻤鬼⻥鱼⻦鸟⻧卤⻨麦⻩黄⻪黾⻫斉⻬齐⻭歯⻮齿⻯竜⻰龙⻱龜⻲亀"
-)
 _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # which form of a character is drawn
 _WORD = re.compile("\\w+")
 _SCRIPTS = re.compile(f"([{_UNSPACED}]+)|([^{_UNSPACED}]+)")  # (unspaced, word) of a run without marks
@@ -103,8 +96,7 @@ def terms(text: str) -> list[str]:
     write a word, or ask for it, write those. In Chinese and Japanese a word may go on in the next line. Traditional
     Chinese characters are simplified ones.
     """
-    if not text.isascii() and _HAN.search(text):
-        text = text.translate(_simplified())
+    text = simplified(text)
     found = words(text)
     if "\n" in text and not text.isascii():
         found += [first + second for first, second in _LINE_END.findall(text)]
@@ -124,20 +116,7 @@ def indexed_terms(text: str) -> list[str]:
 
     A Chinese character that is asked for alone is then what some term begins with, wherever it stands.
     """
-    found = terms(text)
-    if not text.isascii() and _HAN.search(text):
-        found += _LAST_HAN.findall(text.translate(_simplified()))
-    return found
-
-
-@lru_cache(maxsize=1)
-def _simplified() -> dict[int, str]:
-    """Of han.txt: a line is one form and what it stands for, by Unicode's Unihan database (recipes/words/han.py)."""
-    lines = Path(__file__).with_name("han.txt").read_text("utf-8").splitlines()
-    found = {ord(each): line[0] for line in lines for each in line[1:]}
-    compatible = {code: unicodedata.normalize("NFKC", chr(code)).translate(found) for code in _COMPATIBLE}
-    radicals = zip(_RADICALS[::2], _RADICALS[1::2], strict=True)
-    return found | compatible | {ord(radical): found.get(ord(each), each) for radical, each in radicals}
+    return terms(text) + _LAST_HAN.findall(simplified(text))
 
 
 @lru_cache(maxsize=1 << 16)

@@ -148,6 +148,7 @@ def _reader(checkpoint: Checkpoint, options: ModelOptions, longest: int) -> Read
         longest=min(length for length in known if length is not None),
         max_query_length=options.max_query_length,
         has_windows=options.long_documents == "chunk",
+        folds_han=checkpoint.config.get("folds_han") is True,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Integral
 
+from secondpass.text.han import both_simplified
 from secondpass.text.recipe import TRUNCATIONS, Frame, Limits, Recipe
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Row
@@ -47,7 +48,8 @@ class Reader:
     """Writes pairs as rows by a recipe. longest is what the model can read, in tokens.
 
     max_document_length: tokens of each text, before it is written; keeps_end: a text that is too long loses its
-    beginning. max_windows: of each text; the others are not made. A row's cut counts what is known to be left out.
+    beginning. max_windows: of each text; the others are not made. folds_han: a Chinese pair is read in simplified
+    characters. A row's cut counts what is known to be left out.
     """
 
     recipe: Recipe
@@ -58,6 +60,7 @@ class Reader:
     max_document_length: int | None = None
     keeps_end: bool = False
     max_windows: int | None = None
+    folds_han: bool = False
 
     def limits(self, max_length: int, truncation: str) -> Limits:
         """Limits for rows of at most max_length tokens. Raises ValueError for what is not there."""
@@ -80,15 +83,16 @@ class Reader:
         self, pairs: Sequence[Pair], limits: Limits, *, tokens: int | None, step: int = STEP
     ) -> Iterator[list[Reading]]:
         """The same, in portions of about `tokens` tokens, None for one; `step` pairs are tokenised at a time."""
-        by_query: dict[str, list[str]] = {}
-        for query, text in dict.fromkeys(pairs):
-            by_query.setdefault(query, []).append(text)
+        by_query: dict[str, list[tuple[Pair, str]]] = {}  # as it is read -> of each pair the text as it is read
+        for pair in dict.fromkeys(pairs):
+            query, text = both_simplified(*pair) if self.folds_han else pair
+            by_query.setdefault(query, []).append((pair, text))
         portion: list[Reading] = []
         size = 0
-        for query, texts in by_query.items():
+        for query, asked in by_query.items():
             frame = self.recipe.frame(self.tokenizer, query, limits)
-            for start in range(0, len(texts), step):
-                more = self._read(frame, query, texts[start : start + step])
+            for start in range(0, len(asked), step):
+                more = self._read(frame, asked[start : start + step])
                 portion += more
                 size += sum(len(reading.row) for reading in more)
                 if tokens is not None and size >= tokens:
@@ -97,17 +101,17 @@ class Reader:
         if portion:
             yield portion
 
-    def _read(self, frame: Frame, query: str, texts: Sequence[str]) -> list[Reading]:
+    def _read(self, frame: Frame, asked: Sequence[tuple[Pair, str]]) -> list[Reading]:
         room = frame.room(self.tokenizer) if self.has_windows or self.keeps_end else 0
-        parts = [self._part(frame, text, room) for text in texts]
+        parts = [self._part(frame, text, room) for _, text in asked]
         rows = frame.rows(self.tokenizer, [part.text for part in parts])
         readings: list[Reading] = []
-        for text, part, row in zip(texts, parts, rows, strict=True):
+        for (pair, _), part, row in zip(asked, parts, rows, strict=True):
             if not self.has_windows or not row.cut[1] or not room:
                 span = (part.start, part.start + len(part.text)) if self.has_windows else None
-                readings.append(Reading((query, text), span, _cut(row, part.num_lost)))
+                readings.append(Reading(pair, span, _cut(row, part.num_lost)))
             else:
-                readings += self._in_windows(frame, (query, text), part, room)
+                readings += self._in_windows(frame, pair, part, room)
         return readings
 
     def _in_windows(self, frame: Frame, pair: Pair, part: Part, room: int) -> list[Reading]:
