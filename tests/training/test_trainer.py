@@ -164,7 +164,7 @@ def test_the_best_checkpoint_is_kept_not_the_last(tmp_path: Path, monkeypatch: p
     figures = iter([0.3, 0.2, 0.9, 0.4])
 
     def measured(queries: Any, score: Any) -> dict[str, float]:
-        return dict.fromkeys(("nDCG@10", "MRR@10"), next(figures) * len(queries))
+        return dict.fromkeys(("nDCG@10", "MRR@10"), next(figures) * len(list(queries)))
 
     monkeypatch.setattr("secondpass.training.trainer.total", measured)
     result = trainer(tmp_path, "best", dev=DEV, eval_every=6).train()
