@@ -24,11 +24,9 @@ def simplified(text: str) -> str:
     return text.translate(_forms()) if not text.isascii() and _HAN.search(text) else text
 
 
-def both_simplified(query: str, text: str) -> tuple[str, str]:
-    """The two in simplified Chinese characters, unless one of them is Japanese or Korean."""
-    if _OTHERS.search(query) or _OTHERS.search(text):
-        return query, text
-    return simplified(query), simplified(text)
+def has_other(text: str) -> bool:
+    """Whether there is Japanese or Korean writing in it, so that its Chinese characters are no Chinese."""
+    return _OTHERS.search(text) is not None
 
 
 @lru_cache(maxsize=1)

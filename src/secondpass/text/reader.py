@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from numbers import Integral
 
-from secondpass.text.han import both_simplified
+from secondpass.text.han import has_other, simplified
 from secondpass.text.recipe import TRUNCATIONS, Frame, Limits, Recipe
 from secondpass.text.tokenizer import Tokenizer
 from secondpass.types import Row
@@ -83,10 +83,10 @@ class Reader:
         self, pairs: Sequence[Pair], limits: Limits, *, tokens: int | None, step: int = STEP
     ) -> Iterator[list[Reading]]:
         """The same, in portions of about `tokens` tokens, None for one; `step` pairs are tokenised at a time."""
-        by_query: dict[str, list[tuple[Pair, str]]] = {}  # as it is read -> of each pair the text as it is read
+        by_query: dict[str, list[tuple[Pair, bool]]] = {}  # as it is read -> pairs, and whether they are folded
         for pair in dict.fromkeys(pairs):
-            query, text = both_simplified(*pair) if self.folds_han else pair
-            by_query.setdefault(query, []).append((pair, text))
+            is_folded = self.folds_han and not any(map(has_other, pair))
+            by_query.setdefault(simplified(pair[0]) if is_folded else pair[0], []).append((pair, is_folded))
         portion: list[Reading] = []
         size = 0
         for query, asked in by_query.items():
@@ -101,9 +101,13 @@ class Reader:
         if portion:
             yield portion
 
-    def _read(self, frame: Frame, asked: Sequence[tuple[Pair, str]]) -> list[Reading]:
+    def _read(self, frame: Frame, asked: Sequence[tuple[Pair, bool]]) -> list[Reading]:
         room = frame.room(self.tokenizer) if self.has_windows or self.keeps_end else 0
-        parts = [self._part(frame, text, room) for _, text in asked]
+        parts = [self._part(frame, pair[1], room) for pair, _ in asked]
+        parts = [
+            replace(part, text=simplified(part.text)) if is_folded else part
+            for part, (_, is_folded) in zip(parts, asked, strict=True)
+        ]
         rows = frame.rows(self.tokenizer, [part.text for part in parts])
         readings: list[Reading] = []
         for (pair, _), part, row in zip(asked, parts, rows, strict=True):
