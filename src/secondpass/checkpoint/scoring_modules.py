@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from secondpass.checkpoint.layout import CHAT_TEMPLATE, LENGTH, TOKENIZER_SETTINGS, inside
 from secondpass.checkpoint.sentence_transformers import (
     SETTINGS,
+    computed_modules,
     dense_settings,
     layer_file,
     pooling_of,
     read_if_there,
-    read_modules,
 )
 from secondpass.checkpoint.weights import Change, read_tensors
 from secondpass.errors import CheckpointError, UnknownModel
@@ -91,8 +91,8 @@ def _head(dense: Path, norm: Path, out: Path, *, has_norm_bias: bool) -> Iterato
 
 
 def _modules(folder: Path) -> list[Module]:
-    """(kind, folder) of each module that does something after training."""
-    return [(kind, inside(folder, path)) for kind, path in read_modules(folder) if kind != "Dropout"]
+    """(kind, folder) of each."""
+    return [(kind, inside(folder, path)) for kind, path in computed_modules(folder)]
 
 
 def _makes_score(modules: Sequence[Module]) -> bool:

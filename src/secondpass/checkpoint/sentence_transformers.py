@@ -31,7 +31,7 @@ _POOLING_KEYS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 SETTINGS = "config_sentence_transformers.json"
-# What is computed here, in the only order; Dropout does nothing but in training
+# What is computed here, in the only order
 _MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
 _OTHERS = {"LogitScore": "secondpass.Reranker", "MultiVectorMask": "secondpass.ColBERT"}
 # Names that checkpoints use for the prompt of a kind, first come, first taken.
@@ -60,7 +60,7 @@ def read_settings(folder: Path) -> SentenceSettings:
     """
     if (folder / COLBERT).is_file():
         raise UnknownModel(f"{folder}: {COLBERT} makes it late interaction; open it with secondpass.ColBERT")
-    modules = [module for module in read_modules(folder) if module[0] != "Dropout"]
+    modules = computed_modules(folder)
     unknown = [kind for kind, _ in modules if kind not in _MODULES]
     if unknown:
         other = f"; open it with {_OTHERS[unknown[0]]}" if unknown[0] in _OTHERS else ""
@@ -139,6 +139,11 @@ def read_modules(folder: Path) -> list[tuple[str, str]]:
         return [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in read_json_list(file)]
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{file}: not a list of modules with 'type' and 'path': {error}") from error
+
+
+def computed_modules(folder: Path) -> list[tuple[str, str]]:
+    """Those that do something but in training."""
+    return [module for module in read_modules(folder) if module[0] != "Dropout"]
 
 
 def pooling_of(file: Path) -> str:

@@ -96,7 +96,11 @@ def terms(text: str) -> list[str]:
     write a word, or ask for it, write those. In Chinese and Japanese a word may go on in the next line. Traditional
     Chinese characters are simplified ones.
     """
-    text = simplified(text)
+    return _terms(simplified(text))
+
+
+def _terms(text: str) -> list[str]:
+    """Of a text in simplified characters."""
     found = words(text)
     if "\n" in text and not text.isascii():
         found += [first + second for first, second in _LINE_END.findall(text)]
@@ -116,7 +120,9 @@ def indexed_terms(text: str) -> list[str]:
 
     A Chinese character that is asked for alone is then what some term begins with, wherever it stands.
     """
-    return terms(text) + _LAST_HAN.findall(simplified(text))
+    text = simplified(text)
+    found = _terms(text)
+    return found if text.isascii() else found + _LAST_HAN.findall(text)
 
 
 @lru_cache(maxsize=1 << 16)

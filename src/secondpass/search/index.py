@@ -139,13 +139,14 @@ class Index(Closing):
         """
         from secondpass.search.folder import is_below, placed
 
-        asked, known = list(map(placed, paths)), [*self.store.files(), *self.roots]
+        asked, files = list(map(placed, paths)), self.store.files()
+        known = [*files, *self.roots]
         for path in asked:
             is_left_out = os.path.lexists(path) and any(is_below(path, root) for root in self.roots)
             if not is_left_out and not any(is_below(each, path) for each in known):
                 there = ", ".join(self.roots) or "nothing"
                 raise StoreError(f"{path}: there is nothing of it in the index {self.name!r}; added was {there}")
-        gone = [file for file in self.store.files() if any(is_below(file, path) for path in asked)]
+        gone = [file for file in files if any(is_below(file, path) for path in asked)]
         left = [Path(root) for root in self.roots if not any(is_below(placed(root), path) for path in asked)]
         out = [str(path) for path in asked if any(is_below(path, root) for root in left)]
         kept = [path for path in self._left_out if any(is_below(path, root) for root in left)]
