@@ -43,6 +43,14 @@ class Golden:
         return json.loads((self.folder / name).read_text("utf-8"))
 
 
+def golden_folder(name: str) -> Path:
+    """The checkpoint of a golden; the test skips where it is not here."""
+    folder = SHARED / "golden" / name
+    if not folder.is_dir():
+        pytest.skip("no reference figures here")
+    return folder
+
+
 def golden_runs(*names: str) -> list[Any]:
     """Parameters (golden, run) for every run of the named goldens; one skipped parameter where they are not here."""
     if not all((SHARED / "golden" / name).is_dir() for name in names):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from secondpass import ColBERT, Embedder, Reranker
-from tests.goldens import SHARED
+from tests.goldens import golden_folder
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 
@@ -37,13 +37,6 @@ ONE_TURN = (
 )
 
 
-def golden(name: str) -> Path:
-    folder = SHARED / "golden" / name
-    if not folder.is_dir():
-        pytest.skip("no reference checkpoints here")
-    return folder
-
-
 def theirs() -> Any:
     return pytest.importorskip("sentence_transformers", minversion="5.4")
 
@@ -63,7 +56,7 @@ def language_model(template: str | None, **options: Any) -> Any:
 
     processor = {} if template is None else {"chat_template": template}
     read = Transformer(
-        str(golden("qwen3-llm-reranker")),
+        str(golden_folder("qwen3-llm-reranker")),
         transformer_task="text-generation",
         processor_kwargs=processor,
         processing_kwargs={"chat_template": {"add_generation_prompt": True}},
@@ -74,9 +67,10 @@ def language_model(template: str | None, **options: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["bert-cross-encoder", "modernbert-cross-encoder-cls", "xlm-roberta-cross-encoder"])
 def test_a_classifier_with_modules_json(name: str, tmp_path: Path) -> None:
-    check(theirs().CrossEncoder(str(golden(name))), tmp_path / "plain")
+    folder = str(golden_folder(name))
+    check(theirs().CrossEncoder(folder), tmp_path / "plain")
     prompts = {"other": "find ", "web": "which bridge: "}
-    check(theirs().CrossEncoder(str(golden(name)), prompts=prompts, default_prompt_name="web"), tmp_path / "prompted")
+    check(theirs().CrossEncoder(folder, prompts=prompts, default_prompt_name="web"), tmp_path / "prompted")
 
 
 @pytest.mark.parametrize("template", [TURNS, ONE_TURN, None])
@@ -109,7 +103,7 @@ def test_a_head_of_layers_in_modules(tmp_path: Path) -> None:
     from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
     from transformers import AutoTokenizer, ModernBertConfig, ModernBertModel
 
-    source = golden("modernbert-cross-encoder-cls")
+    source = golden_folder("modernbert-cross-encoder-cls")
     config = ModernBertConfig.from_pretrained(source)
     ModernBertModel(config).save_pretrained(tmp_path / "backbone")
     AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "backbone")
@@ -129,7 +123,7 @@ def test_a_head_of_layers_in_modules(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["colbertv2", "bert-cross-encoder", "modernbert-cross-encoder-cls"])
 def test_a_multi_vector_encoder(name: str, tmp_path: Path) -> None:
-    model = pytest.importorskip("sentence_transformers", minversion="6").MultiVectorEncoder(str(golden(name)))
+    model = pytest.importorskip("sentence_transformers", minversion="6").MultiVectorEncoder(str(golden_folder(name)))
     model.save_pretrained(str(tmp_path))
     documents = [text for _, text in PAIRS]
     expected = model.similarity(model.encode_query(["what is a bridge"]), model.encode_document(documents))[0]
@@ -142,7 +136,7 @@ def test_a_multi_vector_encoder(name: str, tmp_path: Path) -> None:
     ["bert-embedder-cls", "bert-embedder-mean", "bge-m3", "modernbert-cross-encoder-cls", "qwen3-llm-reranker"],
 )
 def test_an_embedder(name: str, tmp_path: Path) -> None:
-    model = theirs().SentenceTransformer(str(golden(name)))
+    model = theirs().SentenceTransformer(str(golden_folder(name)))
     model.save_pretrained(str(tmp_path))
     texts = [*(text for _, text in PAIRS), "  water \n", "the river "]
     found = Embedder(tmp_path, device="cpu", dtype="float32", special_tokens="parse").encode(texts)
@@ -153,7 +147,7 @@ def test_nomic_as_transformers_saves_it_since_version_5(tmp_path: Path) -> None:
     import torch
     import transformers
 
-    source = golden("bert-embedder-cls")
+    source = golden_folder("bert-embedder-cls")
     torch.manual_seed(1)
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = transformers.NomicBertModel(transformers.NomicBertConfig(vocab_size=1700, **small))

@@ -26,7 +26,7 @@ from secondpass.training.model import Trainable, open_trainable
 from secondpass.training.reporting import read_log
 from secondpass.training.settings import CompressionSettings, LayerSettings, LoraSettings, TrainingSettings
 from secondpass.types import Row, Run
-from tests.goldens import SHARED
+from tests.goldens import golden_folder
 from tests.training.golden import TrainingGolden, check_gradients, check_walk, close, golden_runs, groups_of
 from tests.training.sharded import STEPS, sharded_trainer
 from tests.training.spread import launched
@@ -159,7 +159,7 @@ def test_means_weighted_by_attention_learn_as_the_reference(
         )
     folder = tmp_path / "model"
     shutil.copytree(golden.checkpoint, folder)
-    for file in golden_checkpoint("gemma2-lightweight").glob("*token*"):
+    for file in golden_folder("gemma2-lightweight").glob("*token*"):
         shutil.copy(file, folder)  # it has none, and none of its tokens is read
     losses, layers = METHODS[run["settings"]["train_method"]]
     compression = CompressionSettings(
@@ -181,20 +181,13 @@ def trained(base: Path, out: Path, **options: Any) -> tuple[Trainer, list[str], 
     return trainer, passages, query
 
 
-def golden_checkpoint(name: str) -> Path:
-    folder = SHARED / "golden" / name
-    if not folder.is_dir():
-        pytest.skip("no reference figures here")
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_trained_decoder_loads_in_peft_and_merged_in_transformers(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", exc_type=ImportError)
     transformers = pytest.importorskip("transformers")
     base = tmp_path / "base"
-    shutil.copytree(golden_checkpoint("gemma-llm-reranker"), base)
+    shutil.copytree(golden_folder("gemma-llm-reranker"), base)
     config = json.loads((base / "config.json").read_text())
     tanh = "gelu_pytorch_tanh"  # newer transformers read the two names otherwise than those that the model is of
     (base / "config.json").write_text(json.dumps(config | {"hidden_act": tanh, "hidden_activation": tanh}))
@@ -222,11 +215,11 @@ def test_a_trained_decoder_loads_in_peft_and_merged_in_transformers(tmp_path: Pa
 @pytest.mark.parametrize("name", ["qwen2-llm-reranker", "qwen3-llm-reranker", "gemma-llm-reranker"])
 def test_a_decoder_trained_whole_is_saved_with_its_head(tmp_path: Path, name: str) -> None:
     options = {"has_gradient_checkpointing": True, "max_length": 160}  # longer than what stands around the texts
-    trainer, passages, query = trained(golden_checkpoint(name), tmp_path / "out", **options)
+    trainer, passages, query = trained(golden_folder(name), tmp_path / "out", **options)
     expected = trainer.objective.score(query, passages)
     found = Reranker(tmp_path / "out", dtype="float32", max_length=160).score(query, passages)
     assert found == pytest.approx(expected, abs=1e-4)
-    before = load_file(golden_checkpoint(name) / "model.safetensors")
+    before = load_file(golden_folder(name) / "model.safetensors")
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert set(after) == {key for key in before if key != "lm_head.weight" or key in after}
     assert {key: x.shape for key, x in after.items()} == {key: before[key].shape for key in after}
@@ -236,7 +229,7 @@ def test_a_decoder_trained_whole_is_saved_with_its_head(tmp_path: Path, name: st
 @pytest.mark.parametrize("has_lora", [False, True])
 def test_trained_layers_score_alike_at_every_cutoff(tmp_path: Path, has_lora: bool) -> None:
     lora = LoraSettings(rank=2, saves_adapter=True) if has_lora else None
-    trainer, passages, query = trained(golden_checkpoint("minicpm-layerwise"), tmp_path / "out", lora=lora)
+    trainer, passages, query = trained(golden_folder("minicpm-layerwise"), tmp_path / "out", lora=lora)
     objective = trainer.objective
     assert isinstance(objective, CrossEncoding)
     rows = objective.rows(Group(query=query, passages=tuple(passages)))
@@ -255,7 +248,7 @@ def test_trained_layers_score_alike_at_every_cutoff(tmp_path: Path, has_lora: bo
 
 def test_a_raw_language_model_becomes_layer_wise_with_one_setting(tmp_path: Path) -> None:
     base = tmp_path / "raw"
-    shutil.copytree(golden_checkpoint("minicpm-layerwise"), base)
+    shutil.copytree(golden_folder("minicpm-layerwise"), base)
     config = json.loads((base / "config.json").read_text())
     del config["start_layer"]
     (base / "config.json").write_text(json.dumps(config))
@@ -272,7 +265,7 @@ def test_a_raw_language_model_becomes_layer_wise_with_one_setting(tmp_path: Path
 
 def test_prompts_of_the_data_are_read_by_decoders(tmp_path: Path) -> None:
     objective = open_cross_encoding(
-        golden_checkpoint("gemma-llm-reranker"), TrainingSettings(max_length=64), CPU, torch.float32
+        golden_folder("gemma-llm-reranker"), TrainingSettings(max_length=64), CPU, torch.float32
     )
     plain, prompted = (
         objective.rows(Group(query="a", passages=("b",), prompt=prompt))[0] for prompt in (None, "Say Yes.")
@@ -282,7 +275,7 @@ def test_prompts_of_the_data_are_read_by_decoders(tmp_path: Path) -> None:
 
 
 def test_names_of_no_projection_are_refused(tmp_path: Path) -> None:
-    trainable = open_trainable(golden_checkpoint("gemma-llm-reranker"), device=CPU, is_low_rank=True)
+    trainable = open_trainable(golden_folder("gemma-llm-reranker"), device=CPU, is_low_rank=True)
     with pytest.raises(ValueError, match=r"'query'; there are attention, all, and of .*q_proj"):
         add_lora(trainable, LoraSettings(targets="query"), seed=1)
     with pytest.raises(ValueError, match="'q_proj,k_prj'; there are"):  # not trained with the one name that is right
@@ -290,7 +283,7 @@ def test_names_of_no_projection_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_head_that_is_rows_of_the_output_matrix_gets_no_updates() -> None:
-    trainable = open_trainable(golden_checkpoint("qwen3-llm-reranker"), device=CPU, is_low_rank=True)
+    trainable = open_trainable(golden_folder("qwen3-llm-reranker"), device=CPU, is_low_rank=True)
     with pytest.raises(
         ValueError, match=r"head is 'low_rank'; .*qwen3-llm-reranker has none that is a tensor of its"
     ):
@@ -298,7 +291,7 @@ def test_a_head_that_is_rows_of_the_output_matrix_gets_no_updates() -> None:
 
 
 def test_heads_are_not_asked_for_where_they_begin_elsewhere() -> None:
-    base = golden_checkpoint("minicpm-layerwise")
+    base = golden_folder("minicpm-layerwise")
     with pytest.raises(ValueError, match=r"start_layer is 99; .* has heads from layer 2 on"):
         open_trainable(base, device=CPU, start_layer=99)
 
@@ -313,7 +306,7 @@ def test_a_step_draws_the_same_compression_whoever_asks() -> None:
 
 def test_a_compressed_model_scores_alike_at_every_cutoff_and_ratio(tmp_path: Path) -> None:
     compression = CompressionSettings(layers=(2, 4), ratios=(1, 2))
-    base = golden_checkpoint("gemma2-lightweight")
+    base = golden_folder("gemma2-lightweight")
     trainer, passages, query = trained(base, tmp_path / "out", compression=compression, learning_rate=1e-4)
     objective = trainer.objective
     assert isinstance(objective, CrossEncoding)
@@ -332,7 +325,7 @@ def test_an_adapter_of_heads_at_layers_scores_as_the_merged_model_and_has_no_bou
     tmp_path: Path,
 ) -> None:
     base = tmp_path / "base"
-    shutil.copytree(golden_checkpoint("gemma2-lightweight"), base)
+    shutil.copytree(golden_folder("gemma2-lightweight"), base)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"exit_bounds": {"2": 0.0}}))
     lora = LoraSettings(rank=2, head="low_rank", saves_adapter=True)
@@ -364,7 +357,7 @@ def test_weights_are_the_same_where_rows_share_their_beginning() -> None:
 @pytest.mark.slow
 def test_shares_of_the_weights_learn_as_the_whole_and_can_go_on_as_such(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
-    base = golden_checkpoint("gemma-llm-reranker")
+    base = golden_folder("gemma-llm-reranker")
     sharded_trainer(base, tmp_path / "whole", has_shards=False).train()
     whole = load_file(tmp_path / "whole" / "model.safetensors")
     started = load_file(base / "model.safetensors")
@@ -388,4 +381,4 @@ def test_shares_of_the_weights_learn_as_the_whole_and_can_go_on_as_such(tmp_path
 
 def test_shares_need_several_processes(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="several processes"):
-        sharded_trainer(golden_checkpoint("gemma-llm-reranker"), tmp_path / "out", has_shards=True)
+        sharded_trainer(golden_folder("gemma-llm-reranker"), tmp_path / "out", has_shards=True)

@@ -14,24 +14,17 @@ import torch
 
 from secondpass import ColBERT, Embedder, Reranker
 from secondpass.training import EmbedderSettings, LateInteractionSettings
-from tests.goldens import SHARED
+from tests.goldens import golden_folder
 from tests.training.test_vectors import trained
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
-
-
-def golden(name: str) -> Path:
-    folder = SHARED / "golden" / name
-    if not folder.is_dir():
-        pytest.skip("no reference figures here")
-    return folder
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_a_bi_encoder_has_the_same_vectors_in_sentence_transformers(tmp_path: Path, pooling: str) -> None:
     theirs = pytest.importorskip("sentence_transformers")
     settings = EmbedderSettings(dimensions=(8, 16), pooling=pooling)
-    _, query, passages = trained(golden("bert-cross-encoder"), tmp_path / "out", embedder=settings)
+    _, query, passages = trained(golden_folder("bert-cross-encoder"), tmp_path / "out", embedder=settings)
     ours = Embedder(tmp_path / "out", dtype="float32")
     model = theirs.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert np.allclose(model.encode(passages), ours.encode(passages), atol=1e-5)
@@ -41,7 +34,7 @@ def test_a_bi_encoder_has_the_same_vectors_in_sentence_transformers(tmp_path: Pa
 @pytest.mark.parametrize("name", ["bert-cross-encoder", "xlm-roberta-cross-encoder"])
 def test_a_cross_encoder_has_the_same_logits_in_sentence_transformers(tmp_path: Path, name: str) -> None:
     theirs = pytest.importorskip("sentence_transformers")
-    _, query, passages = trained(golden(name), tmp_path / "out")
+    _, query, passages = trained(golden_folder(name), tmp_path / "out")
     model = theirs.CrossEncoder(str(tmp_path / "out"), device="cpu")
     found = model.predict([(query, text) for text in passages], activation_fn=torch.nn.Identity())
     assert found == pytest.approx(Reranker(tmp_path / "out", dtype="float32").score(query, passages), abs=1e-4)
@@ -50,7 +43,7 @@ def test_a_cross_encoder_has_the_same_logits_in_sentence_transformers(tmp_path: 
 def test_bge_m3_has_the_same_three_parts_in_flagembedding(tmp_path: Path) -> None:
     theirs = pytest.importorskip("FlagEmbedding")
     parts = EmbedderSettings(parts=("dense", "sparse", "colbert"), temperature=0.1)
-    _, query, passages = trained(golden("bge-m3"), tmp_path / "out", embedder=parts)
+    _, query, passages = trained(golden_folder("bge-m3"), tmp_path / "out", embedder=parts)
     model = theirs.BGEM3FlagModel(str(tmp_path / "out"), use_fp16=False, devices="cpu")
     pairs = [(query, text) for text in passages]
     found = model.compute_score(pairs, max_passage_length=48, weights_for_different_modes=[1.0, 0.3, 1.0])
@@ -69,7 +62,7 @@ def test_late_interaction_has_the_same_scores_in_pylate(tmp_path: Path) -> None:
     scores = pytest.importorskip("pylate.scores")
     colbert = LateInteractionSettings(in_batch="others")
     folder = tmp_path / "out"
-    _, query, passages = trained(golden("colbertv2"), folder, colbert=colbert)
+    _, query, passages = trained(golden_folder("colbertv2"), folder, colbert=colbert)
     model = models.ColBERT(str(folder), device="cpu")
     queries = model.encode([query], is_query=True, convert_to_numpy=True)
     documents = model.encode(passages, is_query=False, convert_to_numpy=True)
@@ -83,7 +76,7 @@ def test_late_interaction_has_the_same_scores_in_colbert_ai(tmp_path: Path) -> N
     configuring = pytest.importorskip("colbert.infra")
     folder = tmp_path / "out"
     settings = LateInteractionSettings(in_batch="others")
-    _, query, passages = trained(golden("colbertv2"), folder, colbert=settings)
+    _, query, passages = trained(golden_folder("colbertv2"), folder, colbert=settings)
     modelling.ColBERT.loaded_extensions = True
     model = modelling.Checkpoint(str(folder), configuring.ColBERTConfig.load_from_checkpoint(str(folder)))
     asked = model.queryFromText([query])[0].float()
@@ -109,12 +102,12 @@ def test_checkpoints_of_pylate_have_the_same_scores_here(
 ) -> None:
     transformers, models = pytest.importorskip("transformers"), pytest.importorskip("pylate.models")
     scores = pytest.importorskip("pylate.scores")
-    settings = transformers.AutoConfig.from_pretrained(golden(name))
+    settings = transformers.AutoConfig.from_pretrained(golden_folder(name))
     if hasattr(settings, "local_attention"):
         settings.local_attention = 64  # each [MASK] sees a word
     torch.manual_seed(3)
     transformers.AutoModel.from_config(settings).save_pretrained(tmp_path / "base")
-    transformers.AutoTokenizer.from_pretrained(golden(name)).save_pretrained(tmp_path / "base")
+    transformers.AutoTokenizer.from_pretrained(golden_folder(name)).save_pretrained(tmp_path / "base")
     eager = {"attn_implementation": "eager"}
     made = models.ColBERT(
         str(tmp_path / "base"), embedding_size=16, query_length=24, device="cpu", model_kwargs=eager, **options
@@ -124,7 +117,7 @@ def test_checkpoints_of_pylate_have_the_same_scores_here(
         made.append(models.Dense(16, 8, bias=False, use_residual=True))
     made.save_pretrained(str(tmp_path / "out"))
     model = models.ColBERT(str(tmp_path / "out"), device="cpu", model_kwargs=eager)
-    pairs = json.loads((golden(name) / "pairs.json").read_text("utf-8"))
+    pairs = json.loads((golden_folder(name) / "pairs.json").read_text("utf-8"))
     pairs = [(each["query"], each["passage"]) for each in pairs if "[" not in each["query"] + each["passage"]]
     ours, found, expected = ColBERT(tmp_path / "out", dtype="float32"), [], []
     for query, passage in pairs:
