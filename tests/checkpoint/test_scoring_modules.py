@@ -429,3 +429,21 @@ def test_an_adapter_s_own_modules_say_how_its_base_reads(tmp_path: Path) -> None
     merged = save_merged(open_checkpoint(tmp_path / "tuned"), tmp_path / "merged")
     assert scores(merged, PAIRS[:3]) == pytest.approx(expected, abs=1e-4)
     assert load_file(merged / "model.safetensors")
+
+
+def test_an_adapter_of_a_head_in_modules_is_merged_in_the_precision_of_its_base(tmp_path: Path) -> None:
+    _, folder = ettin(tmp_path / "base")
+    weights = {name: x.to(torch.bfloat16) for name, x in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors")
+    name, matrix = next((name, x) for name, x in weights.items() if name.endswith("layers.0.attn.Wo.weight"))
+    module = f"base_model.model.model.{name.removeprefix('model.').removesuffix('.weight')}"
+    low = {"A": torch.randn(2, matrix.shape[1]) * 0.3, "B": torch.randn(matrix.shape[0], 2) * 0.3}
+    (tmp_path / "tuned").mkdir()
+    save_file({f"{module}.lora_{k}.weight": x for k, x in low.items()}, tmp_path / "tuned/adapter_model.safetensors")
+    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": str(folder)}
+    write(tmp_path / "tuned/adapter_config.json", told)
+    merged = save_merged(open_checkpoint(tmp_path / "tuned"), tmp_path / "merged")
+    found = load_file(merged / "model.safetensors")
+    assert {x.dtype for key, x in found.items() if key.startswith("model.")} == {torch.bfloat16}
+    assert scores(merged) == pytest.approx(scores(tmp_path / "tuned"), abs=0.02)
+    assert scores(merged) != pytest.approx(scores(folder), abs=0.02)

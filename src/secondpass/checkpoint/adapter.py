@@ -170,9 +170,9 @@ def write_merged(checkpoint: Checkpoint, folder: Path) -> None:
     if checkpoint.config != read_config(checkpoint.folder):  # what modules told of the score is now said there
         write_text(folder / "config.json", json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n")
         (folder / MODULES).unlink(missing_ok=True)
-    files, changed = checkpoint.weight_files(), change_of(checkpoint)
-    assert changed is not None  # there is an adapter
-    precision = {name: tensor.dtype for name, tensor in read_tensors(files)}
-    merged = changed(read_tensors(files))
+    files, head = checkpoint.weight_files(), head_of(checkpoint.folder, checkpoint.config)
+    base = read_tensors if head is None else lambda files: head(read_tensors(files))
+    precision = {name: tensor.dtype for name, tensor in base(files)}
+    merged = open_adapter(checkpoint.adapter).applied(base(files))
     tensors = {name: tensor.to(precision.get(name, tensor.dtype)) for name, tensor in merged}
     write_tensors(folder / "model.safetensors", tensors)
